@@ -1,0 +1,92 @@
+"""How every script starts: flags from a settings dataclass, one clear line for a wrong input.
+
+Exit codes: 0 done, 2 wrong input (nothing half-written), 130 and 143 stopped by SIGINT and SIGTERM after
+saving (the same command goes on from there).
+"""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import tyro
+
+from usvar.errors import InputError
+
+S = TypeVar("S")
+
+
+class Stopped(Exception):
+    """Raised by a script after it has saved, when a signal asked it to stop.
+
+    Args:
+        signal_number: the signal that was received, such as signal.SIGINT.
+        message: where the state was saved.
+    """
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+def run(main: Callable[[S], Any], settings_class: type[S], description: str | None) -> None:
+    """Parse the command line into `settings_class`, call `main` and turn wrong input into one line.
+
+    Args:
+        main: the script's main function.
+        settings_class: a frozen dataclass; its fields are the flags, their comments the help.
+        description: the script's docstring.
+
+    Raises:
+        SystemExit: with code 2 for a wrong flag or an InputError, 130 or 143 after a stop.
+    """
+    settings = parse(settings_class, description, sys.argv[1:])
+    try:
+        main(settings)
+    except InputError as error:
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except Stopped as stop:
+        print(f"stopped: {stop}", file=sys.stderr)
+        raise SystemExit(128 + stop.signal_number) from None
+    except KeyboardInterrupt:
+        print("stopped: run the same command again to go on", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def parse(settings_class: type[S], description: str | None, arguments: list[str]) -> S:
+    """Flags to settings; a wrong flag is one line on stderr and exit code 2.
+
+    tyro explains a wrong flag in a framed box of many lines. We keep its first statement and its
+    suggestions, in one line that a log file or a terminal shows whole.
+    """
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(
+                settings_class, description=description, args=arguments, config=(tyro.conf.FlagConversionOff,)
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):  # --help
+            raise
+    print(f"error: {_flag_error(box.getvalue())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _flag_error(box: str) -> str:
+    rows = [row.strip(" │") for row in box.splitlines() if row.startswith("│")]
+    blocks = " ".join(rows).split("────")
+    statement = one_line(re.sub(r"\S+\.py:", "the command line:", blocks[0]))
+    unknown = next((block for block in blocks if "Unrecognized options" in block), "")
+    if unknown and unknown is not blocks[0]:
+        statement += "; " + one_line(unknown.strip("─ "))
+    similar = re.findall(r"similar to (--\S+): +(--\S+)", " ".join(rows))
+    hints = "".join(f"; did you mean {right} instead of {wrong}" for wrong, right in similar)
+    return f"{statement}{hints}; --help lists all flags"
+
+
+def one_line(text: str) -> str:
+    """White space of any kind folded into single blanks."""
+    return " ".join(text.split())

@@ -1,0 +1,226 @@
+"""Prepared images as data: `<root>/{train,val,test}/<Class>/*.png`, grey stored as RGB.
+
+uint8 on disk and in memory, float in [-1, 1] inside the networks; `to_model_range` and `to_uint8` are the
+only places that convert. Axes: N images of a split, B of a batch, H W pixels.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from usvar.errors import InputError
+from usvar.files import atomic_path, remove_stale_temporaries
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """The pictures of one split, in a fixed order: by class, then by name."""
+
+    root: Path
+    split: str
+    # Paths relative to root, with forward slashes.
+    paths: tuple[str, ...]
+    # Index into classes, one per path.
+    label_N: np.ndarray
+    # Class names; index = label.
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def find_classes(root: Path) -> tuple[str, ...]:
+    """Class names of a prepared data set: the sorted folder names of its training split.
+
+    Raises:
+        InputError: when there is no training split or it has no class folder.
+    """
+    train = root / "train"
+    if not train.is_dir():
+        found = (
+            "nothing"
+            if not root.is_dir()
+            else (", ".join(sorted(p.name for p in root.iterdir())) or "nothing")
+        )
+        raise InputError(
+            f"{root} holds {found}, wanted the folders train, val and test: "
+            "run data_preprocessing/prepare_datasets.py and give its --out-root"
+        )
+    classes = tuple(sorted(p.name for p in train.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    if not classes:
+        raise InputError(
+            f"{train} has no class folder, wanted {train}/<Class>/*.png: prepare the images first"
+        )
+    return classes
+
+
+def find_images(root: Path, split: str, classes: Sequence[str]) -> ImageFiles:
+    """List the PNG files of a split.
+
+    Args:
+        root: the prepared folder.
+        split: "train", "val" or "test".
+        classes: names in label order, from `find_classes` or from a checkpoint.
+
+    Raises:
+        InputError: for a missing or empty split, and for a class folder that is not in `classes`.
+    """
+    folder = root / split
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder} is missing, wanted <data-root>/{split}/<Class>/*.png: prepare the images first"
+        )
+    found = {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    if unknown := sorted(found - set(classes)):
+        raise InputError(
+            f"{folder} holds the class {unknown[0]!r}, known are {', '.join(classes)}: "
+            "use the data that the model was trained on, or train again"
+        )
+    paths, labels = [], []
+    for label, name in enumerate(classes):
+        for path in sorted((folder / name).glob("*.png")):
+            paths.append(f"{split}/{name}/{path.name}")
+            labels.append(label)
+    if not paths:
+        raise InputError(
+            f"{folder} holds no PNG file in {len(found)} class folders: prepare the images first"
+        )
+    return ImageFiles(root, split, tuple(paths), np.array(labels, dtype=np.int64), tuple(classes))
+
+
+def require_every_class(files: ImageFiles, at_least: int = 1) -> None:
+    """Refuse a split in which a class has fewer than `at_least` images."""
+    counts = np.bincount(files.label_N, minlength=len(files.classes))
+    for name, count in zip(files.classes, counts, strict=True):
+        if count < at_least:
+            raise InputError(
+                f"class {name} has {count} image(s) in {files.root / files.split}, wanted at least {at_least}: "
+                "add images or leave the class out when preparing"
+            )
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Read one prepared picture as (H, W) uint8.
+
+    Raises:
+        InputError: when it cannot be decoded or is not grey stored as 8-bit L or RGB.
+    """
+    try:
+        with Image.open(path) as picture:
+            array = np.asarray(picture)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}), wanted a prepared PNG: run prepare_datasets.py again"
+        ) from error
+    if array.dtype == np.uint8 and array.ndim == 2:
+        return array
+    is_rgb = array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3
+    if not is_rgb or (array[..., :1] != array[..., 1:]).any():
+        raise InputError(
+            f"{path} is {array.dtype} {array.shape} or in colour, wanted grey stored as 8-bit RGB: "
+            "run prepare_datasets.py on it"
+        )
+    return array[..., 0]
+
+
+def image_size(files: ImageFiles) -> int:
+    """Side length in pixels of the (square) images, read from the first one."""
+    height, width = read_image(files.root / files.paths[0]).shape
+    if height != width:
+        raise InputError(
+            f"{files.root / files.paths[0]} is {width} x {height}, wanted a square: run prepare_datasets.py on it"
+        )
+    return height
+
+
+def read_images(files: ImageFiles, indices: Sequence[int], size: int) -> np.ndarray:
+    """Read some pictures of a split.
+
+    Returns:
+        (len(indices), size, size) uint8.
+
+    Raises:
+        InputError: when one cannot be read or has another size; its name is in the message.
+    """
+    images = np.empty((len(indices), size, size), dtype=np.uint8)
+    for row, index in enumerate(indices):
+        path = files.root / files.paths[index]
+        image = read_image(path)
+        if image.shape != (size, size):
+            raise InputError(
+                f"{path} is {image.shape[1]} x {image.shape[0]}, the others are {size} x {size}: "
+                "prepare all images with one --size"
+            )
+        images[row] = image
+    return images
+
+
+def decoded(files: ImageFiles, size: int, cache: Path, workers: int = 4) -> np.ndarray:
+    """All pictures of a split, decoded once into a memory-mapped file.
+
+    The file's name holds a digest of the names, sizes and times of the pictures, so that a changed data set
+    is decoded anew. Reading a batch then costs no decoding, and memory does not grow with the data set.
+
+    Args:
+        files: the split.
+        size: side length in pixels.
+        cache: folder for the decoded file.
+        workers: threads that decode.
+
+    Returns:
+        (N, size, size) uint8, memory-mapped, read-only.
+    """
+    stamp = hashlib.sha256(str(size).encode())
+    for path in files.paths:
+        status = (files.root / path).stat()
+        stamp.update(f"{path}|{status.st_size}|{status.st_mtime_ns}".encode())
+    target = cache / f"{files.split}-{stamp.hexdigest()[:16]}.npy"
+    if not target.is_file():
+        remove_stale_temporaries(cache) if cache.is_dir() else cache.mkdir(parents=True)
+        chunks = [range(i, min(i + 64, len(files))) for i in range(0, len(files), 64)]
+        with atomic_path(target) as temporary, ThreadPoolExecutor(workers) as pool:
+            array = open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(len(files), size, size))
+            images = pool.map(lambda chunk: read_images(files, chunk, size), chunks)
+            for chunk, block in zip(chunks, tqdm(images, f"decode {files.split}", len(chunks)), strict=True):
+                array[chunk.start : chunk.stop] = block
+            array.flush()
+    return np.load(target, mmap_mode="r")
+
+
+def to_model_range(grey_BHW: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 grey images to what the networks take.
+
+    Returns:
+        (B, 3, H, W) float32 in [-1, 1], the three channels equal (a view, not a copy).
+    """
+    grey_BHW = torch.as_tensor(
+        np.ascontiguousarray(grey_BHW) if isinstance(grey_BHW, np.ndarray) else grey_BHW
+    )
+    return (grey_BHW.to(device).float() / 127.5 - 1)[:, None].expand(-1, 3, -1, -1)
+
+
+def to_uint8(image_B3HW: Tensor) -> np.ndarray:
+    """Network output to grey pixels; the channels are averaged, values outside [-1, 1] clipped.
+
+    Returns:
+        (B, H, W) uint8.
+    """
+    grey_BHW = image_B3HW.float().mean(1).clamp(-1, 1)
+    return ((grey_BHW + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+
+
+def save_png(path: Path, grey_HW: np.ndarray) -> None:
+    """Write a grey image as an RGB PNG, atomically."""
+    with atomic_path(path) as temporary:
+        Image.fromarray(grey_HW).convert("RGB").save(temporary)
