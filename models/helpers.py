@@ -1,0 +1,235 @@
+"""Pure tensor functions of the networks: where the scales lie, how a token is drawn, stochastic depth.
+
+Sources: K. Tian et al., "Visual Autoregressive Modeling" (2024), sections 3.2 and 4; A. Holtzman et al., "The
+Curious Case of Neural Text Degeneration" (2020) for top-p; E. Jang et al. (2017) for Gumbel-softmax; G. Huang
+et al., "Deep Networks with Stochastic Depth" (2016).
+
+Axes: B images, l tokens of one scale, L tokens of all scales (coarse first), V codebook size.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def scale_boundaries(patch_nums: Sequence[int]) -> list[int]:
+    """Say how many tokens are known after 0, 1, 2, ... scales.
+
+    Args:
+        patch_nums: tokens a side of each scale, coarse first.
+
+    Returns:
+        S + 1 numbers; for the ten scales of the paper 0, 1, 5, 14, 30, 55, 91, 155, 255, 424, 680.
+    """
+    boundaries = [0]
+    for patch_num in patch_nums:
+        boundaries.append(boundaries[-1] + patch_num * patch_num)
+    return boundaries
+
+
+def scale_spans(patch_nums: Sequence[int]) -> list[tuple[int, int]]:
+    """Give (start, end) of each scale inside the L tokens of an image."""
+    boundaries = scale_boundaries(patch_nums)
+    return list(itertools.pairwise(boundaries))
+
+
+def split_scales(idx_BL: Tensor, patch_nums: Sequence[int]) -> list[Tensor]:
+    """Cut (B, L, ...) into one (B, l, ...) a scale, coarse first.
+
+    Raises:
+        ValueError: L is not the number of tokens of patch_nums.
+    """
+    spans = scale_spans(patch_nums)
+    if idx_BL.shape[1] != spans[-1][1]:
+        raise ValueError(
+            f"found {idx_BL.shape[1]} tokens an image, patch numbers {tuple(patch_nums)} need {spans[-1][1]}"
+        )
+    return [idx_BL[:, start:end] for start, end in spans]
+
+
+def next_scale_mask(patch_nums: Sequence[int]) -> Tensor:
+    """Say which token may look at which: all of its own scale and all of the coarser ones.
+
+    Returns:
+        bool (L, L), True where the row token may look at the column token.
+    """
+    scale_L = torch.repeat_interleave(
+        torch.arange(len(patch_nums), device="cpu"), torch.tensor([n * n for n in patch_nums], device="cpu")
+    )
+    return scale_L[:, None] >= scale_L[None, :]
+
+
+def scale_position(scale: int, num_scales: int) -> float:
+    """Place a scale between 0 (coarsest) and 1 (finest). A single scale is the finest one: 1, not 0 / 0."""
+    return scale / (num_scales - 1) if num_scales > 1 else 1.0
+
+
+def image_seeds(seed: int, count: int, purpose: str = "tokens") -> list[int]:
+    """Derive one seed an image, which depends on the image's number but not on how many are drawn.
+
+    Args:
+        seed: any integer.
+        count: how many images.
+        purpose: another word gives unrelated numbers from the same seed.
+
+    Returns:
+        count integers of 63 bits, fit for torch.Generator.manual_seed.
+    """
+    return [
+        int.from_bytes(hashlib.sha256(f"{purpose} {seed} {i}".encode()).digest()[:8], "big") >> 1
+        for i in range(count)
+    ]
+
+
+def filter_top_k_top_p(logits_BlV: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
+    """Rule out unlikely tokens by setting their logits to -inf.
+
+    Args:
+        logits_BlV: (..., V), float; not changed.
+        top_k: keep the k most likely (and whatever ties with the last of them); 0 keeps all.
+        top_p: keep the smallest set of most likely tokens whose probability, after top_k, reaches top_p; 0
+            keeps all.
+
+    Returns:
+        (..., V): the filtered logits; at least one stays finite.
+
+    Raises:
+        ValueError: a negative top_k or a top_p outside 0 to 1.
+    """
+    if top_k < 0 or not 0.0 <= top_p <= 1.0:
+        raise ValueError(f"found top_k={top_k}, top_p={top_p}: top_k must be 0 or more, top_p from 0 to 1")
+    vocab_size = logits_BlV.shape[-1]
+    if 0 < top_k < vocab_size:
+        least_kept = logits_BlV.topk(top_k, dim=-1).values[..., -1:]
+        logits_BlV = logits_BlV.masked_fill(logits_BlV < least_kept, -torch.inf)
+    if top_p > 0.0:
+        ordered, order = logits_BlV.sort(dim=-1, descending=True)
+        probability = ordered.softmax(dim=-1)
+        # What stands before a token decides, so that the token that crosses top_p is still kept.
+        before = probability.cumsum(dim=-1) - probability
+        drop = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= top_p)
+        logits_BlV = logits_BlV.masked_fill(drop, -torch.inf)
+    return logits_BlV
+
+
+def sample_with_top_k_top_p(
+    logits_BlV: Tensor, uniform_Bl: Tensor, top_k: int = 0, top_p: float = 0.0
+) -> Tensor:
+    """Filter, then draw one token a place by inverting the cumulative distribution.
+
+    One number a token is all the randomness there is: cheap to draw for each image on the CPU, and the result
+        moves
+    only where a boundary of the distribution moves across that number.
+
+    Args:
+        logits_BlV: float.
+        uniform_Bl: numbers in [0, 1).
+        top_k, top_p: see filter_top_k_top_p.
+
+    Returns:
+        long (B, l).
+    """
+    probability = filter_top_k_top_p(logits_BlV.float(), top_k, top_p).softmax(dim=-1)
+    cumulative = probability.cumsum(dim=-1)
+    total = cumulative[..., -1:]
+    # u * total may round up to total, beyond the last token that is allowed.
+    threshold = torch.minimum(uniform_Bl[..., None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, threshold, right=True)[..., 0]
+
+
+def sample_with_top_k_top_p_(
+    logits_BlV: Tensor,
+    top_k: int = 0,
+    top_p: float = 0.0,
+    rng: torch.Generator | None = None,
+    num_samples: int = 1,
+) -> Tensor:
+    """Filter in place and draw from one stream for the whole batch: the published call, kept for its users.
+
+    Samples depend on the batch they are drawn in; sample_with_top_k_top_p does not.
+
+    Args:
+        logits_BlV: float; filtered in place.
+        top_k, top_p: see filter_top_k_top_p.
+        rng: on the device of the logits.
+        num_samples: tokens a place; negative draws as many without putting back.
+
+    Returns:
+        long (B, l, |num_samples|).
+    """
+    logits_BlV.copy_(filter_top_k_top_p(logits_BlV, top_k, top_p))
+    drawn = torch.multinomial(
+        logits_BlV.softmax(dim=-1).flatten(0, -2),
+        abs(num_samples),
+        replacement=num_samples > 0,
+        generator=rng,
+    )
+    return drawn.unflatten(0, logits_BlV.shape[:-1])
+
+
+def gumbel_softmax_with_rng(
+    logits: Tensor,
+    tau: float = 1.0,
+    hard: bool = False,
+    eps: float = 1e-10,
+    dim: int = -1,
+    rng: torch.Generator | None = None,
+) -> Tensor:
+    """Draw a relaxed one-hot vector (Jang et al. 2017, equation 2) from a stream of its own.
+
+    Args:
+        logits: unnormalised log-probabilities; -inf stays at 0.
+        tau: temperature; near 0 the result is near one-hot.
+        hard: return the one-hot vector, with the gradient of the relaxed one.
+        eps: kept for callers of the published function; torch's exponential draws are never 0.
+        dim: axis of the classes.
+        rng: noise is drawn on its device, so that a CPU stream serves any device.
+
+    Returns:
+        the shape of logits, summing to 1 along dim.
+    """
+    device = logits.device if rng is None else rng.device
+    exponential = torch.empty(logits.shape, device=device, dtype=logits.dtype).exponential_(generator=rng)
+    gumbel = -exponential.clamp_min(eps).log().to(logits.device)
+    soft = ((logits + gumbel) / tau).softmax(dim=dim)
+    if not hard:
+        return soft
+    one_hot = torch.zeros_like(soft).scatter(dim, soft.argmax(dim=dim, keepdim=True), 1.0)
+    return one_hot + soft - soft.detach()
+
+
+def drop_path(
+    x: Tensor, drop_prob: float = 0.0, training: bool = False, scale_by_keep: bool = True
+) -> Tensor:
+    """Zero the whole branch of some images (stochastic depth).
+
+    Args:
+        x: (B, ...), the output of a residual branch.
+        drop_prob: chance that an image loses the branch.
+        training: False returns x as it is.
+        scale_by_keep: divide what stays by 1 - drop_prob, so that the mean is kept.
+    """
+    if drop_prob == 0.0 or not training:
+        return x
+    keep = 1.0 - drop_prob
+    kept_B = torch.rand(x.shape[0], device=x.device) < keep
+    factor = kept_B.to(x.dtype) / (keep if scale_by_keep and keep > 0.0 else 1.0)
+    return x * factor.view(-1, *[1] * (x.dim() - 1))
+
+
+class DropPath(nn.Module):
+    """drop_path as a module: acts in training mode only."""
+
+    def __init__(self, drop_prob: float = 0.0, scale_by_keep: bool = True):
+        super().__init__()
+        self.drop_prob = drop_prob
+        self.scale_by_keep = scale_by_keep
+
+    def forward(self, x: Tensor) -> Tensor:
+        return drop_path(x, self.drop_prob, self.training, self.scale_by_keep)
+
+    def extra_repr(self) -> str:
+        return f"drop_prob={self.drop_prob}"

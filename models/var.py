@@ -1,0 +1,468 @@
+"""VAR: a transformer that predicts the next, finer token map from all coarser ones, given the class.
+
+Source: K. Tian et al., "Visual Autoregressive Modeling: Scalable Image Generation via Next-Scale Prediction"
+    (2024),
+section 3.2; classifier-free guidance after J. Ho and T. Salimans (2022). A drop-in for the published class:
+same constructor, methods and state_dict. Attention is PyTorch's scaled_dot_product_attention.
+
+Axes: B images, C channels, h w latent grid, l tokens of one scale, L tokens of all scales (coarse first), S
+    scales,
+V codebook size, D width.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from models.basic_var import AdaLNBeforeHead, AdaLNSelfAttn, KeyValueCache
+from models.helpers import (
+    filter_top_k_top_p,
+    gumbel_softmax_with_rng,
+    image_seeds,
+    next_scale_mask,
+    sample_with_top_k_top_p,
+    scale_position,
+    scale_spans,
+)
+from models.vqvae import VQVAE
+
+
+class SharedAdaLin(nn.Linear):
+    """The adaLN layer that serves all blocks: (B, D) -> (B, 1, 6, D)."""
+
+    def forward(self, cond_BD: Tensor) -> Tensor:
+        return rearrange(super().forward(cond_BD), "B (n D) -> B 1 n D", n=6)
+
+
+class VAR(nn.Module):
+    """Next-scale transformer over the tokens of a VQ-VAE, which it uses but does not own.
+
+    Args:
+        vae_local: gives the codebook, and decodes samples; stays out of state_dict and parameters.
+        num_classes: classes are 0 to num_classes - 1; num_classes itself means "no class".
+        depth, embed_dim, num_heads, mlp_ratio: size of the transformer.
+        drop_rate, attn_drop_rate: dropout.
+        drop_path_rate: stochastic depth of the last block; earlier blocks have less, the first none.
+        norm_eps: of all layer norms.
+        shared_aln: one adaLN layer for all blocks.
+        cond_drop_rate: chance that a training image loses its class, which guidance needs.
+        attn_l2_norm: attention by cosine.
+        patch_nums: tokens a side of each scale, coarse first; those of vae_local.
+
+    Raises:
+        ValueError: heads that do not divide the width, or other patch numbers than the VQ-VAE's.
+    """
+
+    def __init__(
+        self,
+        vae_local: VQVAE,
+        num_classes: int = 1000,
+        depth: int = 16,
+        embed_dim: int = 1024,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_eps: float = 1e-6,
+        shared_aln: bool = False,
+        cond_drop_rate: float = 0.1,
+        attn_l2_norm: bool = False,
+        patch_nums: Sequence[int] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
+    ):
+        super().__init__()
+        patch_nums = tuple(patch_nums)
+        if patch_nums != vae_local.quantize.v_patch_nums:
+            raise ValueError(
+                f"found patch_nums={patch_nums}, but the VQ-VAE has {vae_local.quantize.v_patch_nums}: "
+                "give both the same"
+            )
+        if embed_dim % num_heads:
+            raise ValueError(
+                f"found embed_dim={embed_dim}, num_heads={num_heads}: the heads must divide the width"
+            )
+        self.Cvae, self.V = vae_local.Cvae, vae_local.vocab_size
+        self.depth, self.C, self.D, self.num_heads = depth, embed_dim, embed_dim, num_heads
+        self.num_classes = num_classes
+        self.cond_drop_rate = cond_drop_rate
+        # Progressive training: only scales 0 .. prog_si are run; -1 runs all.
+        self.prog_si = -1
+        self.patch_nums = patch_nums
+        self.begin_ends = scale_spans(patch_nums)
+        self.L, self.first_l = self.begin_ends[-1][1], self.begin_ends[0][1]
+        # In tuples, so that the VQ-VAE's weights are not taken for this model's.
+        self.vae_proxy, self.vae_quant_proxy = (vae_local,), (vae_local.quantize,)
+
+        std = math.sqrt(1 / (3 * embed_dim))
+        self.word_embed = nn.Linear(self.Cvae, embed_dim)
+        self.class_emb = nn.Embedding(num_classes + 1, embed_dim)
+        self.pos_start = nn.Parameter(torch.empty(1, self.first_l, embed_dim))
+        self.pos_1LC = nn.Parameter(torch.empty(1, self.L, embed_dim))
+        self.lvl_embed = nn.Embedding(len(patch_nums), embed_dim)
+        for weight in (self.class_emb.weight, self.pos_start, self.pos_1LC, self.lvl_embed.weight):
+            nn.init.trunc_normal_(weight, std=std)
+
+        self.shared_ada_lin = (
+            nn.Sequential(nn.SiLU(), SharedAdaLin(embed_dim, 6 * embed_dim)) if shared_aln else nn.Identity()
+        )
+        self.blocks = nn.ModuleList(
+            AdaLNSelfAttn(
+                block_idx=i,
+                embed_dim=embed_dim,
+                num_heads=num_heads,
+                shared_aln=shared_aln,
+                mlp_ratio=mlp_ratio,
+                drop=drop_rate,
+                attn_drop=attn_drop_rate,
+                drop_path=drop_path_rate * i / max(depth - 1, 1),
+                norm_eps=norm_eps,
+                attn_l2_norm=attn_l2_norm,
+            )
+            for i in range(depth)
+        )
+
+        scale_L = torch.cat([torch.full((end - start,), i) for i, (start, end) in enumerate(self.begin_ends)])
+        self.register_buffer("lvl_1L", scale_L[None])
+        bias_LL = torch.zeros(self.L, self.L).masked_fill(
+            ~next_scale_mask(patch_nums).to(scale_L.device), -torch.inf
+        )
+        self.register_buffer("attn_bias_for_masking", bias_LL[None, None])
+
+        self.head_nm = AdaLNBeforeHead(embed_dim, embed_dim, norm_eps=norm_eps)
+        self.head = nn.Linear(embed_dim, self.V)
+
+    def extra_repr(self) -> str:
+        return f"{self.patch_nums}, num_classes={self.num_classes}, cond_drop_rate={self.cond_drop_rate}"
+
+    # --- training ---
+
+    def forward(
+        self, label_B: Tensor, x_BLCv_wo_first_l: Tensor | None, class_drop_B: Tensor | None = None
+    ) -> Tensor:
+        """Predict every token from the coarser scales of the same image (teacher forcing).
+
+        Args:
+            label_B: long; -1 or num_classes means "no class".
+            x_BLCv_wo_first_l: from quantize.idxBl_to_var_input; with prog_si, what lies behind is not used.
+                None where only the first scale is run.
+            class_drop_B: bool, True where an image loses its class. None draws it here with cond_drop_rate,
+                in training mode only. A trainer of several processes gives its part of a mask drawn for the
+                whole batch, so that the result does not depend on the number of processes.
+
+        Returns:
+            float32 logits (B, L, V), or (B, l of the first prog_si + 1 scales, V).
+
+        Raises:
+            ValueError: wrong shapes; on a CPU also labels out of range (a GPU says so itself).
+        """
+        end = self.begin_ends[self.prog_si][1] if self.prog_si >= 0 else self.L
+        B = label_B.shape[0]
+        self._check_inputs(label_B, x_BLCv_wo_first_l, end)
+        no_class_B = label_B < 0
+        if class_drop_B is not None:
+            no_class_B = no_class_B | class_drop_B
+        elif self.training and self.cond_drop_rate > 0:
+            no_class_B = no_class_B | (torch.rand(B, device=label_B.device) < self.cond_drop_rate)
+        cond_BD = self.class_emb(label_B.masked_fill(no_class_B, self.num_classes))
+
+        x_BLD = self._first_tokens(cond_BD)
+        if end > self.first_l:
+            x_BLD = torch.cat(
+                [x_BLD, self.word_embed(x_BLCv_wo_first_l[:, : end - self.first_l].float())], dim=1
+            )
+        else:
+            # Gives word_embed a gradient of 0, for DistributedDataParallel waits for every parameter.
+            x_BLD = x_BLD + 0 * (self.word_embed.weight.sum() + self.word_embed.bias.sum())
+        x_BLD = x_BLD + self._place_embedding()[:, :end]
+        attn_bias = self.attn_bias_for_masking[:, :, :end, :end]
+        shared = self.shared_ada_lin(cond_BD)
+        for block in self.blocks:
+            x_BLD = block(x_BLD, block.modulation(shared), attn_bias)
+        return self.get_logits(x_BLD, cond_BD)
+
+    def get_logits(self, h_BlD: Tensor, cond_BD: Tensor) -> Tensor:
+        """Turn the last block's output into float32 logits (B, l, V)."""
+        return self.head(self.head_nm(h_BlD.float(), cond_BD).float()).float()
+
+    def _first_tokens(self, cond_BD: Tensor) -> Tensor:
+        """Input of the first scale: the class embedding at each of its places."""
+        return cond_BD[:, None] + self.pos_start
+
+    def _place_embedding(self) -> Tensor:
+        """What tells the model where a token lies: (1, L, D)."""
+        return self.lvl_embed(self.lvl_1L) + self.pos_1LC
+
+    def _check_inputs(self, label_B: Tensor, x_BLC: Tensor | None, end: int) -> None:
+        if label_B.dim() != 1:
+            raise ValueError(f"found labels of shape {tuple(label_B.shape)}, wanted (B,)")
+        needed = end - self.first_l
+        found = None if x_BLC is None else tuple(x_BLC.shape)
+        fits = needed == 0 if x_BLC is None else x_BLC.dim() == 3 and found[::2] == (len(label_B), self.Cvae)
+        if not fits or (found and not needed <= found[1] <= self.L - self.first_l):
+            raise ValueError(
+                f"found an input of shape {found} for {len(label_B)} labels, "
+                f"wanted {(len(label_B), self.L - self.first_l, self.Cvae)} from quantize.idxBl_to_var_input"
+            )
+        # Reading values makes a GPU wait, so there it is left to the embedding's own check.
+        if label_B.device.type == "cpu":
+            self._check_labels(label_B)
+
+    def _check_labels(self, label_B: Tensor) -> None:
+        if label_B.numel() and (label_B.min() < -1 or label_B.max() > self.num_classes):
+            raise ValueError(
+                f"found labels from {label_B.min()} to {label_B.max()}, wanted 0 to {self.num_classes - 1}, "
+                f"or -1 for no class"
+            )
+
+    # --- sampling ---
+
+    @torch.no_grad()
+    def autoregressive_infer_cfg(
+        self,
+        B: int,
+        label_B: int | Tensor | None,
+        g_seed: int | None = None,
+        cfg: float = 1.5,
+        top_k: int = 0,
+        top_p: float = 0.0,
+        more_smooth: bool = False,
+    ) -> Tensor:
+        """Generate images; the published call, a thin one around generate_tokens.
+
+        Args:
+            B: how many.
+            label_B: one class for all, or one an image (long, B); -1 means "no class"; None draws classes
+                from the seed.
+            g_seed: image i depends on (g_seed, i) alone, not on B; None draws a seed from torch's global
+                stream.
+            cfg, top_k, top_p, more_smooth: see generate_tokens.
+
+        Returns:
+            (B, 3, H, W) in [0, 1].
+        """
+        if g_seed is None:
+            g_seed = int(torch.randint(2**62, (), device="cpu"))
+        if label_B is None:
+            label_B = torch.tensor(
+                [s % self.num_classes for s in image_seeds(g_seed, B, "class")], dtype=torch.long
+            )
+        _, f_hat = self.generate_tokens(
+            label_B, seeds=image_seeds(g_seed, B), cfg=cfg, top_k=top_k, top_p=top_p, more_smooth=more_smooth
+        )
+        return self.vae_proxy[0].fhat_to_img(f_hat).add_(1).mul_(0.5)
+
+    @torch.no_grad()
+    def generate_tokens(
+        self,
+        label_B: int | Tensor,
+        *,
+        seeds: Sequence[int],
+        cfg: float = 1.5,
+        top_k: int = 0,
+        top_p: float = 0.0,
+        temperature: float | Sequence[float] = 1.0,
+        greedy: bool = False,
+        more_smooth: bool = False,
+        known_BL: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw token maps, coarse to fine, with a key/value cache; dropout is off whatever the mode.
+
+        Every image has its own stream, with one number for each of its L places. So a sample does not depend
+        on the batch (up to float rounding of the batched arithmetic, which moves a token only when it falls
+        between two), nor on which other tokens are given.
+
+        Args:
+            label_B: one class for all, or one an image (long, B); -1 or num_classes means "no class".
+            seeds: one an image; B is their number.
+            cfg: strength of guidance; it grows with the scale: t = cfg * s / (S - 1), logits (1 + t) * with
+                class - t * without. A single scale gets all of it. 0 skips the half without class.
+            top_k, top_p: see helpers.filter_top_k_top_p.
+            temperature: divides the guided logits; one for all or one a scale.
+            greedy: take the most likely token; no randomness.
+            more_smooth: blend codes by a Gumbel-softmax whose temperature falls with the scale, instead of
+                taking the
+                drawn one: nicer to look at, but f_hat is then not that of the tokens.
+            known_BL: long (B, L), -1 where a token is free; others are taken as they are (a prefix of real
+                tokens, or the part to keep when editing). None leaves all free.
+
+        Returns:
+            idx_BL: long (B, L), the tokens.
+            f_hat: (B, Cvae, h, w), their quantised map, for vae.fhat_to_img.
+
+        Raises:
+            ValueError: wrong shapes, labels or tokens out of range, settings that make no sense.
+        """
+        B, S, device = len(seeds), len(self.patch_nums), self.pos_1LC.device
+        label_B = self._labels(label_B, B).to(device)
+        temperatures = self._temperatures(temperature)
+        if greedy and more_smooth:
+            raise ValueError("found greedy and more_smooth together: more_smooth is random, choose one")
+        if top_k < 0 or not 0.0 <= top_p <= 1.0:
+            raise ValueError(
+                f"found top_k={top_k}, top_p={top_p}: top_k must be 0 or more, top_p from 0 to 1"
+            )
+        known_BL = self._known(known_BL, B).to(device)
+        # One transfer for all scales, instead of a wait in each.
+        free_S = [
+            bool(free)
+            for free in torch.stack([(known_BL[:, a:b] < 0).any() for a, b in self.begin_ends]).cpu()
+        ]
+        streams = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        uniform_BL = torch.stack([torch.rand(self.L, generator=s, device="cpu") for s in streams]).to(device)
+
+        quantize = self.vae_quant_proxy[0]
+        guided = cfg != 0
+        if guided:
+            label_B = torch.cat([label_B, torch.full_like(label_B, self.num_classes)])
+        last_free = max((si for si in range(S) if free_S[si]), default=-1)
+        idx_list, f_hat = [], None
+        with _evaluating(self):
+            cond_BD = self.class_emb(label_B)
+            shared = self.shared_ada_lin(cond_BD)
+            modulations = [block.modulation(shared) for block in self.blocks]
+            caches = [KeyValueCache(self.begin_ends[last_free][1]) for _ in self.blocks]
+            place_1LD = self._place_embedding()
+            x_BlD = self._first_tokens(cond_BD)
+            for si, (start, end) in enumerate(self.begin_ends):
+                # Scales that are given are still run, for finer ones look at them; behind the last free one
+                # none does.
+                if si <= last_free:
+                    x_BlD = x_BlD + place_1LD[:, start:end]
+                    for block, modulation, cache in zip(self.blocks, modulations, caches, strict=True):
+                        x_BlD = block(x_BlD, modulation, cache=cache)
+                known_Bl = known_BL[:, start:end]
+                if free_S[si]:
+                    logits_BlV = self.get_logits(x_BlD, cond_BD)
+                    if guided:
+                        t = cfg * scale_position(si, S)
+                        logits_BlV = (1 + t) * logits_BlV[:B] - t * logits_BlV[B:]
+                    logits_BlV = logits_BlV / temperatures[si]
+                    if greedy:
+                        drawn_Bl = logits_BlV.argmax(dim=-1)
+                    else:
+                        drawn_Bl = sample_with_top_k_top_p(logits_BlV, uniform_BL[:, start:end], top_k, top_p)
+                    idx_Bl = torch.where(known_Bl < 0, drawn_Bl, known_Bl)
+                else:
+                    idx_Bl = known_Bl
+                idx_list.append(idx_Bl)
+                h_BChw = quantize.codes_to_map(idx_Bl, self.patch_nums[si])
+                if more_smooth and free_S[si]:
+                    smooth_BlC = self._smooth_codes(logits_BlV, scale_position(si, S), top_k, top_p, streams)
+                    smooth_BChw = rearrange(smooth_BlC, "B (h w) C -> B C h w", h=self.patch_nums[si])
+                    free_B1hw = rearrange(known_Bl < 0, "B (h w) -> B 1 h w", h=self.patch_nums[si])
+                    h_BChw = torch.where(free_B1hw, smooth_BChw, h_BChw)
+                f_hat, next_BChw = quantize.get_next_autoregressive_input(si, S, f_hat, h_BChw)
+                if si < last_free:
+                    x_BlD = self.word_embed(rearrange(next_BChw, "B C h w -> B (h w) C"))
+                    if guided:
+                        x_BlD = x_BlD.repeat(2, 1, 1)
+        return torch.cat(idx_list, dim=1), f_hat
+
+    def _smooth_codes(
+        self, logits_BlV: Tensor, position: float, top_k: int, top_p: float, streams: list[torch.Generator]
+    ) -> Tensor:
+        """Blend codes; sharper at finer scales. The constants are the published ones."""
+        tau = max(0.27 * (1 - 0.95 * position), 0.005)
+        sharpened = filter_top_k_top_p(logits_BlV, top_k, top_p) * (1 + position)
+        weights = [
+            gumbel_softmax_with_rng(logits[None], tau=tau, rng=s)
+            for logits, s in zip(sharpened, streams, strict=True)
+        ]
+        return torch.cat(weights) @ self.vae_quant_proxy[0].embedding.weight
+
+    def _labels(self, label_B: int | Tensor, B: int) -> Tensor:
+        """One label an image, with "no class" as num_classes."""
+        label_B = torch.full((B,), label_B) if isinstance(label_B, int) else label_B.long()
+        if tuple(label_B.shape) != (B,):
+            raise ValueError(f"found labels of shape {tuple(label_B.shape)} for {B} images, wanted ({B},)")
+        self._check_labels(label_B)
+        return label_B.masked_fill(label_B < 0, self.num_classes)
+
+    def _temperatures(self, temperature: float | Sequence[float]) -> list[float]:
+        S = len(self.patch_nums)
+        temperatures = [float(temperature)] * S if isinstance(temperature, int | float) else list(temperature)
+        if len(temperatures) != S or min(temperatures) <= 0:
+            raise ValueError(
+                f"found temperature={temperature}, wanted one positive number or {S}, one a scale"
+            )
+        return temperatures
+
+    def _known(self, known_BL: Tensor | None, B: int) -> Tensor:
+        if known_BL is None:
+            return torch.full((B, self.L), -1, dtype=torch.long)
+        if tuple(known_BL.shape) != (B, self.L):
+            raise ValueError(
+                f"found known tokens of shape {tuple(known_BL.shape)}, wanted ({B}, {self.L}), -1 where free"
+            )
+        if known_BL.min() < -1 or known_BL.max() >= self.V:
+            raise ValueError(
+                f"found known tokens from {known_BL.min()} to {known_BL.max()}, "
+                f"the codebook has 0 to {self.V - 1}: were they made by another VQ-VAE?"
+            )
+        return known_BL.long()
+
+    # --- starting weights ---
+
+    def init_weights(
+        self,
+        init_adaln: float = 0.5,
+        init_adaln_gamma: float = 1e-5,
+        init_head: float = 0.02,
+        init_std: float = 0.02,
+        conv_std_or_gain: float = 0.02,
+    ) -> None:
+        """Start all weights anew for training.
+
+        Args:
+            init_adaln: factor on the weights that give scales and shifts.
+            init_adaln_gamma: factor on those that give gains; near 0 each block starts as the identity.
+            init_head: factor on the head, so that all tokens start equally likely; negative leaves it.
+            init_std: deviation of linear layers and embeddings; negative means sqrt(1 / (3 D)).
+            conv_std_or_gain: there are no convolutions here; for those of a subclass, deviation if positive,
+                else minus the gain of Xavier's rule.
+        """
+        std = init_std if init_std >= 0 else math.sqrt(1 / (3 * self.C))
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=std)
+            elif isinstance(module, nn.modules.conv._ConvNd):
+                if conv_std_or_gain > 0:
+                    nn.init.trunc_normal_(module.weight, std=conv_std_or_gain)
+                else:
+                    nn.init.xavier_normal_(module.weight, gain=-conv_std_or_gain)
+            if isinstance(getattr(module, "bias", None), nn.Parameter):
+                nn.init.zeros_(module.bias)
+
+        with torch.no_grad():
+            if init_head >= 0:
+                self.head.weight.mul_(init_head)
+            self.head_nm.ada_lin[-1].weight.mul_(init_adaln)
+            for block in self.blocks:
+                # The residual stream grows with depth; the branches' last layers make up for it (GPT-2,
+                # section 2.3).
+                for last in (block.attn.proj, block.ffn.fc2):
+                    last.weight.div_(math.sqrt(2 * self.depth))
+                # The six vectors lie along the first axis of ada_lin, and along the third of ada_gss: gains
+                # first.
+                if block.shared_aln:
+                    gains, others = block.ada_gss[:, :, :2], block.ada_gss[:, :, 2:]
+                else:
+                    weight = block.ada_lin[-1].weight
+                    gains, others = weight[: 2 * self.C], weight[2 * self.C :]
+                gains.mul_(init_adaln_gamma)
+                others.mul_(init_adaln)
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout and stochastic depth off, and back to what it was, also when something fails."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
