@@ -182,7 +182,7 @@ class VectorQuantizer2(nn.Module):
         self.embedding = nn.Embedding(vocab_size, Cvae)
 
     def eini(self, eini: float) -> None:
-        """Start the codebook at random: truncated normal if eini is positive, uniform within eini / V if not."""
+        """Start the codebook at random: truncated normal if eini > 0, uniform within eini / V if not."""
         if eini > 0:
             nn.init.trunc_normal_(self.embedding.weight, std=eini)
         elif eini < 0:
@@ -302,11 +302,11 @@ class VectorQuantizer2(nn.Module):
         dead = dead_V.cpu().nonzero()[:, 0]
         # Whole rounds over all vectors, so that none is taken twice before each was taken once.
         rounds = -(-len(dead) // len(vectors_NC))
-        chosen = [torch.randperm(len(vectors_NC), generator=generator) for _ in range(rounds)]
+        chosen = [torch.randperm(len(vectors_NC), generator=generator, device="cpu") for _ in range(rounds)]
         if not chosen:
             return 0
         chosen = torch.cat(chosen)[: len(dead)]
-        noise = torch.randn(len(dead), self.Cvae, generator=generator)
+        noise = torch.randn(len(dead), self.Cvae, generator=generator, device="cpu")
         noise[: len(vectors_NC)] = 0.0
         deviation_C = vectors_NC.float().std(dim=0, correction=0)
         new = vectors_NC[chosen.to(vectors_NC.device)].float() + 0.01 * deviation_C * noise.to(
@@ -343,7 +343,7 @@ class VectorQuantizer2(nn.Module):
         """Add up code maps, coarse to fine.
 
         Args:
-            ms_h_BChw: looked-up codes, one (B, C, pn, pn) a scale; with fewer than all scales the sum stops early.
+            ms_h_BChw: looked-up codes, one (B, C, pn, pn) a scale; with fewer scales the sum stops early.
             all_to_max_scale: True adds at full resolution; False lets the sum grow with the scales.
             last_one: give only the last sum.
 
@@ -367,7 +367,7 @@ class VectorQuantizer2(nn.Module):
             return sums[-1] if last_one else sums
 
     def idxBl_to_var_input(self, gt_ms_idx_Bl: list[Tensor]) -> Tensor | None:
-        """Make the transformer's teacher-forcing input: the sum so far, at the size of each scale but the first.
+        """Make the transformer's teacher-forcing input: the sum so far, at the size of each later scale.
 
         Args:
             gt_ms_idx_Bl: token ids, one (B, l) a scale, coarse first.
@@ -434,7 +434,13 @@ class VectorQuantizer2(nn.Module):
                 f"found tokens from {idx_Bl.min()} to {idx_Bl.max()}, "
                 f"the codebook has 0 to {self.vocab_size - 1}: were they made by another VQ-VAE?"
             )
-        return rearrange(self.embedding(idx_Bl), "B (h w) C -> B C h w", h=h)
+        return rearrange(self.embedding(idx_Bl.long()), "B (h w) C -> B C h w", h=h)
+
+    def blend_to_map(self, weights_BlV: Tensor, patch_num: int | tuple[int, int]) -> Tensor:
+        """Mix codes by weights that sum to 1, and lay them out as (B, C, h, w)."""
+        with self._float32():
+            codes_BlC = weights_BlV.float() @ self.embedding.weight.float()
+        return rearrange(codes_BlC, "B (h w) C -> B C h w", h=_side(patch_num)[0])
 
     # --- the arithmetic ---
 

@@ -161,7 +161,7 @@ class VAR(nn.Module):
         """
         end = self.begin_ends[self.prog_si][1] if self.prog_si >= 0 else self.L
         B = label_B.shape[0]
-        self._check_inputs(label_B, x_BLCv_wo_first_l, end)
+        self._check_inputs(label_B, x_BLCv_wo_first_l, end, class_drop_B)
         no_class_B = label_B < 0
         if class_drop_B is not None:
             no_class_B = no_class_B | class_drop_B
@@ -196,9 +196,16 @@ class VAR(nn.Module):
         """What tells the model where a token lies: (1, L, D)."""
         return self.lvl_embed(self.lvl_1L) + self.pos_1LC
 
-    def _check_inputs(self, label_B: Tensor, x_BLC: Tensor | None, end: int) -> None:
+    def _check_inputs(
+        self, label_B: Tensor, x_BLC: Tensor | None, end: int, class_drop_B: Tensor | None
+    ) -> None:
         if label_B.dim() != 1:
             raise ValueError(f"found labels of shape {tuple(label_B.shape)}, wanted (B,)")
+        if class_drop_B is not None and class_drop_B.shape != label_B.shape:
+            raise ValueError(
+                f"found a class_drop_B of shape {tuple(class_drop_B.shape)} for {len(label_B)} labels: "
+                "give one value an image"
+            )
         needed = end - self.first_l
         found = None if x_BLC is None else tuple(x_BLC.shape)
         fits = needed == 0 if x_BLC is None else x_BLC.dim() == 3 and found[::2] == (len(label_B), self.Cvae)
@@ -258,7 +265,7 @@ class VAR(nn.Module):
     @torch.no_grad()
     def generate_tokens(
         self,
-        label_B: int | Tensor,
+        label_B: int | Sequence[int] | Tensor,
         *,
         seeds: Sequence[int],
         cfg: float = 1.5,
@@ -297,6 +304,8 @@ class VAR(nn.Module):
             ValueError: wrong shapes, labels or tokens out of range, settings that make no sense.
         """
         B, S, device = len(seeds), len(self.patch_nums), self.pos_1LC.device
+        if B == 0:
+            raise ValueError("found no seeds: give one for each image that is to be generated")
         label_B = self._labels(label_B, B).to(device)
         temperatures = self._temperatures(temperature)
         if greedy and more_smooth:
@@ -351,8 +360,10 @@ class VAR(nn.Module):
                 idx_list.append(idx_Bl)
                 h_BChw = quantize.codes_to_map(idx_Bl, self.patch_nums[si])
                 if more_smooth and free_S[si]:
-                    smooth_BlC = self._smooth_codes(logits_BlV, scale_position(si, S), top_k, top_p, streams)
-                    smooth_BChw = rearrange(smooth_BlC, "B (h w) C -> B C h w", h=self.patch_nums[si])
+                    weights_BlV = self._smooth_weights(
+                        logits_BlV, scale_position(si, S), top_k, top_p, streams
+                    )
+                    smooth_BChw = quantize.blend_to_map(weights_BlV, self.patch_nums[si])
                     free_B1hw = rearrange(known_Bl < 0, "B (h w) -> B 1 h w", h=self.patch_nums[si])
                     h_BChw = torch.where(free_B1hw, smooth_BChw, h_BChw)
                 f_hat, next_BChw = quantize.get_next_autoregressive_input(si, S, f_hat, h_BChw)
@@ -362,25 +373,30 @@ class VAR(nn.Module):
                         x_BlD = x_BlD.repeat(2, 1, 1)
         return torch.cat(idx_list, dim=1), f_hat
 
-    def _smooth_codes(
+    def _smooth_weights(
         self, logits_BlV: Tensor, position: float, top_k: int, top_p: float, streams: list[torch.Generator]
     ) -> Tensor:
-        """Blend codes; sharper at finer scales. The constants are the published ones."""
+        """Weights to blend codes with, sharper at finer scales. The constants are the published ones."""
         tau = max(0.27 * (1 - 0.95 * position), 0.005)
-        sharpened = filter_top_k_top_p(logits_BlV, top_k, top_p) * (1 + position)
+        logits_BlV = filter_top_k_top_p(logits_BlV, top_k, top_p) * (1 + position)
         weights = [
-            gumbel_softmax_with_rng(logits[None], tau=tau, rng=s)
-            for logits, s in zip(sharpened, streams, strict=True)
+            gumbel_softmax_with_rng(logits_lV, tau=tau, rng=stream)
+            for logits_lV, stream in zip(logits_BlV, streams, strict=True)
         ]
-        return torch.cat(weights) @ self.vae_quant_proxy[0].embedding.weight
+        return torch.stack(weights)
 
-    def _labels(self, label_B: int | Tensor, B: int) -> Tensor:
+    def _labels(self, label_B: int | Sequence[int] | Tensor, B: int) -> Tensor:
         """One label an image, with "no class" as num_classes."""
-        label_B = torch.full((B,), label_B) if isinstance(label_B, int) else label_B.long()
-        if tuple(label_B.shape) != (B,):
-            raise ValueError(f"found labels of shape {tuple(label_B.shape)} for {B} images, wanted ({B},)")
+        label_B = torch.as_tensor(label_B)
+        if label_B.dim() == 0:
+            label_B = label_B.expand(B)
+        if tuple(label_B.shape) != (B,) or label_B.is_floating_point():
+            raise ValueError(
+                f"found {label_B.dtype} labels of shape {tuple(label_B.shape)} for {B} images, "
+                f"wanted one whole number, or ({B},) of them"
+            )
         self._check_labels(label_B)
-        return label_B.masked_fill(label_B < 0, self.num_classes)
+        return label_B.long().masked_fill(label_B < 0, self.num_classes)
 
     def _temperatures(self, temperature: float | Sequence[float]) -> list[float]:
         S = len(self.patch_nums)

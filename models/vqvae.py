@@ -166,7 +166,8 @@ class VQVAE(nn.Module):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
         """Load weights; hit counts of another number of scales are left out.
 
-        Those are statistics of training. Everything else must fit: with shared phi the same weights serve other patch numbers.
+        Those are statistics of training. Everything else must fit: with shared phi the same weights serve
+        other patch numbers.
         """
         key = "quantize.ema_vocab_hit_SV"
         own = self.quantize.ema_vocab_hit_SV

@@ -61,7 +61,8 @@ def build_var(name: str) -> tuple[VQVAE, VAR]:
 def relative_error(found: Tensor, wanted: Tensor) -> float:
     """Norm of the difference over the norm of what is wanted.
 
-    NaN (a parameter without a gradient) must meet NaN. A wanted picture kept at every n-th pixel is compared at those.
+    NaN (a parameter without a gradient) must meet NaN. A wanted picture that was kept at every n-th pixel is
+    compared at those.
     """
     if found.dim() == 4 and found.shape != wanted.shape:
         step = found.shape[-1] // wanted.shape[-1]
