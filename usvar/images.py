@@ -5,6 +5,7 @@ only places that convert. Axes: N images of a split, B of a batch, H W pixels.
 """
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -105,7 +106,8 @@ def require_every_class(files: ImageFiles, at_least: int = 1) -> None:
     for name, count in zip(files.classes, counts, strict=True):
         if count < at_least:
             raise InputError(
-                f"class {name} has {count} image(s) in {files.root / files.split}, wanted at least {at_least}: "
+                f"class {name} has {count} image(s) in {files.root / files.split}, wanted {at_least} "
+                "or more: "
                 "add images or leave the class out when preparing"
             )
 
@@ -139,7 +141,8 @@ def image_size(files: ImageFiles) -> int:
     height, width = read_image(files.root / files.paths[0]).shape
     if height != width:
         raise InputError(
-            f"{files.root / files.paths[0]} is {width} x {height}, wanted a square: run prepare_datasets.py on it"
+            f"{files.root / files.paths[0]} is {width} x {height}, wanted a square: "
+            "run prepare_datasets.py on it"
         )
     return height
 
@@ -192,7 +195,8 @@ def decoded(files: ImageFiles, size: int, cache: Path, workers: int = 4) -> np.n
         with atomic_path(target) as temporary, ThreadPoolExecutor(workers) as pool:
             array = open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(len(files), size, size))
             images = pool.map(lambda chunk: read_images(files, chunk, size), chunks)
-            for chunk, block in zip(chunks, tqdm(images, f"decode {files.split}", len(chunks)), strict=True):
+            progress = tqdm(images, f"decode {files.split}", len(chunks), leave=False, file=sys.stdout)
+            for chunk, block in zip(chunks, progress, strict=True):
                 array[chunk.start : chunk.stop] = block
             array.flush()
     return np.load(target, mmap_mode="r")
@@ -204,9 +208,8 @@ def to_model_range(grey_BHW: np.ndarray | Tensor, device: torch.device | str = "
     Returns:
         (B, 3, H, W) float32 in [-1, 1], the three channels equal (a view, not a copy).
     """
-    grey_BHW = torch.as_tensor(
-        np.ascontiguousarray(grey_BHW) if isinstance(grey_BHW, np.ndarray) else grey_BHW
-    )
+    if isinstance(grey_BHW, np.ndarray):
+        grey_BHW = torch.from_numpy(np.array(grey_BHW))  # a copy: memory maps are read-only
     return (grey_BHW.to(device).float() / 127.5 - 1)[:, None].expand(-1, 3, -1, -1)
 
 

@@ -1,0 +1,216 @@
+"""Turn prepared images into token maps with a trained multi-scale VQ-VAE.
+
+    python tokenize_multiscale_maps.py --data-root data/processed --vqvae runs/vqvae/best.pth
+    torchrun --nproc-per-node 4 tokenize_multiscale_maps.py ...   # four processes share the images of a split
+
+Reads <data-root>/{train,val,test}/<Class>/*.png and the VQ-VAE. Writes for each split, to <out-dir>/<split>/,
+tokens_multiscale_maps.npz (tok_1x1, tok_2x2, ..., vnums, idx, label, path, view, made_by) and classes.json.
+The training split gets augmented views too, so that training the transformer decodes no image. Stopped half-way,
+the same command goes on; when all is there it says so.
+"""
+
+import hashlib
+import json
+import sys
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from tqdm import tqdm
+
+from models import VQVAE
+from models.helpers import scale_spans
+from models.quant import code_counts, perplexity, usage
+from usvar import checkpoints, cli, distributed, images, provenance, tokens, training
+from usvar.augment import augment, draw_parameters
+from usvar.errors import InputError
+from usvar.files import write_json
+
+# Rows between two marks of what is done: as much as a killed run loses.
+ROWS_PER_MARK = 256
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is tokenised, and how often."""
+
+    # Prepared images: <data-root>/{train,val,test}/<Class>/*.png.
+    data_root: Path
+
+    # Checkpoint of train_vqvae.py, or one in the published layout.
+    vqvae: Path
+
+    # One folder a split is written here.
+    out_dir: Path = Path("runs/tokens")
+
+    # Views of each training image: the image itself and views - 1 augmented ones. Val and test have one.
+    views: int = 8
+
+    # Images at once, over all processes together.
+    batch_size: int = 64
+
+    # auto (a GPU if there is one), cpu, cuda or cuda:1.
+    device: str = "auto"
+
+    # Seed of the augmented views.
+    seed: int = 0
+
+
+def view_parameters(files: images.ImageFiles, rows: np.ndarray, views: int, seed: int) -> torch.Tensor:
+    """Augmentation of each row (image, view), by the picture's name: a new picture changes no other's views."""
+    parameters = []
+    for row in rows:
+        name = zlib.crc32(files.paths[row // views].encode())
+        generator = torch.Generator().manual_seed(training.step_seed(seed, name, int(row % views)))
+        parameters.append(draw_parameters(1, generator))
+    return torch.cat(parameters)
+
+
+@torch.no_grad()
+def tokenise(
+    model: VQVAE,
+    files: images.ImageFiles,
+    rows: np.ndarray,
+    views: int,
+    size: int,
+    seed: int,
+    device: torch.device,
+) -> np.ndarray:
+    """Token maps of some rows; row r is view r % views of image r // views.
+
+    Returns:
+        (len(rows), L) int64.
+    """
+    grey_BHW = images.read_images(files, (rows // views).tolist(), size)
+    image_B3HW = images.to_model_range(grey_BHW, device)
+    if (augmented := rows % views > 0).any():
+        chosen = torch.from_numpy(augmented).to(device)
+        parameters_B4 = view_parameters(files, rows[augmented], views, seed)
+        image_B3HW = image_B3HW.clone()
+        image_B3HW[chosen] = augment(image_B3HW[chosen, :1], parameters_B4).expand(-1, 3, -1, -1)
+    return torch.cat(model.img_to_idxBl(image_B3HW), dim=1).cpu().numpy()
+
+
+def tokenise_split(
+    s: Settings, split: str, vqvae: checkpoints.Loaded, world: distributed.World, record: dict
+) -> None:
+    """Tokenise a split into one archive, going on where an earlier run stopped."""
+    files = images.find_images(s.data_root, split, images.find_classes(s.data_root))
+    folder, size = s.out_dir / split, images.image_size(files)
+    patch_nums = vqvae.model.quantize.v_patch_nums
+    if size != patch_nums[-1] * vqvae.model.downsample:
+        wanted = patch_nums[-1] * vqvae.model.downsample
+        raise InputError(
+            f"{s.data_root} holds images of {size} x {size} pixels, {s.vqvae} wants {wanted} x {wanted}: "
+            f"prepare with --size {wanted} or give another VQ-VAE"
+        )
+    views = s.views if split == "train" else 1
+    listing = "\n".join(f"{path} {(files.root / path).stat().st_size}" for path in files.paths)
+    made_by = record | {
+        "split": split,
+        "vocab_size": vqvae.model.vocab_size,
+        "image_size": size,
+        "views": views,
+        "listing_sha256": hashlib.sha256(listing.encode()).hexdigest(),
+    }
+    if is_finished(folder, made_by):
+        print(
+            f"{split}: nothing to do, {folder / tokens.FILE_NAME} is made by these settings"
+        ) if world.is_main else None
+        return
+
+    count, length = len(files) * views, tokens.token_count(patch_nums)
+    idx_path, done_path, stamp_path = (
+        folder / f"partial_{name}" for name in ("idx.npy", "done.npy", "stamp.json")
+    )
+    if world.is_main:
+        stamp = json.dumps(made_by, sort_keys=True)
+        if not stamp_path.is_file() or json.loads(stamp_path.read_text(encoding="utf-8")) != stamp:
+            folder.mkdir(parents=True, exist_ok=True)
+            stamp_path.unlink(missing_ok=True)
+            dtype = np.uint16 if vqvae.model.vocab_size <= 65536 else np.int32
+            open_memmap(idx_path, mode="w+", dtype=dtype, shape=(count, length)).flush()
+            open_memmap(done_path, mode="w+", dtype=np.bool_, shape=(count,)).flush()
+            write_json(stamp_path, stamp)
+    world.barrier()
+    idx_NL, done_N = np.load(idx_path, mmap_mode="r+"), np.load(done_path, mmap_mode="r+")
+    share = np.array_split(np.arange(count), world.size)[world.rank]
+    share = share[~done_N[share]]
+    step = max(1, s.batch_size // world.size)
+    progress = tqdm(total=len(share), desc=f"tokenise {split}", disable=not world.is_main, file=sys.stdout)
+    for start in range(0, len(share), ROWS_PER_MARK):
+        marked = share[start : start + ROWS_PER_MARK]
+        for rows in (marked[i : i + step] for i in range(0, len(marked), step)):
+            idx_NL[rows] = tokenise(vqvae.model, files, rows, views, size, s.seed, world.device)
+            progress.update(len(rows))
+        # The tokens reach the disk before the mark that says so.
+        idx_NL.flush()
+        done_N[marked] = True
+        done_N.flush()
+    progress.close()
+    world.barrier()
+    if world.is_main:
+        tokens.write_token_maps(
+            folder,
+            idx_NL,
+            np.repeat(files.label_N, views),
+            np.repeat(np.array(files.paths), views),
+            np.tile(np.arange(views), len(files)),
+            patch_nums,
+            files.classes,
+            made_by,
+        )
+        for path in (idx_path, done_path, stamp_path):
+            path.unlink()
+        report(split, idx_NL, patch_nums, vqvae.model.vocab_size)
+    world.barrier()
+
+
+def is_finished(folder: Path, made_by: dict) -> bool:
+    """Whether the split's archive is there and was made by the same settings from the same files."""
+    if not (folder / tokens.FILE_NAME).is_file() or not (folder / "classes.json").is_file():
+        return False
+    before = tokens.read_token_maps(folder).made_by
+    return without_paths(before) == without_paths(made_by)
+
+
+def without_paths(made_by: dict) -> dict:
+    """A made_by record less what does not change the tokens."""
+    settings = {name: made_by["settings"][name] for name in ("views", "seed")}
+    return {k: v for k, v in made_by.items() if k not in ("code_revision", "settings")} | {
+        "settings": settings
+    }
+
+
+def report(split: str, idx_NL: np.ndarray, patch_nums: tuple[int, ...], vocab_size: int) -> None:
+    """One line a scale: how much of the codebook its tokens use."""
+    maps = [torch.from_numpy(idx_NL[:, start:end].astype(np.int64)) for start, end in scale_spans(patch_nums)]
+    counts_SV = code_counts(maps, vocab_size)
+    print(
+        f"{split}: {len(idx_NL)} token maps of {idx_NL.shape[1]} tokens, "
+        f"{usage(counts_SV.sum(0)):.0%} of codes in use"
+    )
+    for side, used, varied in zip(patch_nums, usage(counts_SV), perplexity(counts_SV), strict=True):
+        print(f"  {side:2d} x {side:<2d}  codes in use {used:6.1%}  perplexity {varied:7.1f}")
+
+
+def main(s: Settings) -> None:
+    """Tokenise the three splits."""
+    if s.views < 1 or s.batch_size < 1:
+        raise InputError(
+            f"--views {s.views} and --batch-size {s.batch_size} were given, wanted 1 or more each"
+        )
+    world = distributed.start(s.device)
+    images.find_classes(s.data_root)
+    vqvae = checkpoints.load_vqvae(s.vqvae, world.device)
+    record = provenance.made_by("tokenize_multiscale_maps.py", s, {"vqvae": s.vqvae})
+    for split in images.SPLITS:
+        tokenise_split(s, split, vqvae, world, record)
+    world.close()
+
+
+if __name__ == "__main__":
+    cli.run(main, Settings, __doc__)

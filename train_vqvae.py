@@ -1,0 +1,520 @@
+"""Train and validate the multi-scale VQ-VAE on prepared images.
+
+    python train_vqvae.py --data-root data/processed --out-dir runs/vqvae
+    python train_vqvae.py --data-root data/processed --ch 16 --steps 50 --batch-size 8   # smoke run, CPU
+    torchrun --nproc-per-node 4 train_vqvae.py --data-root data/processed                # four GPUs
+
+Reads <data-root>/{train,val}/<Class>/*.png from data_preprocessing/prepare_datasets.py. Writes to <out-dir>:
+best.pth (averaged weights, lowest loss on val), last.pth (everything needed to go on), log.jsonl,
+settings.json, loss_curves.png, quality_curves.png, reconstructions.png, codebook_usage.png and
+codebook_weight.npy. Run the same command again to go on from last.pth; Ctrl-C saves first. The test split is
+not read here.
+"""
+
+import copy
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from models import VQVAE
+from models.quant import code_counts, perplexity
+from usvar import cli, distributed, images, metrics, plots, provenance, training
+from usvar.augment import augment, draw_parameters
+from usvar.checkpoints import load_strictly, read_checkpoint, save_checkpoint
+from usvar.errors import InputError
+from usvar.files import atomic_path
+
+# Settings that do not change the numbers: they may differ when a run goes on.
+MAY_CHANGE = ("data_root", "out_dir", "log_every", "save_every", "workers", "device")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The full-size recipe for one GPU: 256 x 256 pixels, 17 M parameters."""
+
+    # Prepared images: <data-root>/{train,val,test}/<Class>/*.png.
+    data_root: Path
+
+    # Checkpoints, log and figures; a run goes on when last.pth is already here.
+    out_dir: Path = Path("runs/vqvae")
+
+    # Number of code vectors, V.
+    vocab_size: int = 2048
+
+    # Channels of the latent grid and of a code vector.
+    z_channels: int = 16
+
+    # Width of the first layers; the last ones have four times as many channels.
+    ch: int = 64
+
+    # Tokens a side of each scale, coarse to fine; the last is the image's side in pixels / 16.
+    patch_nums: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+
+    # Weight of the commitment part of the VQ loss.
+    beta: float = 0.25
+
+    # Weight of the VQ loss per pixel value: the total is SSE + vq_weight * (values in an image) * VQ.
+    vq_weight: float = 1.0
+
+    # Start the codebook from what the untrained encoder says of this many images; 0 keeps the random start.
+    codebook_start_images: int = 256
+
+    # Replace unused codes by vectors that real images look up, every so many steps; 0 never.
+    revive_every: int = 50
+
+    # A code counts as unused when its share of recent look-ups is below this share of the mean.
+    revive_below: float = 0.03
+
+    # Share of the steps after which no code is replaced any more, so that the last ones settle.
+    revive_until: float = 0.8
+
+    # Images a step, over all processes together; change the rate with it.
+    batch_size: int = 32
+
+    # Optimiser steps in all.
+    steps: int = 30_000
+
+    # Highest learning rate of AdamW.
+    learning_rate: float = 3e-4
+
+    # Share of the steps spent on linear warm-up, 0 to 1.
+    warmup: float = 0.02
+
+    # Learning rate at the last step as a share of the highest.
+    final_rate: float = 0.02
+
+    # Momenta of AdamW.
+    betas: tuple[float, float] = (0.9, 0.95)
+
+    # Decay of kernels (not of biases, gains and codes).
+    weight_decay: float = 0.01
+
+    # Largest norm of the gradient of the total per pixel value.
+    clip: float = 1.0
+
+    # Decay of the averaged weights that are validated and kept in best.pth.
+    ema_decay: float = 0.999
+
+    # 0 draws images as often as they are, 1 all classes equally often.
+    class_balance: float = 0.5
+
+    # Mirror, rotate to 10 degrees, change brightness and contrast by 0.1; training images only.
+    augment: bool = True
+
+    # Steps between two log lines.
+    log_every: int = 50
+
+    # Steps between two validations with figures.
+    eval_every: int = 1000
+
+    # Steps between two saves of last.pth.
+    save_every: int = 1000
+
+    # Threads that decode images at the start.
+    workers: int = 4
+
+    # auto (a GPU if there is one), cpu, cuda or cuda:1.
+    device: str = "auto"
+
+    # Forward pass: auto (bfloat16 on a GPU that has it), float32 or bfloat16; the quantiser stays in float32.
+    precision: str = "auto"
+
+    # Compile the network with torch.compile: slower to start, faster to run on a GPU.
+    compile: bool = False
+
+    # Seed of weights, batches and augmentation.
+    seed: int = 0
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the linear warm-up."""
+        return max(1, round(self.warmup * self.steps))
+
+
+def check(s: Settings, side: int) -> None:
+    """Refuse settings that do not fit the images or each other, before anything is written."""
+    if side % 16 or s.patch_nums[-1] != side // 16 or list(s.patch_nums) != sorted(set(s.patch_nums)):
+        fitting = [n for n in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16) if n < side // 16] + [side // 16]
+        raise InputError(
+            f"patch numbers {' '.join(map(str, s.patch_nums))} do not fit images of {side} x {side} pixels, "
+            f"wanted rising numbers that end at {side}/16: give --patch-nums {' '.join(map(str, fitting))}"
+        )
+    if s.ch % 32:
+        raise InputError(
+            f"--ch {s.ch} was given, wanted a multiple of 32 (group normalisation has 32 groups)"
+        )
+    for name in ("vocab_size", "z_channels", "batch_size", "steps", "log_every", "eval_every", "save_every"):
+        if getattr(s, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted 1 or more")
+    if not 0 <= s.class_balance <= 1:
+        raise InputError(f"--class-balance {s.class_balance} was given, wanted 0 to 1")
+
+
+def loss_terms(
+    image_B3HW: Tensor, rebuilt_B3HW: Tensor, vq: Tensor, vq_weight: float
+) -> tuple[Tensor, Tensor]:
+    """The mission's base loss: squared error summed over an image, and the VQ loss on the same footing.
+
+    Args:
+        image_B3HW: originals in [-1, 1].
+        rebuilt_B3HW: the network's output.
+        vq: the quantiser's loss, a mean over latent values.
+        vq_weight: weight per pixel value.
+
+    Returns:
+        SSE per image and the weighted VQ loss; their sum is the total.
+    """
+    sse = (rebuilt_B3HW.float() - image_B3HW).square().sum((1, 2, 3)).mean()
+    return sse, vq_weight * image_B3HW[0].numel() * vq
+
+
+@torch.no_grad()
+def encode(model: VQVAE, image_B3HW: Tensor, world: distributed.World) -> Tensor:
+    """Latent maps of the global batch, (B, C, h, w) float32, the same on every process."""
+    return world.gather(model.img_to_features(image_B3HW).float())
+
+
+def looked_up_vectors(model: VQVAE, features_BChw: Tensor, per_scale: int, seed: int) -> Tensor:
+    """Vectors that images look up in the codebook, as many from each scale.
+
+    The finest scale looks up 256 times as many vectors as the coarsest; drawn in proportion, it alone would
+    shape the codebook and the coarse scales would collapse to a few codes.
+
+    Returns:
+        (S * per_scale, C).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = []
+    for vectors_NC in model.quantize.residuals(features_BChw):
+        rows = torch.randint(len(vectors_NC), (per_scale,), generator=generator)
+        chosen.append(vectors_NC[rows.to(vectors_NC.device)])
+    return torch.cat(chosen)
+
+
+def start_codebook(model: VQVAE, features_BChw: Tensor, seed: int) -> None:
+    """Put the codebook where the untrained encoder's residuals are.
+
+    A codebook drawn from N(0, 1) lies outside the cloud of features, so that a handful of codes win every
+    look-up. What a scale looks up depends on the codes chosen before it: three rounds make the two agree.
+    """
+    per_scale = -(-model.vocab_size // len(model.quantize.v_patch_nums))
+    for round_ in range(3):
+        vectors_NC = looked_up_vectors(model, features_BChw, per_scale, seed + round_)
+        model.quantize.init_codebook_(vectors_NC, torch.Generator().manual_seed(seed + round_))
+
+
+def revive_codes(
+    s: Settings,
+    model: VQVAE,
+    averaged: VQVAE,
+    optimiser: torch.optim.Optimizer,
+    image_B3HW: Tensor,
+    world: distributed.World,
+    step: int,
+) -> Tensor:
+    """Replace codes that are hardly used by vectors that this batch looks up.
+
+    The averaged weights take the new vectors at once and the optimiser forgets the old ones' momenta.
+
+    Returns:
+        Number of replaced codes.
+    """
+    hits_V = model.quantize.ema_vocab_hit_SV.sum(0)
+    dead_V = hits_V < s.revive_below * hits_V.mean()
+    seed = training.step_seed(s.seed, training.STREAM_REVIVE, step)
+    features_BChw = encode(model, image_B3HW, world)
+    vectors_NC = looked_up_vectors(model, features_BChw, s.vocab_size // len(s.patch_nums) + 1, seed)
+    model.quantize.replace_codes_(dead_V, vectors_NC, torch.Generator().manual_seed(seed))
+    weight_VC = model.quantize.embedding.weight
+    averaged.quantize.embedding.weight.data[dead_V] = weight_VC.data[dead_V]
+    for momentum in optimiser.state.get(weight_VC, {}).values():
+        if momentum.shape == weight_VC.shape:
+            momentum[dead_V] = 0
+    return dead_V.sum()
+
+
+@torch.no_grad()
+def validate(
+    s: Settings, model: VQVAE, pixels_NHW: np.ndarray, world: distributed.World, dtype: torch.dtype
+) -> dict[str, float | list[float]]:
+    """Losses, PSNR, SSIM and use of the codebook per scale on the validation split, un-augmented.
+
+    Usage is the share of codes in use among those that could be: a scale of few tokens cannot use them all.
+    """
+    device = world.device
+    sums = torch.zeros(3 + len(metrics.METRICS), dtype=torch.float64, device=device)
+    hits_SV = torch.zeros(len(s.patch_nums), s.vocab_size, device=device)
+    mine = np.arange(world.rank, len(pixels_NHW), world.size)
+    for rows in training.batches(len(mine), s.batch_size):
+        image_B3HW = images.to_model_range(pixels_NHW[mine[rows.start : rows.stop]], device)
+        with training.autocast(device, dtype):
+            features_BChw = model.img_to_features(image_B3HW)
+            f_hat_BChw, _, vq = model.quantize(features_BChw)
+            rebuilt_B3HW = model.fhat_to_img(f_hat_BChw).float()
+            tokens = model.quantize.f_to_idxBl_or_fhat(features_BChw, to_fhat=False)
+        sse, weighted_vq = loss_terms(image_B3HW, rebuilt_B3HW, vq, s.vq_weight)
+        errors = metrics.image_errors(image_B3HW, rebuilt_B3HW)
+        means = torch.stack(
+            [sse, weighted_vq, sse + weighted_vq, *(errors[m].mean() for m in metrics.METRICS)]
+        )
+        sums += means.double() * len(rows)
+        hits_SV += code_counts(tokens, s.vocab_size)
+    means = (world.sum(sums) / len(pixels_NHW)).tolist()
+    hits_SV = world.sum(hits_SV)
+    possible_S = hits_SV.sum(1).clamp(max=s.vocab_size)
+    return {
+        **{f"val_{name}": v for name, v in zip(("sse", "vq", "total", *metrics.METRICS), means, strict=True)},
+        "val_usage": ((hits_SV > 0).sum(1) / possible_S).tolist(),
+        "val_perplexity": perplexity(hits_SV).tolist(),
+        "val_usage_all": ((hits_SV.sum(0) > 0).float().mean()).item(),
+    }
+
+
+def draw_curves(s: Settings) -> None:
+    """Figures from log.jsonl, so that they can be drawn again at any time."""
+    rows = training.read_log(s.out_dir / "log.jsonl")
+
+    def series(name: str) -> tuple[list[float], list[float]]:
+        chosen = [row for row in rows if row.get(name) is not None]
+        return [row["step"] for row in chosen], [row[name] for row in chosen]
+
+    panels = {
+        title: {f"{split} {name}": series(f"{split}_{name}") for split in ("train", "val")}
+        for title, name in (
+            ("sum of squared errors per image", "sse"),
+            ("VQ loss, weighted, per image", "vq"),
+            ("total = SSE + VQ", "total"),
+        )
+    }
+    plots.curves(s.out_dir / "loss_curves.png", panels, log_panels=list(panels), title="VQ-VAE: losses")
+    plots.curves(
+        s.out_dir / "quality_curves.png",
+        {
+            "PSNR on val, dB": {"val PSNR": series("val_psnr_db")},
+            "SSIM on val": {"val SSIM": series("val_ssim")},
+            "share of the codebook in use on val": {"val use": series("val_usage_all")},
+        },
+        title="VQ-VAE: quality on the validation split (averaged weights)",
+    )
+    evaluated = [row for row in rows if "val_usage" in row]
+    if evaluated:
+        plots.heat_map(
+            s.out_dir / "codebook_usage.png",
+            np.array([row["val_usage"] for row in evaluated]).T,
+            [f"{side} x {side}" for side in s.patch_nums],
+            [str(row["step"]) for row in evaluated],
+            "Codes in use on val, of those that the scale's tokens could use",
+            "optimiser step",
+            "scale",
+            "share in use",
+            (0, 1),
+        )
+
+
+@torch.no_grad()
+def draw_reconstructions(
+    s: Settings, model: VQVAE, pixels_NHW: np.ndarray, label_N: np.ndarray, names: tuple
+) -> None:
+    """One validation image of each class, what became of it, and where it differs."""
+    device = next(model.parameters()).device
+    rows, row_names = [], []
+    for label in np.unique(label_N):
+        grey_HW = np.asarray(pixels_NHW[np.flatnonzero(label_N == label)[0]])
+        rebuilt_B3HW, _, _ = model(images.to_model_range(grey_HW[None], device))
+        rebuilt_HW = images.to_uint8(rebuilt_B3HW)[0]
+        error_HW = np.abs(grey_HW.astype(np.int16) - rebuilt_HW).astype(np.uint8)
+        rows.append([grey_HW, rebuilt_HW, error_HW])
+        row_names.append(names[label])
+    plots.image_grid(
+        s.out_dir / "reconstructions.png",
+        rows,
+        row_names,
+        ["original", "rebuilt", "error (0 to 64)"],
+        "VQ-VAE: validation images",
+        heat_columns=(2,),
+    )
+
+
+def main(s: Settings) -> None:
+    """Train, validate, save, and go on from last.pth when there is one."""
+    world = distributed.start(s.device)
+    device, share = world.device, world.share(s.batch_size)
+    dtype = training.amp_dtype(device, s.precision)
+    names = images.find_classes(s.data_root)
+    train_files, val_files = (images.find_images(s.data_root, split, names) for split in ("train", "val"))
+    images.require_every_class(train_files)
+    side = images.image_size(train_files)
+    check(s, side)
+
+    record = provenance.made_by("train_vqvae.py", s)
+    arguments = {
+        "vocab_size": s.vocab_size,
+        "z_channels": s.z_channels,
+        "ch": s.ch,
+        "beta": s.beta,
+        "v_patch_nums": list(s.patch_nums),
+    }
+    config = {"kind": "vqvae", "arguments": arguments, "image_size": side, "classes": list(names)}
+    last_path, best_path = s.out_dir / "last.pth", s.out_dir / "best.pth"
+    last = read_checkpoint(last_path) if last_path.exists() else None
+    if last:
+        training.refuse_other_settings(last_path, last["made_by"], record, MAY_CHANGE)
+        if last["config"] != config:
+            raise InputError(
+                f"{last_path} was trained on other classes or sizes than {s.data_root} holds now"
+            )
+    run = training.RunFolder(s.out_dir, record) if world.is_main else None
+
+    # One process decodes, the others then find the file.
+    if not world.is_main:
+        world.barrier()
+    train_NHW, val_NHW = (
+        images.decoded(files, side, s.out_dir / "cache", s.workers) for files in (train_files, val_files)
+    )
+    if world.is_main:
+        world.barrier()
+
+    torch.manual_seed(s.seed)
+    # Channels last is the faster layout on GPUs and the slower one on CPUs.
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    model = VQVAE(**arguments, test_mode=False).to(device, memory_format=layout)
+    averaged = copy.deepcopy(model).requires_grad_(False).eval()
+    network: nn.Module = world.wrap(model)
+    if s.compile:
+        network = torch.compile(network)
+    optimiser = torch.optim.AdamW(
+        training.decay_groups(model, s.weight_decay),
+        lr=s.learning_rate,
+        betas=s.betas,
+        fused=device.type == "cuda",
+    )
+    sampler = training.BalancedSampler(train_files.label_N, s.class_balance, s.seed)
+    meter, start, best = training.Meter(), 0, float("inf")
+
+    def load(step: int) -> tuple[Tensor, Tensor]:
+        rows = sampler.batch(step, s.batch_size)[share]
+        generator = training.step_generator(s.seed, training.STREAM_AUGMENT, step)
+        pixels_BHW = torch.from_numpy(np.stack([train_NHW[row] for row in rows]))
+        return pixels_BHW, draw_parameters(s.batch_size, generator)[share]
+
+    def to_device(pixels_BHW: Tensor, parameters_B4: Tensor) -> Tensor:
+        image_B3HW = images.to_model_range(pixels_BHW, device)
+        if s.augment:
+            # One channel is augmented, then shown three times.
+            image_B3HW = augment(image_B3HW[:, :1], parameters_B4.to(device)).expand(-1, 3, -1, -1)
+        return image_B3HW.contiguous(memory_format=layout)
+
+    if last:
+        load_strictly(model, last["model"], last_path)
+        load_strictly(averaged, last["ema"], last_path)
+        optimiser.load_state_dict(last["optimiser"])
+        meter.load_state_dict(last["meter"], device)
+        start, best = last["step"], last["best"]
+        if run:
+            run.forget_after(start)
+    elif s.codebook_start_images:
+        model.eval()
+        batches = range(-(-s.codebook_start_images // s.batch_size))
+        features_BChw = torch.cat([encode(model, to_device(*load(i)), world) for i in batches])
+        start_codebook(model, features_BChw, s.seed)
+        averaged.load_state_dict(model.state_dict())
+    if start >= s.steps:
+        print(f"nothing to do: {last_path} has all {s.steps} steps")
+        return
+
+    def save(step: int) -> None:
+        if world.is_main:
+            content = {"model": model.state_dict(), "ema": averaged.state_dict()}
+            content |= {"optimiser": optimiser.state_dict(), "meter": meter.state_dict()}
+            content |= {"step": step, "best": best, "config": config, "made_by": record}
+            save_checkpoint(last_path, content)
+
+    if world.is_main:
+        count = sum(p.numel() for p in model.parameters()) / 1e6
+        print(
+            f"{len(train_files)} train and {len(val_files)} val images of {side} x {side} in {len(names)} "
+            f"classes; {count:.1f} M parameters; {device}, {dtype}; steps {start} to {s.steps}"
+        )
+    parameters = list(model.parameters())
+    values = 3 * side * side
+    waited_s = 0.0
+    progress = tqdm(total=s.steps, initial=start, disable=not world.is_main, file=sys.stdout, mininterval=5)
+    with training.StopSignal() as stop:
+        for step, batch, waited in training.prefetch(load, range(start, s.steps)):
+            waited_s += waited
+            rate = training.learning_rate(step, s.learning_rate, s.warmup_steps, s.steps, s.final_rate)
+            image_B3HW = to_device(*batch)
+            network.train()
+            with training.autocast(device, dtype):
+                rebuilt_B3HW, _, vq = network(image_B3HW)
+            sse, weighted_vq = loss_terms(image_B3HW, rebuilt_B3HW, vq, s.vq_weight)
+            # Per pixel value, so that `clip` means the same at every image size.
+            ((sse + weighted_vq) / values).backward()
+            norm = training.optimiser_step(parameters, optimiser, rate, s.clip)
+            training.ema_update(averaged, model, step, s.ema_decay)
+            done = step + 1
+            revived = torch.zeros((), device=device)
+            if s.revive_every and done % s.revive_every == 0 and done <= s.revive_until * s.steps:
+                revived = revive_codes(s, model, averaged, optimiser, image_B3HW, world, step)
+            meter.add(
+                train_sse=sse,
+                train_vq=weighted_vq,
+                train_total=sse + weighted_vq,
+                gradient_norm=norm,
+                revived_codes_per_step=revived,
+            )
+            progress.update()
+
+            if done % s.log_every == 0 or done == s.steps:
+                means, seconds = meter.read(world)
+                if not np.isfinite(means["train_total"]):
+                    raise InputError(
+                        f"the loss became {means['train_total']} before step {done}: {last_path} holds an "
+                        "earlier step; lower --learning-rate and start in another --out-dir"
+                    )
+                waiting, waited_s = waited_s / max(1e-9, seconds * s.log_every), 0.0
+                if run:
+                    timing = {"seconds_per_step": seconds, "waiting_share": waiting}
+                    run.log({"step": done, **means, "rate": rate, **timing})
+                    progress.set_postfix_str(
+                        f"SSE {means['train_sse']:.0f} VQ {means['train_vq']:.0f} "
+                        f"{s.batch_size / seconds:.1f} images/s"
+                    )
+            if done % s.eval_every == 0 or done == s.steps:
+                scores = validate(s, averaged, val_NHW, world, dtype)
+                if scores["val_total"] < best:
+                    best = scores["val_total"]
+                    if run:
+                        content = {"model": averaged.state_dict(), "config": config, "made_by": record}
+                        save_checkpoint(best_path, {**content, "step": done, "val": scores})
+                        with atomic_path(s.out_dir / "codebook_weight.npy") as temporary:
+                            np.save(temporary, averaged.quantize.embedding.weight.cpu().numpy())
+                if run:
+                    run.log({"step": done, **scores})
+                    draw_curves(s)
+                    draw_reconstructions(s, averaged, val_NHW, val_files.label_N, names)
+                    progress.write(
+                        f"step {done}: val SSE {scores['val_sse']:.0f}  PSNR {scores['val_psnr_db']:.2f} dB  "
+                        f"SSIM {scores['val_ssim']:.3f}  codes in use {scores['val_usage_all']:.0%}"
+                    )
+            stopping = world.any(stop.received is not None)
+            if done % s.save_every == 0 or done == s.steps or stopping:
+                save(done)
+            if stopping and done < s.steps:
+                progress.close()
+                world.close()
+                raise cli.Stopped(
+                    stop.received or 2, f"step {done} is in {last_path}; the same command goes on"
+                )
+    progress.close()
+    world.close()
+    print(f"done: {best_path} (val total {best:.0f}), figures in {s.out_dir}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Settings, __doc__)

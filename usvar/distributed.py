@@ -1,0 +1,116 @@
+"""One process or many under `torchrun`, with the same result for the same global batch.
+
+    torchrun --nproc-per-node 4 train_vqvae.py ...
+
+NCCL on GPUs, gloo on CPUs. A script asks `World` for its share of the global batch and lets rank 0 write.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from usvar.errors import InputError
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this process stands among all that train together."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    def share(self, batch: int) -> slice:
+        """This process's rows of a global batch.
+
+        Raises:
+            InputError: when the batch does not divide by the number of processes.
+        """
+        if batch % self.size:
+            raise InputError(
+                f"a batch of {batch} images does not divide by {self.size} processes: "
+                f"choose --batch-size {batch // self.size * self.size or self.size}"
+            )
+        local = batch // self.size
+        return slice(self.rank * local, (self.rank + 1) * local)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model as it is, or in DistributedDataParallel when there are several processes."""
+        if self.size == 1:
+            return model
+        # Buffers (counts of used codes) are summed over processes by the model itself.
+        return DistributedDataParallel(model, broadcast_buffers=False)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over processes."""
+        return self.sum(values) / self.size
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Rows of all processes, in the order of the global batch."""
+        if self.size == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.size)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over processes."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up in any process: all of them must leave a loop at the same step."""
+        if self.size == 1:
+            return flag
+        up = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(up, op=dist.ReduceOp.MAX)
+        return bool(up.item())
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
+
+def start(device: str = "auto") -> World:
+    """Join the other processes if `torchrun` started this one, and choose the device.
+
+    Args:
+        device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        InputError: for a device that this machine does not have.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"--device {device} is not a device, wanted auto, cpu or cuda") from error
+    if chosen.type == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError(f"--device {device} was asked for, but torch sees no GPU here: use --device cpu")
+        local = int(os.environ.get("LOCAL_RANK", "0")) if chosen.index is None else chosen.index
+        if local >= torch.cuda.device_count():
+            raise InputError(f"GPU {local} was asked for, {torch.cuda.device_count()} are here")
+        torch.cuda.set_device(local)
+        chosen = torch.device("cuda", local)
+    if size > 1:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=size)
+    return World(rank, size, chosen)

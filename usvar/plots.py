@@ -1,0 +1,169 @@
+"""Figures that people read: one style, colours that the colour-blind can tell apart, written atomically."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # no window: scripts run on machines without a screen
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from usvar.files import atomic_path
+
+# Okabe and Ito, "Color universal design" (2008).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+
+plt.rcParams.update(
+    {
+        "axes.prop_cycle": plt.cycler(color=COLOURS),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "font.size": 9,
+        "figure.dpi": 120,
+        "image.cmap": "gray",
+        "legend.frameon": False,
+    }
+)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure and free it."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, bbox_inches="tight")
+    plt.close(figure)
+
+
+def curves(
+    path: Path,
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    lines: Mapping[str, Mapping[str, float]] | None = None,
+    log_panels: Sequence[str] = (),
+    title: str = "",
+) -> None:
+    """Curves over the optimiser step, panels side by side.
+
+    Args:
+        path: the PNG to write.
+        panels: panel title (with its unit) -> curve name -> (steps, values). Curves named "train ..." and
+            "val ..." with the same ending share a colour; "val" is dashed and has dots.
+        lines: panel title -> name -> height of a dotted horizontal line.
+        log_panels: panels with a logarithmic axis.
+        title: title of the whole figure.
+    """
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(4.4 * columns, 3.3 * rows), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (name, series) in zip(axes.flat, panels.items(), strict=False):
+        colour_of: dict[str, str] = {}
+        for label, (steps, values) in series.items():
+            kind, _, ending = label.partition(" ")
+            key = ending if kind in ("train", "val") else label
+            colour = colour_of.setdefault(key, COLOURS[len(colour_of) % len(COLOURS)])
+            style = {"linestyle": "--", "marker": "o", "markersize": 3} if kind == "val" else {}
+            axis.plot(steps, values, color=colour, label=label, linewidth=1.4, **style)
+        for offset, (label, height) in enumerate((lines or {}).get(name, {}).items()):
+            colour = COLOURS[(len(colour_of) + offset) % len(COLOURS)]
+            axis.axhline(height, color=colour, linestyle=":", linewidth=1.6, label=label)
+        if name in log_panels:
+            axis.set_yscale("log")
+        axis.set_title(name)
+        axis.set_xlabel("optimiser step")
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axis.legend(fontsize=7)
+    if title:
+        figure.suptitle(title)
+    save(figure, path)
+
+
+def image_grid(
+    path: Path,
+    rows: Sequence[Sequence[np.ndarray]],
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    title: str,
+    heat_columns: Sequence[int] = (),
+    inch: float = 1.25,
+) -> None:
+    """Grey pictures in a grid, one name a row and a column.
+
+    Args:
+        path: the PNG to write.
+        rows: pictures (H, W) uint8, row by row; rows may be shorter than the longest.
+        row_names: left of each row.
+        column_names: above each column.
+        title: above the grid.
+        heat_columns: columns that hold an error in grey levels, drawn in colour from 0 to 64.
+        inch: side of a picture.
+    """
+    columns = len(column_names)
+    figure, axes = plt.subplots(
+        len(rows),
+        columns,
+        figsize=(inch * columns + 1.1, (inch + 0.05) * len(rows) + 0.6),
+        squeeze=False,
+        gridspec_kw={"wspace": 0.04, "hspace": 0.04},
+    )
+    for row, (pictures, row_axes) in enumerate(zip(rows, axes, strict=True)):
+        for column, axis in enumerate(row_axes):
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.grid(False)
+            for spine in axis.spines.values():
+                spine.set_visible(False)
+            if column < len(pictures):
+                heat: dict[str, Any] = (
+                    {"cmap": "magma", "vmax": 64} if column in heat_columns else {"vmax": 255}
+                )
+                axis.imshow(pictures[column], vmin=0, interpolation="nearest", **heat)
+            if row == 0:
+                axis.set_title(column_names[column], fontsize=8)
+        row_axes[0].set_ylabel(row_names[row], rotation=0, ha="right", va="center", fontsize=8)
+    figure.suptitle(title, fontsize=10, y=1.0, va="bottom")
+    save(figure, path)
+
+
+def heat_map(
+    path: Path,
+    values: np.ndarray,
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    title: str,
+    x_label: str,
+    y_label: str,
+    unit: str,
+    limits: tuple[float, float] | None = None,
+) -> None:
+    """A table of numbers as colours, with a colour bar.
+
+    Args:
+        path: the PNG to write.
+        values: (rows, columns).
+        row_names: one a row, from the top.
+        column_names: one a column; about eight are written.
+        title: figure title.
+        x_label: what the columns are.
+        y_label: what the rows are.
+        unit: of the values, beside the colour bar.
+        limits: lowest and highest value of the colours; None: of the data.
+    """
+    figure, axis = plt.subplots(figsize=(6.4, 0.32 * len(row_names) + 1.4), layout="constrained")
+    low, high = limits or (None, None)
+    drawn = axis.imshow(values, aspect="auto", cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+    every = max(1, len(column_names) // 8)
+    axis.set_xticks(range(0, len(column_names), every), column_names[::every])
+    axis.set_yticks(range(len(row_names)), row_names)
+    axis.grid(False)
+    axis.set(title=title, xlabel=x_label, ylabel=y_label)
+    figure.colorbar(drawn, ax=axis, label=unit)
+    save(figure, path)

@@ -1,0 +1,271 @@
+"""Token maps as data: one `tokens_multiscale_maps.npz` and one `classes.json` per split.
+
+Axes: N images of a split, L tokens of all scales (coarse first), S scales, V codebook size, K prefix tokens.
+The archive is stored without compression, so that its arrays can be memory-mapped: reading a batch of a
+million token maps costs the batch, not the million.
+"""
+
+import json
+import struct
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from usvar.errors import InputError
+from usvar.files import atomic_path, write_json
+
+FILE_NAME = "tokens_multiscale_maps.npz"
+
+
+@dataclass(frozen=True)
+class TokenMaps:
+    """The token maps of one split."""
+
+    file: Path
+    # (N, L) integers, coarse scale first; memory-mapped where the archive allows it.
+    idx_NL: np.ndarray
+    # (N,) class of each row.
+    label_N: np.ndarray
+    # (N,) picture that each row was made from, relative to the data root.
+    path_N: np.ndarray
+    # (N,) 0 for the picture as it is, 1, 2, ... for its augmented views.
+    view_N: np.ndarray
+    # Tokens a side, one per scale.
+    patch_nums: tuple[int, ...]
+    # Class names; index = label.
+    classes: tuple[str, ...]
+    # What made the file: settings, revision, SHA-256 of the VQ-VAE, vocab_size, image_size.
+    made_by: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.label_N)
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the codebook that the tokens index."""
+        return int(self.made_by["vocab_size"])
+
+    @property
+    def vqvae_sha256(self) -> str:
+        """Hash of the VQ-VAE checkpoint that made the tokens."""
+        return str(self.made_by["inputs"]["vqvae"]["sha256"])
+
+
+def token_count(patch_nums: Sequence[int]) -> int:
+    """L: tokens of all scales together."""
+    return sum(side * side for side in patch_nums)
+
+
+def write_token_maps(
+    folder: Path,
+    idx_NL: np.ndarray,
+    label_N: np.ndarray,
+    path_N: np.ndarray,
+    view_N: np.ndarray,
+    patch_nums: Sequence[int],
+    classes: Sequence[str],
+    made_by: dict[str, Any],
+) -> None:
+    """Write a split's archive and class names, atomically and without holding `idx_NL` in memory twice."""
+    arrays: dict[str, np.ndarray] = {"vnums": np.array(patch_nums, dtype=np.int64), "idx": idx_NL}
+    start = 0
+    for side in patch_nums:
+        arrays[f"tok_{side}x{side}"] = idx_NL[:, start : start + side * side].reshape(-1, side, side)
+        start += side * side
+    arrays |= {"label": label_N, "path": path_N, "view": view_N, "made_by": np.array(json.dumps(made_by))}
+    with atomic_path(folder / FILE_NAME) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in arrays.items():
+            # A fixed date: the same tokens give the same bytes.
+            member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            with archive.open(member, "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+    write_json(folder / "classes.json", list(classes))
+
+
+def read_token_maps(folder: Path) -> TokenMaps:
+    """Read a split's archive.
+
+    Args:
+        folder: holds tokens_multiscale_maps.npz and classes.json.
+
+    Raises:
+        InputError: when a file or an array is missing, holds objects, or does not fit the others.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise InputError(f"{path} is missing: run tokenize_multiscale_maps.py and give its --out-dir")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {info.filename.removesuffix(".npy") for info in archive.infolist()}
+            needed = ("vnums", "idx", "label", "path", "view", "made_by")
+            if missing := [name for name in needed if name not in names]:
+                raise InputError(
+                    f"{path} has no array {missing[0]!r}, wanted {', '.join(needed)}: tokenise again"
+                )
+            arrays = {name: _read_member(path, archive, f"{name}.npy") for name in needed}
+        classes = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
+        made_by = json.loads(str(arrays["made_by"]))
+    except (OSError, zipfile.BadZipFile, ValueError, struct.error) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} or its classes.json cannot be read ({error}): tokenise again") from error
+    maps = TokenMaps(
+        file=path,
+        idx_NL=arrays["idx"],
+        label_N=np.asarray(arrays["label"]).astype(np.int64),
+        path_N=arrays["path"],
+        view_N=np.asarray(arrays["view"]).astype(np.int64),
+        patch_nums=tuple(int(side) for side in arrays["vnums"]),
+        classes=tuple(classes),
+        made_by=made_by,
+    )
+    _check(maps)
+    return maps
+
+
+def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """One array of the archive: memory-mapped when it is stored plainly, else read (compressed by others)."""
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED:
+        with archive.open(name) as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    with open(path, "rb") as file:
+        file.seek(info.header_offset)
+        # Local file header (APPNOTE.TXT 4.3.7): lengths of name and extra field at bytes 26 and 28.
+        name_length, extra_length = struct.unpack("<26x2H", file.read(30))
+        file.seek(name_length + extra_length, 1)
+        version = np.lib.format.read_magic(file)
+        read_header = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran_order, dtype = read_header(file)
+        if dtype.hasobject:
+            raise ValueError(f"{name} holds Python objects")
+        if not shape:
+            return np.fromfile(file, dtype, 1).reshape(())
+        offset = file.tell()
+    # The size claimed by the header may be larger than the file: np.memmap refuses that with a ValueError.
+    return np.memmap(path, dtype, "r", offset, shape, "F" if fortran_order else "C")
+
+
+def _check(maps: TokenMaps) -> None:
+    count, length = len(maps.label_N), token_count(maps.patch_nums)
+    for name, needed in (("inputs", dict), ("vocab_size", int)):
+        if not isinstance(maps.made_by.get(name), needed):
+            raise InputError(f"{maps.file}: its made_by record has no {name}: tokenise again")
+    if maps.idx_NL.shape != (count, length) or len(maps.path_N) != count or len(maps.view_N) != count:
+        raise InputError(
+            f"{maps.file}: idx is {maps.idx_NL.shape} for {count} labels, wanted ({count}, {length}) for "
+            f"patch numbers {maps.patch_nums}: tokenise again"
+        )
+    if maps.idx_NL.dtype.kind not in "ui":
+        raise InputError(f"{maps.file}: idx is {maps.idx_NL.dtype}, wanted integers: tokenise again")
+    if count == 0:
+        raise InputError(f"{maps.file} holds no token map: tokenise again")
+    if maps.label_N.min() < 0 or maps.label_N.max() >= len(maps.classes):
+        raise InputError(
+            f"{maps.file}: labels go from {maps.label_N.min()} to {maps.label_N.max()}, classes.json has "
+            f"{len(maps.classes)} names: tokenise again"
+        )
+    for start in range(0, count, 65536):
+        block = maps.idx_NL[start : start + 65536]
+        if block.min() < 0 or block.max() >= maps.vocab_size:
+            raise InputError(
+                f"{maps.file}: tokens go from {block.min()} to {block.max()}, the codebook has "
+                f"{maps.vocab_size} codes: tokenise again with the VQ-VAE that you train with"
+            )
+
+
+def as_tensor(idx_NL: np.ndarray, rows: Sequence[int] | np.ndarray) -> Tensor:
+    """Some rows as (B, L) int64, copied out of the memory map."""
+    return torch.from_numpy(np.ascontiguousarray(idx_NL[np.asarray(rows)]).astype(np.int64))
+
+
+def scale_slices(patch_nums: Sequence[int]) -> list[slice]:
+    """Columns of each scale in (N, L)."""
+    ends = np.cumsum([side * side for side in patch_nums]).tolist()
+    return [slice(end - side * side, end) for end, side in zip(ends, patch_nums, strict=True)]
+
+
+def draw_from_position_prior(
+    maps: TokenMaps, labels: Sequence[int], prefix: int, seeds: Sequence[int]
+) -> np.ndarray:
+    """The first K tokens of images that know nothing but frequencies: mode "nop".
+
+    Each token is drawn from the frequencies of its class at its position in `maps`. That is the same as
+    taking, at every position, the token of a randomly chosen image of the class, so no (class, L, V) table
+    is needed.
+
+    Args:
+        maps: the split whose frequencies count.
+        labels: a class for each row wanted.
+        prefix: K, number of tokens.
+        seeds: one per row; the row depends on its own seed alone.
+
+    Returns:
+        (len(labels), K) int64.
+
+    Raises:
+        InputError: when the split has no image of a class.
+    """
+    prior_BK = np.empty((len(labels), prefix), dtype=np.int64)
+    for row, (label, seed) in enumerate(zip(labels, seeds, strict=True)):
+        rows = rows_of_class(maps, label)
+        chosen_K = rows[np.random.default_rng(seed).integers(len(rows), size=prefix)]
+        prior_BK[row] = maps.idx_NL[chosen_K, np.arange(prefix)]
+    return prior_BK
+
+
+def rows_of_class(maps: TokenMaps, label: int) -> np.ndarray:
+    """Rows of a class, un-augmented views only.
+
+    Raises:
+        InputError: when there is none.
+    """
+    rows = np.flatnonzero((maps.label_N == label) & (maps.view_N == 0))
+    if not len(rows):
+        raise InputError(f"{maps.file} has no image of class {maps.classes[label]}: choose another split")
+    return rows
+
+
+def frequency_cross_entropies(train: TokenMaps, other: TokenMaps) -> dict[str, np.ndarray]:
+    """What two models that know only frequencies would score: lines to beat for the transformer.
+
+    `unigram`: one distribution over codes a scale. `class_position`: one a class and position, mixed half and
+    half with the unigram distribution, because a small training set leaves most codes unseen at a position.
+    Both are fitted on the training split and scored on another, so they are honest cross-entropies and not
+    entropies of a sample, which would be far too low at this number of images.
+
+    Args:
+        train: token maps to count.
+        other: token maps to score, such as those of the validation split.
+
+    Returns:
+        For each of the two, (S,) mean nats a token of each scale.
+    """
+    vocab = train.vocab_size
+    per_scale: dict[str, list[float]] = {"unigram": [], "class_position": []}
+    rows_of = {label: np.flatnonzero(train.label_N == label) for label in range(len(train.classes))}
+    tested = np.flatnonzero(other.view_N == 0)
+    for columns in scale_slices(train.patch_nums):
+        counts_V = np.bincount(np.asarray(train.idx_NL[:, columns]).ravel(), minlength=vocab) + 1.0
+        unigram_V = counts_V / counts_V.sum()
+        unigram_nats, position_nats, tokens = 0.0, 0.0, 0
+        for label, rows in rows_of.items():
+            fitted_Ml = np.asarray(train.idx_NL[rows, columns])
+            scored_Nl = np.asarray(other.idx_NL[tested[other.label_N[tested] == label], columns])
+            unigram_nats -= np.log(unigram_V[scored_Nl]).sum()
+            tokens += scored_Nl.size
+            for position in range(scored_Nl.shape[1]):
+                seen_V = np.bincount(fitted_Ml[:, position], minlength=vocab)
+                share_V = 0.5 * seen_V / max(1, len(rows)) + 0.5 * unigram_V
+                position_nats -= np.log(share_V[scored_Nl[:, position]]).sum()
+        per_scale["unigram"].append(unigram_nats / tokens)
+        per_scale["class_position"].append(position_nats / tokens)
+    return {name: np.array(values) for name, values in per_scale.items()}

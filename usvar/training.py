@@ -1,0 +1,297 @@
+"""What both training scripts need: rate, batches and random numbers by step; EMA; stopping; the run folder.
+
+Because the learning rate, the images of a batch and every random draw are pure functions of the seed and the
+step, a run that goes on from a checkpoint meets exactly what it would have met, with any number of processes.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from usvar.distributed import World
+from usvar.errors import InputError
+from usvar.files import remove_stale_temporaries, write_json, write_text
+
+T = TypeVar("T")
+
+# Streams of random numbers: one number each, so that no two uses share a stream.
+STREAM_BATCH, STREAM_AUGMENT, STREAM_DROP, STREAM_REVIVE, STREAM_NETWORK = range(5)
+
+
+def learning_rate(step: int, peak: float, warmup_steps: int, total_steps: int, final_share: float) -> float:
+    """Linear warm-up to `peak`, then half a cosine down to `final_share * peak` at the last step.
+
+    Args:
+        step: optimiser step, from 0.
+        peak: highest rate.
+        warmup_steps: steps of the linear part.
+        total_steps: steps in all.
+        final_share: last rate as a share of the peak, 0 to 1.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return peak * (final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def step_seed(seed: int, stream: int, step: int, rank: int = 0) -> int:
+    """A 63-bit seed that differs for every stream, step and process."""
+    words = np.random.SeedSequence((seed, stream, step, rank)).generate_state(2, dtype=np.uint32)
+    return int(words[0]) << 31 ^ int(words[1])
+
+
+def step_generator(seed: int, stream: int, step: int) -> torch.Generator:
+    """A CPU generator for one use at one step."""
+    return torch.Generator().manual_seed(step_seed(seed, stream, step))
+
+
+class BalancedSampler:
+    """Which images are in the batch of a step: a pure function of seed and step.
+
+    A class is drawn with a probability proportional to its number of images to the power `1 - balance`, then
+    an image of it uniformly, with replacement. There is no epoch to keep a place in.
+
+    Args:
+        label_N: class of each image.
+        balance: 0 draws images as often as they are, 1 all classes equally often.
+        seed: the run's seed.
+    """
+
+    def __init__(self, label_N: np.ndarray, balance: float, seed: int) -> None:
+        self.order_N = np.argsort(label_N, kind="stable")
+        count_C = np.bincount(label_N)
+        self.start_C = np.concatenate([[0], np.cumsum(count_C)[:-1]])
+        self.count_C = count_C
+        weight_C = np.where(count_C > 0, np.maximum(count_C, 1.0) ** (1 - balance), 0.0)
+        self.cumulative_C = np.cumsum(weight_C / weight_C.sum())
+        self.seed = seed
+
+    def batch(self, step: int, size: int) -> np.ndarray:
+        """Indices (size,) of the images of the global batch at `step`."""
+        words = (self.seed, STREAM_BATCH, step)
+        draw_2B = np.random.Generator(np.random.Philox(np.random.SeedSequence(words))).random((2, size))
+        class_B = np.searchsorted(self.cumulative_C, draw_2B[0], side="right").clip(max=len(self.count_C) - 1)
+        within_B = (draw_2B[1] * self.count_C[class_B]).astype(np.int64)
+        return self.order_N[self.start_C[class_B] + within_B]
+
+
+@torch.no_grad()
+def ema_update(averaged: nn.Module, model: nn.Module, step: int, decay: float) -> None:
+    """Move the averaged weights toward the model's; buffers are copied.
+
+    The decay is small in the first steps, min(decay, (1 + step) / (10 + step)), so that the random start is
+    soon forgotten.
+    """
+    decay = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
+    for target, source in zip(averaged.buffers(), model.buffers(), strict=True):
+        target.copy_(source)
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for AdamW: matrices and kernels decay; biases, gains and embeddings do not."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    decayed, kept = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_kernel = name.endswith("weight") and parameter.ndim >= 2 and id(parameter) not in embeddings
+            (decayed if is_kernel else kept).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+def amp_dtype(device: torch.device, precision: str) -> torch.dtype:
+    """The dtype of the forward pass: "auto" is bf16 on a GPU that has it and float32 elsewhere.
+
+    Raises:
+        InputError: for another word than auto, float32 or bfloat16.
+    """
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise InputError(f"--precision {precision} was given, wanted auto, float32 or bfloat16")
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and has_bf16) else torch.float32
+
+
+class StopSignal:
+    """Turns SIGINT and SIGTERM into a flag that the loop reads after a step; the second one stops at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> "StopSignal":
+        self._before = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _frame: object) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+
+
+class RunFolder:
+    """A folder that one run writes at a time: settings.json, log.jsonl, checkpoints, figures.
+
+    Args:
+        path: the folder; made if missing.
+        record: what makes the run, from `provenance.made_by`.
+
+    Raises:
+        InputError: when another run that is alive writes to the folder.
+    """
+
+    def __init__(self, path: Path, record: dict[str, Any]) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        self.path, self.log_path = path, path / "log.jsonl"
+        self._lock: TextIO = open(path / ".lock", "w")  # noqa: SIM115 - held until the process ends
+        try:
+            # The kernel drops this lock when its process dies, so a dead run never blocks.
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"another run writes to {path}: wait for it or choose another --out-dir"
+            ) from error
+        remove_stale_temporaries(path)
+        write_json(path / "settings.json", record)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one line to log.jsonl; infinite and missing numbers become null."""
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        with open(self.log_path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(clean) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop log lines of steps that a killed run did after its last checkpoint."""
+        if self.log_path.exists():
+            kept = [row for row in read_log(self.log_path) if row["step"] <= step]
+            write_text(self.log_path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def close(self) -> None:
+        """Let another run use the folder."""
+        self._lock.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log.jsonl; a last line that a killed run left half-written is dropped."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def refuse_other_settings(path: Path, before: dict, now: dict, may_change: tuple[str, ...]) -> None:
+    """A run goes on only with the settings and input files it was started with.
+
+    Args:
+        path: the checkpoint, for the message.
+        before: made_by record of the checkpoint.
+        now: made_by record of this start.
+        may_change: names of settings that do not change the numbers, such as log intervals.
+
+    Raises:
+        InputError: names the first setting or input file that differs.
+    """
+    for name, value in now["settings"].items():
+        old = before["settings"].get(name)
+        if name not in may_change and old != value:
+            raise InputError(
+                f"{path} was made with {name} = {old}, now it is {value}: "
+                f"give --{name.replace('_', '-')} {old} to go on, or another --out-dir to start anew"
+            )
+    for role, file in now["inputs"].items():
+        if before["inputs"].get(role, {}).get("sha256") != file["sha256"]:
+            raise InputError(
+                f"{path} was trained with another {role} file than {file['path']}: "
+                "give that file to go on, or another --out-dir to start anew"
+            )
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+    """Mixed precision, or nothing for float32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def optimiser_step(
+    parameters: list[Tensor], optimiser: torch.optim.Optimizer, rate: float, clip: float
+) -> Tensor:
+    """Set the rate, clip the gradients to norm `clip`, step and clear; returns the norm before clipping."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return norm
+
+
+class Meter:
+    """Means of the numbers of some steps, summed on the device and read once, when they are logged."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.steps = 0
+        self.started = time.perf_counter()
+
+    def add(self, **values: Tensor) -> None:
+        """Add a step's numbers: tensors of one element or of one axis."""
+        for name, value in values.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint between two log lines must hold, so that the next line has the same numbers."""
+        return {"sums": {name: value.cpu() for name, value in self.sums.items()}, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on from `state_dict`."""
+        self.sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self.steps = state["steps"]
+
+    def read(self, world: World) -> tuple[dict[str, Any], float]:
+        """Means since the last read, over steps and processes, and the seconds a step took; starts anew.
+
+        Returns:
+            A number for each name, or a list of numbers where tensors of several elements were added.
+        """
+        means = {name: world.mean(value / self.steps).tolist() for name, value in self.sums.items()}
+        seconds = (time.perf_counter() - self.started) / max(1, self.steps)
+        self.sums, self.steps, self.started = {}, 0, time.perf_counter()
+        return means, seconds
+
+
+def prefetch(load: Callable[[int], T], steps: range) -> Iterator[tuple[int, T, float]]:
+    """Load the batch of the next step in a thread while the device works on this one.
+
+    Yields:
+        The step, what `load(step)` returned, and the seconds that were spent waiting for it.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(load, steps.start) if len(steps) else None
+        for step in steps:
+            started = time.perf_counter()
+            batch = pending.result()
+            waited = time.perf_counter() - started
+            if step + 1 < steps.stop:
+                pending = pool.submit(load, step + 1)
+            yield step, batch, waited
+
+
+def batches(count: int, size: int) -> Iterator[range]:
+    """Ranges that cover `count` items in pieces of `size`."""
+    return (range(i, min(i + size, count)) for i in range(0, count, size))
