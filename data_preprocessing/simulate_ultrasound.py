@@ -159,7 +159,11 @@ class Tissue:
         self.impedance += inside * (impedance - self.impedance)
 
     def membrane(
-        self, distance: np.ndarray, impedance: float, echo_db: float = 0.0, width: float = 0.3
+        self,
+        distance: np.ndarray,
+        impedance: float | np.ndarray,
+        echo_db: float | np.ndarray = 0.0,
+        width: float = 0.3,
     ) -> None:
         """Add a thin sheet where a distance (mm) is zero: a step of impedance, and some scattering."""
         sheet = np.exp(-0.5 * (distance / width) ** 2)
@@ -196,12 +200,12 @@ def beam_width_mm(probe: Probe, depth_mm: np.ndarray, frequency_mhz: float) -> n
     """Lateral width of the two-way beam (full width at half maximum), mm.
 
     Transmit has one fixed focus: diffraction, about wavelength x depth / aperture, and away from it the
-    shadow of the aperture. Receive is focused at every depth, with an aperture that opens up to f/2.
+    shadow of the aperture. Receive is focused at every depth, with an aperture that opens up to f/2.5.
     """
     wavelength = SPEED_MM_PER_US / frequency_mhz
     defocus = np.abs(depth_mm - probe.focus_mm) / probe.focus_mm
     transmit = np.hypot(wavelength * depth_mm / probe.aperture_mm, probe.aperture_mm * defocus)
-    receive = wavelength * np.maximum(2.0, depth_mm / probe.aperture_mm)
+    receive = wavelength * np.maximum(2.5, depth_mm / probe.aperture_mm)
     return 1 / np.sqrt(1 / transmit.clip(0.1) ** 2 + 1 / receive**2)
 
 
@@ -280,11 +284,14 @@ def simulate_envelope(tissue: Tissue, probe: Probe, rng: np.random.Generator) ->
     scatter_ZB = 10 ** (tissue.echo_db / 20)
     tgc_db_Z = np.minimum(2 * probe.tgc_db * probe.frequency_mhz * depth_cm_Z, probe.tgc_limit_db)
     power_ZB = np.zeros(scatter_ZB.shape, np.float32)
+    # No interface is a mirror: its echo varies along it over a few beams, in strength and phase.
+    rough_ZB = ndimage.gaussian_filter(complex_normal(rng, scatter_ZB.shape), (12, 3), truncate=2.5)
+    rough_ZB = 0.6 + 0.6 * rough_ZB / np.abs(rough_ZB).mean()
     # Bands that do not overlap see the same scatterers with independent phases: drawing anew is equivalent.
     for band in range(probe.bands):
         offset = (band - (probe.bands - 1) / 2) / max(probe.bands, 1)
         frequency = probe.frequency_mhz * (1 + 0.4 * offset)
-        echo_ZB = scatter_ZB * complex_normal(rng, scatter_ZB.shape) + specular_ZB
+        echo_ZB = scatter_ZB * complex_normal(rng, scatter_ZB.shape) + specular_ZB * rough_ZB
         # Ring-down of the probe and its echoes between face and skin: arcs in the first millimetres.
         ring_Z1 = complex_normal(rng, (SAMPLES, 1)) * np.exp(-depth_cm_Z * (700 / probe.depth_mm))
         received = 10 ** (-(attenuation_ZB * np.float32(frequency) + loss_db_ZB) / 20)
@@ -406,23 +413,24 @@ def breast(rng: np.random.Generator, off: float, x: np.ndarray, z: np.ndarray, m
     skin, gland = u(1.2, 2.2), u(6, 12)
     muscle = gland + u(13, 18)
     chest = muscle + u(8, 13)
-    tissue = uniform_tissue(x, z, -7)
+    tissue = uniform_tissue(x, z, -10)
     fat_top = skin - z
-    fibres(tissue, rng, fat_top, (u(8, 14), u(3, 4.5)), 12, 0.10, 0.10)
+    fibres(tissue, rng, fat_top, (u(7, 11), u(2.0, 3.0)), 12, 0.06, 0.10)
+    fibres(tissue, rng, fat_top, (4, 2.2), 10, 0.04, 0.10)
     tissue.echo_db += 1.5 * smooth_field(rng, x, z, 2, 1.2)
     # Gland: bright, streaky, with dark lobules of fat.
     in_gland = gland + 1.6 * wave - z
     texture = 3.0 * smooth_field(rng, x, z, 3.5, 1.0)
-    lobules = expit((smooth_field(rng, x, z, 6, 2.2) - u(0.6, 1.4)) / 0.15)
-    tissue.fill(in_gland, u(2, 7) + texture - 11 * lobules, 0.75, 1.66)
-    fibres(tissue, rng, in_gland, (u(7, 12), 1.6), 5, 0.05, 0.10)
+    lobules = expit((smooth_field(rng, x, z, 6, 2.0) - u(0.3, 1.0)) / 0.2)
+    tissue.fill(in_gland, u(3, 7) + texture - 12 * lobules, 0.75, 1.66)
+    fibres(tissue, rng, in_gland, (u(6, 10), 1.4), 7, 0.04, 0.12)
     # Pectoral muscle between two fasciae, then the chest wall.
     in_muscle = muscle + 0.8 * wave - z
     tissue.fill(in_muscle, -9, 0.8, 1.68)
-    fibres(tissue, rng, in_muscle, (18, 0.9), 10, 0.08, 0.16)
-    tissue.membrane(in_muscle, 0.16, 8)
+    fibres(tissue, rng, in_muscle, (9, 0.8), 9, 0.05, 0.2)
+    tissue.membrane(in_muscle, 0.05, 8)
     in_chest = chest + 0.8 * wave - z
-    tissue.membrane(in_chest, 0.35, 10)
+    tissue.membrane(in_chest, 0.14, 8)
     tissue.fill(in_chest, -10, 1.5, 1.5)
     tissue.fill(z - skin, 6, 0.8, 1.7, soft=0.15)
 
@@ -435,26 +443,26 @@ def breast(rng: np.random.Generator, off: float, x: np.ndarray, z: np.ndarray, m
         ratio, cyst = u(0.5, 0.66), u(0, 1) < 0.35
         shrink = np.sqrt(1 - off**2)
         p, q = turned(x, z, cx, centre_z + 1, angle)
-        d = ellipse(p, q, half * shrink, half * ratio * shrink) + 0.35 * wobble
+        d = ellipse(p, q, half * shrink, half * ratio * shrink) + 0.55 * wobble
         tissue.fill(d, -45 if cyst else u(-19, -14) + 1.2 * grain, 0.05 if cyst else 0.25, 1.56, soft=0.15)
         tissue.membrane(d, 0.10, 6)
         return tissue
-    half = u(4, 6.5)
+    half = u(4.5, 6.5)
     p, q = turned(x, z, cx, centre_z + 2, angle)
     shrink = np.sqrt(1 - off**2)
     round_d = ellipse(p, q, half * shrink, half * u(1.25, 1.65) * shrink)
     # Spicules: narrow rays at random angles, longer where the tumour pulls.
     phi = np.arctan2(q, p)
-    count = int(rng.integers(9, 15))
-    at, long, thin = u(-np.pi, np.pi, 16), u(0.8, 4.5, 16), u(0.07, 0.16, 16)
+    count = int(rng.integers(7, 12))
+    at, long, thin = u(-np.pi, np.pi, 16), u(0.5, 3.2, 16), u(0.08, 0.2, 16)
     rays = np.zeros_like(x)
     for i in range(count):
         turn = np.abs((phi - at[i] + np.pi) % (2 * np.pi) - np.pi)
         rays = np.maximum(rays, long[i] * np.exp(-((turn / thin[i]) ** 2)))
-    d = round_d + 1.1 * wobble + 0.5 * grain - rays
-    halo = np.exp(-0.5 * ((d - 1.6) / 1.1) ** 2) * (d > 0)
+    d = round_d + 1.3 * wobble + 0.7 * grain - rays
+    halo = np.exp(-0.5 * ((d - 1.9) / 1.4) ** 2) * (d > 0)
     tissue.echo_db += u(4, 8) * halo
-    tissue.fill(d, u(-22, -17) + 2 * grain, u(1.1, 1.6), 1.68, soft=0.35)
+    tissue.fill(d, u(-19, -14) + 2.5 * grain, u(1.2, 1.8), 1.66, soft=0.45)
     specks = expit((smooth_field(rng, x, z, 0.7, 0.6) - 2.6) / 0.1) * (round_d < 0)
     tissue.echo_db += 24 * specks * (u(0, 1) < 0.5)
     return tissue
@@ -477,52 +485,52 @@ def thyroid_nodule(rng: np.random.Generator, off: float, x: np.ndarray, z: np.nd
     wave = smooth_field(rng, x, z, 14, 14)
     skin, fat = u(1.0, 1.6), u(1.5, 3.5)
     strap = skin + fat + u(2.5, 4.5)
-    tissue = uniform_tissue(x, z, -1)
+    tissue = uniform_tissue(x, z, 0)
     tissue.echo_db += 2 * smooth_field(rng, x, z, 3, 1.2)
-    fibres(tissue, rng, skin - z, (10, 1.8), 7, 0.07, 0.12)
+    fibres(tissue, rng, skin - z, (7, 1.5), 7, 0.04, 0.12)
     tissue.fill(skin + fat + 0.5 * wave - z, -12, 0.8, 1.68)
-    fibres(tissue, rng, skin + fat + 0.5 * wave - z, (16, 0.8), 7, 0.05, 0.15)
-    tissue.membrane(skin + fat + 0.5 * wave - z, 0.12, 8)
+    fibres(tissue, rng, skin + fat + 0.5 * wave - z, (9, 0.8), 8, 0.03, 0.2)
+    tissue.membrane(skin + fat + 0.5 * wave - z, 0.05, 8)
     half_x, half_z = u(10, 13), u(8, 10.5)
     lobe_x, lobe_z = side * u(0, 3), strap + half_z + 0.5
     # Muscle behind the lobe, then the spine.
     behind = lobe_z + half_z + u(0, 1.5) + 0.6 * wave - z
     tissue.fill(behind, -10, 0.8, 1.68)
-    fibres(tissue, rng, behind, (14, 1.0), 8, 0.06, 0.15)
-    tissue.membrane(behind, 0.1, 6)
-    spine = lobe_z + half_z + u(7, 10) + 1.2 * wave - z
-    tissue.fill(spine, 2, 6, 3.0)
+    fibres(tissue, rng, behind, (8, 1.0), 9, 0.04, 0.2)
+    tissue.membrane(behind, 0.05, 6)
+    spine = lobe_z + half_z + u(7, 10) + 2.0 * wave - z
+    tissue.fill(spine, -4, 3, 1.95, soft=0.5)
     # Lobe and isthmus are one gland.
     trachea_x, trachea_r = lobe_x - side * (half_x + u(5, 7)), u(8, 9.5)
     trachea_z = strap + trachea_r + u(2.5, 4)
     p, q = turned(x, z, lobe_x, lobe_z, side * u(-12, 4))
-    lobe = ellipse(p, q, half_x, half_z) + 0.5 * wave
+    lobe = ellipse(p, q, half_x, half_z) + 0.9 * wave + 0.4 * smooth_field(rng, x, z, 5, 5)
     collar = np.abs(np.hypot(x - trachea_x, z - trachea_z) - trachea_r - 1.6) - u(1.4, 2.2)
     isthmus = np.maximum(collar, z - trachea_z + 3)
     gland = np.minimum(lobe, isthmus)
     bright = u(3, 7)
     tissue.fill(gland, bright + 1.0 * smooth_field(rng, x, z, 1.2, 0.9), 0.6, 1.66, soft=0.25)
-    tissue.membrane(gland, 0.12, 5)
+    tissue.membrane(gland, 0.05, 5)
     # Carotid beside the lobe, with wall and blood.
-    carotid_r = u(2.8, 3.8)
+    carotid_r = u(3.2, 4.2)
     cx, cz = lobe_x + side * (half_x + carotid_r + u(0, 1)), lobe_z + u(0, 4)
     d = np.hypot(x - cx, z - cz) - carotid_r
-    tissue.fill(d - 0.8, 2, 0.6, 1.68)
-    tissue.fill(d, -42, 0.15, 1.6)
+    tissue.fill(d - 0.9, 8, 0.6, 1.68)
+    tissue.fill(d, -42, 0.15, 1.63)
     # Nodule: hypoechoic, with a halo, or partly cystic.
     kind = u(0, 1)
-    nodule_r = u(4.5, 7.0) * np.sqrt(1 - off**2)
+    nodule_r = u(5.0, 7.5) * np.sqrt(1 - off**2)
     p, q = turned(x, z, lobe_x + u(-0.3, 0.3) * half_x, lobe_z + u(-0.2, 0.2) * half_z, u(-40, 40))
     grain = smooth_field(rng, x, z, 2.0, 2.0)
     d = ellipse(p, q, nodule_r, nodule_r * u(0.72, 0.95)) + 0.3 * smooth_field(rng, x, z, 5, 5)
     caves = expit((smooth_field(rng, x, z, 3.0, 2.4) - 0.3) / 0.1)
-    halo_db = bright - u(13, 18)
-    solid_db = bright - u(9, 14)
+    halo_db = bright - u(16, 21)
+    solid_db = bright - u(12, 17)
     if kind < 0.45:
         tissue.fill(d, solid_db + grain, 0.5, 1.62, soft=0.25)
     elif kind < 0.7:
         tissue.fill(d, halo_db, 0.6, 1.62, soft=0.25)
-        tissue.fill(d + 1.1, bright - 3 + 1.5 * grain, 0.6, 1.66, soft=0.25)
+        tissue.fill(d + 1.4, bright - 3 + 1.5 * grain, 0.6, 1.66, soft=0.25)
     else:
         tissue.fill(d, bright - 4 + grain - 40 * caves, 0.2, 1.6, soft=0.25)
         tissue.membrane(d, 0.08, 3)
@@ -531,8 +539,8 @@ def thyroid_nodule(rng: np.random.Generator, off: float, x: np.ndarray, z: np.nd
     # Trachea: cartilage, then air that sends everything back.
     d = np.hypot(x - trachea_x, z - trachea_z) - trachea_r
     tissue.fill(d, -14, 0.9, 1.68)
-    bands = np.cos(2 * np.pi * d / u(2.0, 2.6)) * 5
-    tissue.fill(d + 1.3, -8 + bands, 4.5, 0.6, soft=0.2)
+    bands = np.cos(2 * np.pi * d / u(2.0, 2.6)) * 3
+    tissue.fill(d + 1.3, -10 + bands, 3.2, 0.9, soft=0.3)
     tissue.fill(z - skin, 6, 0.8, 1.7, soft=0.15)
     return tissue
 
@@ -543,11 +551,11 @@ def belly_wall(tissue: Tissue, rng: np.random.Generator, wave: np.ndarray) -> fl
     z = tissue.z
     end = 2 + fat + muscle
     tissue.fill(z - end - 0.8 * wave, -6, 0.7, 1.68)
-    fibres(tissue, rng, z - end - 0.8 * wave, (40, 1.6), 9, 0.08, 0.2)
-    tissue.membrane(z - end - 0.8 * wave, 0.12, 6, width=0.5)
+    fibres(tissue, rng, z - end - 0.8 * wave, (22, 1.6), 9, 0.05, 0.2)
+    tissue.membrane(z - end - 0.8 * wave, 0.07, 6, width=0.5)
     tissue.fill(z - 2 - fat - 0.6 * wave, -4, 0.6, 1.5)
     fibres(tissue, rng, z - 2 - fat, (30, 4), 8, 0.06, 0.12)
-    tissue.membrane(z - 2 - fat - 0.6 * wave, 0.12, 8, width=0.5)
+    tissue.membrane(z - 2 - fat - 0.6 * wave, 0.07, 8, width=0.5)
     tissue.fill(z - 2, 6, 0.8, 1.7)
     return end
 
@@ -567,8 +575,9 @@ def fetal_head(rng: np.random.Generator, off: float, x: np.ndarray, z: np.ndarra
     fluid = (
         ellipse(x - cx - u(-14, 14), z - centre_z - u(-2, 3), half_x + u(8, 20), half_z + u(5, 11)) + 3 * wave
     )
-    tissue.membrane(fluid - 6, 0.08, 4, width=0.8)
-    tissue.fill(fluid, -50, 0.03, 1.52, soft=0.5)
+    tissue.membrane(fluid - 6, 0.04, 5, width=0.8)
+    # With its flakes it absorbs nearly as much as blood.
+    tissue.fill(fluid, -46, 0.2, 1.57, soft=0.5)
     behind = u(0, 1) < 0.5
     thick = u(2, 12)
     placenta = np.maximum(
@@ -581,30 +590,30 @@ def fetal_head(rng: np.random.Generator, off: float, x: np.ndarray, z: np.ndarra
     a, b = half_x * shrink, half_z * shrink
     d = ellipse(p, q, a, b) + 0.5 * wave
     tissue.fill(d - 2.5, -3, 0.7, 1.64, soft=0.5)
-    tissue.fill(d, 16, u(3.5, 5.5), 3.6, soft=0.4)
-    gyri = smooth_field(rng, x, z, 7, 7)
-    tissue.fill(d + u(2.2, 3.2), -15 + 2.5 * smooth_field(rng, x, z, 4, 4), 0.35, 1.60, soft=0.4)
-    inside = d + 6
-    fibre = np.exp(-0.5 * (gyri / 0.14) ** 2) * expit(-inside / 1.5) * expit((np.abs(q) - 0.35 * b) / 2)
-    tissue.echo_db += 9 * fibre
-    tissue.impedance += 0.03 * fibre
+    tissue.fill(d, 16, u(3.5, 5.5), 3.2, soft=0.4)
+    brain_db = u(-14, -10) + 3 * smooth_field(rng, x, z, 5, 5)
+    tissue.fill(d + u(1.6, 2.2), brain_db, 0.35, 1.62, soft=0.5)
+    # Furrows of the cortex, away from the midline.
+    folds = smooth_field(rng, x, z, 8, 8)
+    fibre = np.exp(-0.5 * (folds / 0.16) ** 2) * expit(-(d + 5) / 1.5) * expit((np.abs(q) - 0.3 * b) / 2)
+    tissue.echo_db += u(8, 13) * fibre
     # Midline with the cavum, thalami on its sides, ventricles with their plexus.
-    flip = rng.choice([-1.0, 1.0])
-    p = flip * p
-    cavum = np.maximum(np.abs(p - 0.42 * a) - 0.13 * a, np.abs(q) - 0.07 * b)
+    p = rng.choice([-1.0, 1.0]) * p
+    q = q + 0.5 * folds
     for s in (-1, 1):
-        tissue.fill(ellipse(p + 0.02 * a, q - s * 0.17 * b, 0.22 * a, 0.14 * b), -23, 0.4, 1.6, soft=0.8)
-        horn_p, horn_q = turned(p, q, -0.42 * a, s * 0.42 * b, -s * 10)
-        horn = ellipse(horn_p, horn_q, 0.3 * a, 0.13 * b)
-        tissue.fill(horn, -40, 0.1, 1.55, soft=0.5)
-        tissue.membrane(horn, 0.10, 8, width=0.6)
-        tissue.fill(ellipse(horn_p + 0.04 * a, horn_q, 0.2 * a, 0.09 * b) + gyri, 0, 0.5, 1.62, soft=0.6)
-        frontal = np.maximum(np.abs(q - s * 0.2 * b) - 0.3, np.abs(p - 0.5 * a) - 0.16 * a)
-        tissue.membrane(frontal.clip(0), 0.06, 9, width=0.6)
-    midline = np.hypot(np.maximum(np.abs(p) - 0.86 * a, 0), q + 0.4 * gyri)
-    tissue.membrane(midline, 0.14, 14, width=0.7)
-    tissue.fill(cavum, -40, 0.1, 1.52, soft=0.4)
-    tissue.membrane(cavum, 0.12, 12, width=0.5)
+        tissue.fill(ellipse(p + 0.02 * a, q - s * 0.17 * b, 0.2 * a, 0.13 * b), -24, 0.4, 1.62, soft=1.0)
+        horn_p, horn_q = turned(p, q, -0.4 * a, s * 0.42 * b, -s * 12)
+        horn = ellipse(horn_p, horn_q, u(0.24, 0.34) * a, u(0.09, 0.16) * b)
+        tissue.fill(horn, -38, 0.1, 1.59, soft=0.8)
+        tissue.fill(
+            ellipse(horn_p + 0.05 * a, horn_q, 0.2 * a, 0.08 * b) + folds, u(-3, 3), 0.5, 1.62, soft=0.8
+        )
+    there = expit((smooth_field(rng, x, z, 9, 9) + 1.0) / 0.3)
+    midline = np.hypot(np.maximum(np.abs(p) - 0.84 * a, 0), q)
+    tissue.membrane(midline, 0.05 * there, 19 * there, width=0.6)
+    cavum = np.maximum(np.abs(p - 0.42 * a) - 0.12 * a, np.abs(q) - 0.075 * b)
+    tissue.fill(cavum - 0.8, 0, 0.4, 1.62, soft=0.4)
+    tissue.fill(cavum, -40, 0.1, 1.58, soft=0.4)
     belly_wall(tissue, rng, wave)
     return tissue
 
@@ -617,32 +626,32 @@ def kidney(rng: np.random.Generator, off: float, x: np.ndarray, z: np.ndarray) -
     tissue.echo_db += 1.2 * smooth_field(rng, x, z, 4, 3)
     # Vessels of the liver.
     vessel = np.abs(smooth_field(rng, x, z, 26, 16) - 0.7) - 0.12
-    tissue.fill(vessel * 14, -22, 0.3, 1.61, soft=0.5)
-    half_x, half_z, angle = u(46, 56), u(20, 25), u(-20, 20)
-    cx, cz = u(-6, 6), u(56, 66)
+    tissue.fill(vessel * 14, -22, 0.3, 1.62, soft=0.5)
+    half_x, half_z, angle = u(42, 50), u(19, 24), u(-18, 18)
+    cx, cz = u(-5, 5), u(60, 70)
     shrink = np.sqrt(1 - 0.5 * off**2)
     a, b = half_x * shrink, half_z * shrink
     p, q = turned(x, z, cx, cz, angle)
     # Behind: psoas and back muscles.
     back = cz + u(16, 22) + 2 * wave + 0.2 * (x - cx) - z
     tissue.fill(back, -7, 0.7, 1.68, soft=1)
-    fibres(tissue, rng, back, (30, 2.4), 9, 0.07, 0.15)
-    tissue.membrane(back + 8 + wave, 0.2, 8, width=0.8)
+    fibres(tissue, rng, back, (20, 2.4), 9, 0.05, 0.2)
+    tissue.membrane(back + 8 + wave, 0.08, 8, width=0.8)
     # Bean: an ellipse bent around the hilum, which lies on the far side.
     q = q + 0.16 * (p**2 / a - 0.3 * a)
     d = ellipse(p, q, a, b) + 0.7 * wave
     hilum = np.hypot((p - u(-6, 6)) / 1.4, q - b * 1.05) - u(5, 8)
     d = np.maximum(d, -hilum)
     tissue.fill(np.minimum(d, np.maximum(hilum, d - 6)) - u(2, 4), 7, 0.6, 1.5, soft=0.8)
-    tissue.fill(d, u(-7, -3), 0.5, 1.63, soft=0.4)
-    tissue.membrane(d, 0.16, 8, width=0.5)
+    tissue.fill(d, u(-9, -5), 0.5, 1.63, soft=0.4)
+    tissue.membrane(d, 0.07, 8, width=0.5)
     k = np.hypot(p / a, q / b)
     phi = np.arctan2(q / b, p / a)
     blob = smooth_field(rng, x, z, 6, 5)
     pyramid = np.maximum(
         np.abs(k - 0.66) - 0.14, 0.25 - np.cos(int(rng.integers(9, 12)) * phi + u(0, 6)) * 0.5
     )
-    tissue.fill(pyramid * 12 + 0.5 * blob, -17, 0.4, 1.6, soft=0.7)
+    tissue.fill(pyramid * 12 + 0.5 * blob - 0.5, -20, 0.4, 1.6, soft=0.7)
     core = np.minimum(
         np.hypot(p / (0.66 * a), q / (0.40 * b)) - 1, np.hypot(p / 9, (q - 0.5 * b) / (0.5 * b)) - 1
     )
@@ -671,16 +680,17 @@ def heart(rng: np.random.Generator, off: float, x: np.ndarray, z: np.ndarray) ->
     # A ventricle is an ellipse cut at the base.
     lv = np.maximum(ellipse(p - lv_x + 4, q - 62, lv_w, 42), q - base) + 0.9 * wave
     rv = np.maximum(ellipse(p - rv_x, q - 70 - 0.25 * (p - rv_x), rv_w, 30), q - base + 2) + 0.9 * wave
-    la = ellipse(p - lv_x + 3, q - base - 5 - la_h, la_w, la_h) + 0.7 * wave
-    ra = ellipse(p - rv_x - 1, q - base - 4 - ra_h, ra_w, ra_h) + 0.7 * wave
-    wall = np.minimum(np.minimum(lv - u(9, 11), rv - u(4, 5.5)), np.minimum(la - 4, ra - 4))
+    # An atrium overlaps the base of its ventricle: the opening that the valve closes.
+    la = ellipse(p - lv_x + 3, q - base - 0.72 * la_h, la_w, la_h) + 0.7 * wave
+    ra = ellipse(p - rv_x - 1, q - base - 0.72 * ra_h, ra_w, ra_h) + 0.7 * wave
+    wall = np.minimum(np.minimum(lv - u(9, 11), rv - u(4, 5.5)), np.minimum(la, ra) - 3.5)
     # Outside the pericardium lies lung: bright edge, then dirty shadow.
-    tissue.fill(-wall + 2.5, -9 + 3 * smooth_field(rng, x, z, 10, 5), 0.75, 1.5, soft=1.5)
-    tissue.fill(np.abs(wall - 1.5) - 1.4, 9, 0.6, 1.75, soft=0.8)
-    tissue.fill(wall, u(-1, 3) + 2.5 * smooth_field(rng, x, z, 6, 4), 0.55, 1.66, soft=0.7)
+    patches = smooth_field(rng, x, z, 16, 16)
+    tissue.fill(-wall + 2.5, -9 + 4 * smooth_field(rng, x, z, 14, 5), 0.7, 1.55, soft=1.5)
+    tissue.fill(np.abs(wall - 1.5) - 1.5, 4 + 4 * patches + 0.08 * (q - base), 0.6, 1.7, soft=1.0)
+    tissue.fill(wall, u(-2, 2) + 3 * smooth_field(rng, x, z, 7, 4), 0.55, 1.66, soft=0.8)
     for chamber in (lv, rv, la, ra):
-        tissue.fill(chamber, -36, 0.2, 1.6, soft=0.7)
-        tissue.membrane(chamber, 0.06, 3, width=0.7)
+        tissue.fill(chamber, -30, 0.25, 1.63, soft=0.9)
     # Leaflets hang from the rings of the valves; the more open, the more they point to the apex.
     for centre, half in ((lv_x - 3, 0.8 * lv_w), (rv_x, 0.85 * rv_w)):
         for s in (-1, 1):
@@ -688,8 +698,8 @@ def heart(rng: np.random.Generator, off: float, x: np.ndarray, z: np.ndarray) ->
             reach = half * 0.98
             tip_x = hinge_x - s * reach * np.cos(open_ * 1.2)
             leaf = segment(p, q, hinge_x, hinge_z, tip_x, hinge_z - reach * np.sin(open_ * 1.2))
-            tissue.fill(leaf - 0.7, 8, 0.7, 1.75, soft=0.5)
-            tissue.fill(np.hypot(p - hinge_x, q - hinge_z) - 2.5, 9, 0.8, 1.7, soft=0.8)
+            tissue.fill(leaf - 0.7, 7, 0.7, 1.7, soft=0.5)
+            tissue.fill(np.hypot(p - hinge_x, q - hinge_z) - 2.5, 7, 0.8, 1.68, soft=0.8)
     return tissue
 
 
@@ -712,25 +722,16 @@ def draw_view(class_name: str, rng: np.random.Generator) -> tuple[Probe, Pose]:
     u = rng.uniform
     gain = {"white_db": u(26, 33), "dynamic_range_db": u(54, 64), "tgc_db": u(0.52, 0.66)}
     if class_name == "Heart":
-        probe = Probe(
-            u(2.4, 3.2),
-            u(140, 155),
-            u(70, 100),
-            20,
-            radius_mm=4,
-            half_angle_deg=u(36, 41),
-            cycles=2.2,
-            **gain,
-        )
-        return probe, Pose(u(-4, 4), u(-4, 4), u(-0.6, 0.6))
+        gain |= {"cycles": 2.2, "noise_db": u(-70, -62), "radius_mm": 4, "half_angle_deg": u(34, 39)}
+        return Probe(u(2.4, 3.2), u(140, 150), u(70, 100), 20, **gain), Pose(u(-4, 4), u(-4, 4), u(-0.6, 0.6))
     if class_name in ("Kidney", "Fetal-Head"):
         depth = u(112, 128) if class_name == "Kidney" else u(125, 145)
-        probe = Probe(
-            u(3.2, 4.5), depth, u(50, 80), 18, radius_mm=u(38, 48), half_angle_deg=u(28, 33), **gain
-        )
-        return probe, Pose(u(-5, 5), u(-5, 5), u(-0.6, 0.6))
+        if class_name == "Fetal-Head":  # Fluid needs less amplification.
+            gain["tgc_db"] = u(0.46, 0.56)
+        gain |= {"radius_mm": u(36, 44), "half_angle_deg": u(27, 31)}
+        return Probe(u(3.2, 4.5), depth, u(50, 80), 18, **gain), Pose(u(-5, 5), u(-5, 5), u(-0.6, 0.6))
     depth = u(38, 46) if class_name != "Thyroid-Nodule" else u(35, 42)
-    probe = Probe(u(8, 11), depth, u(14, 24), 9, width_mm=u(40, 46), **gain)
+    probe = Probe(u(8, 11), depth, u(14, 24), 8, width_mm=u(40, 46), bands=3, **gain)
     return probe, Pose(u(-3, 3), u(-3, 3), u(-0.5, 0.5))
 
 
