@@ -1,0 +1,94 @@
+"""What a person looks at after preparing: the table, the bar chart and a contact sheet for each class."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw
+
+from data_preprocessing.crop import Frame
+from data_preprocessing.splits import SPLITS
+from usvar.files import atomic_path
+
+# Okabe and Ito: told apart by colour-blind readers.
+COLOURS = {"train": "#0072B2", "val": "#E69F00", "test": "#009E73"}
+OUTLINE = "#D55E00"
+TILE = 192
+PAIRS_ACROSS = 4
+
+
+def table(counts: Counter, classes: Sequence[str]) -> str:
+    """Classes by splits as aligned text.
+
+    Args:
+        counts: number of pictures by (class, split).
+        classes: the rows.
+    """
+    width = max(len(name) for name in ("class", *classes))
+    rows = [f"{'class':<{width}}" + "".join(f"{name:>8}" for name in (*SPLITS, "all"))]
+    for name in (*classes, "all"):
+        numbers = [
+            counts[name, split] if name != "all" else sum(counts[c, split] for c in classes)
+            for split in SPLITS
+        ]
+        rows.append(f"{name:<{width}}" + "".join(f"{n:>8}" for n in (*numbers, sum(numbers))))
+    return "\n".join(rows)
+
+
+def bar_chart(path: Path, counts: Counter, classes: Sequence[str]) -> None:
+    """Draw the number of pictures by class and split."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 1.6 + 0.42 * len(classes)), layout="constrained")
+    rows = np.arange(len(classes))
+    for number, split in enumerate(SPLITS):
+        heights = [counts[name, split] for name in classes]
+        bars = axes.barh(rows + (number - 1) * 0.27, heights, 0.25, label=split, color=COLOURS[split])
+        axes.bar_label(bars, padding=2, fontsize=7)
+    axes.set_yticks(rows, classes)
+    axes.invert_yaxis()
+    axes.margins(x=0.08)
+    axes.set_xlabel("images")
+    axes.set_title("Prepared images by class and split")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    plt.close(figure)
+
+
+def pair_tile(source_HW: np.ndarray, frame: Frame, result_HW: np.ndarray, caption: str) -> np.ndarray:
+    """The original with its crop drawn on it, beside the result.
+
+    Returns:
+        (TILE + 14, 2 TILE, 3) uint8.
+    """
+    scale = TILE / max(source_HW.shape)
+    size = (max(1, round(source_HW.shape[1] * scale)), max(1, round(source_HW.shape[0] * scale)))
+    small = Image.fromarray(source_HW).resize(size, Image.Resampling.BOX).convert("RGB")
+    draw = ImageDraw.Draw(small)
+    left, top, right, bottom = frame.box
+    corners = frame.polygon or ((left, top), (right - 1, top), (right - 1, bottom - 1), (left, bottom - 1))
+    draw.polygon([((x + 0.5) * scale - 0.5, (y + 0.5) * scale - 0.5) for x, y in corners], outline=OUTLINE)
+    tile = Image.new("RGB", (2 * TILE, TILE + 14), "#303030")
+    tile.paste(small, ((TILE - size[0]) // 2, 14 + (TILE - size[1]) // 2))
+    result = Image.fromarray(result_HW).resize((TILE - 4, TILE - 4), Image.Resampling.BICUBIC)
+    tile.paste(result, (TILE + 2, 16))
+    ImageDraw.Draw(tile).text((3, 1), caption.encode("ascii", "replace").decode()[:62], fill="white")
+    return np.asarray(tile)
+
+
+def contact_sheet(path: Path, tiles: Sequence[np.ndarray], title: str) -> None:
+    """Write the tiles of a class as one picture."""
+    height, width, _ = tiles[0].shape
+    down = -(-len(tiles) // PAIRS_ACROSS)
+    sheet = Image.new("RGB", (PAIRS_ACROSS * (width + 6), down * (height + 6) + 20), "#101010")
+    ImageDraw.Draw(sheet).text((4, 3), title.encode("ascii", "replace").decode(), fill="white")
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, PAIRS_ACROSS)
+        sheet.paste(Image.fromarray(tile), (column * (width + 6) + 3, row * (height + 6) + 20))
+    with atomic_path(path) as temporary:
+        sheet.save(temporary)

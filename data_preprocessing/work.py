@@ -1,0 +1,98 @@
+"""What runs in the worker processes: look at one picture, write one picture, draw one contact sheet."""
+
+import base64
+import hashlib
+import signal
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_preprocessing.catalogue import read_outline
+from data_preprocessing.crop import Frame, cut, find_frame, letterbox
+from data_preprocessing.discover import Record
+from data_preprocessing.readers import Unreadable, read_grey
+from data_preprocessing.report import contact_sheet, pair_tile
+from data_preprocessing.splits import SMALL_SIDE, dhash
+from usvar.files import atomic_path
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one picture turned out to be; stored between runs, so that no picture is looked at twice."""
+
+    # Why the picture cannot be used; then all else is empty.
+    reason: str = ""
+    width: int = 0
+    height: int = 0
+    sha256: str = ""
+    dhash: int = 0
+    # Base64 of the small version that confirms near copies.
+    small: str = ""
+    frame: Frame | None = None
+
+    def as_json(self) -> dict:
+        """Plain values for a JSON line."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict) -> "Look":
+        """The inverse of `as_json`."""
+        frame = values.pop("frame")
+        if frame:
+            frame = Frame(frame["kind"], tuple(frame["box"]), tuple(map(tuple, frame["polygon"])))
+        return cls(frame=frame, **values)
+
+
+def start_worker() -> None:
+    """Leave Ctrl-C to the parent, which stops the pool and saves what was found."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def look(raw_root: Path, record: Record) -> Look:
+    """Read a picture, find its scan area and its hashes."""
+    try:
+        grey_HW = read_grey(raw_root / record.source, record.turn)
+    except Unreadable as error:
+        return Look(reason=str(error))
+    except OSError as error:
+        return Look(reason=f"cannot be opened: {error.strerror}")
+    outline = read_outline(Path(record.outline)) if record.outline else None
+    frame = find_frame(grey_HW, record.frame, outline)
+    area = Image.fromarray(cut(grey_HW, frame))
+    pixels = hashlib.sha256(repr(grey_HW.shape).encode())
+    pixels.update(np.ascontiguousarray(grey_HW))
+    small = area.resize((SMALL_SIDE, SMALL_SIDE), Image.Resampling.BOX)
+    return Look(
+        width=grey_HW.shape[1],
+        height=grey_HW.shape[0],
+        sha256=pixels.hexdigest(),
+        dhash=dhash(np.asarray(area.resize((9, 8), Image.Resampling.BOX))),
+        small=base64.b64encode(small.tobytes()).decode(),
+        frame=frame,
+    )
+
+
+def write(raw_root: Path, record: Record, frame: Frame, size: int, target: Path) -> str:
+    """Crop one picture, scale it and write it as grey stored as RGB.
+
+    Returns:
+        Hex SHA-256 of the output's RGB pixels.
+    """
+    grey_HW = letterbox(cut(read_grey(raw_root / record.source, record.turn), frame), size)
+    rgb = Image.fromarray(grey_HW).convert("RGB")
+    with atomic_path(target) as temporary:
+        rgb.save(temporary)
+    return hashlib.sha256(rgb.tobytes()).hexdigest()
+
+
+def draw_sheet(raw_root: Path, rows: list[tuple[Record, Frame]], size: int, target: Path, title: str) -> None:
+    """Draw a class's contact sheet."""
+    tiles = []
+    for record, frame in rows:
+        grey_HW = read_grey(raw_root / record.source, record.turn)
+        result_HW = letterbox(cut(grey_HW, frame), size)
+        tiles.append(pair_tile(grey_HW, frame, result_HW, f"{frame.kind} | {record.source[-50:]}"))
+    contact_sheet(target, tiles, title)
