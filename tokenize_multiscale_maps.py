@@ -5,8 +5,8 @@
 
 Reads <data-root>/{train,val,test}/<Class>/*.png and the VQ-VAE. Writes for each split, to <out-dir>/<split>/,
 tokens_multiscale_maps.npz (tok_1x1, tok_2x2, ..., vnums, idx, label, path, view, made_by) and classes.json.
-The training split gets augmented views too, so that training the transformer decodes no image. Stopped half-way,
-the same command goes on; when all is there it says so.
+The training split gets augmented views too, so that training the transformer decodes no image. Stopped
+half-way, the same command goes on; when all is there it says so.
 """
 
 import hashlib
@@ -60,7 +60,7 @@ class Settings:
 
 
 def view_parameters(files: images.ImageFiles, rows: np.ndarray, views: int, seed: int) -> torch.Tensor:
-    """Augmentation of each row (image, view), by the picture's name: a new picture changes no other's views."""
+    """Augmentation of each row (image, view), by the picture's name: new pictures change no other's views."""
     parameters = []
     for row in rows:
         name = zlib.crc32(files.paths[row // views].encode())

@@ -6,9 +6,9 @@
 
 Reads <tokens-dir>/{train,val}/ from tokenize_multiscale_maps.py and the VQ-VAE that made them. Writes to
 <out-dir>: ar-ckpt-best.pth (averaged weights, lowest cross-entropy on val), ar-ckpt-last.pth (everything
-needed to go on), log.jsonl, settings.json, baselines.json, loss_curves.png, loss_per_scale.png and samples.png.
-Run the same command again to go on; Ctrl-C saves first. No image is decoded in the loop; the test split is not
-read.
+needed to go on), log.jsonl, settings.json, baselines.json, loss_curves.png, loss_per_scale.png and
+samples.png. Run the same command again to go on; Ctrl-C saves first. No image is decoded in the loop, and the
+test split is not read.
 """
 
 import copy
@@ -368,7 +368,8 @@ def main(s: Settings) -> None:
         count = sum(p.numel() for p in model.parameters()) / 1e6
         print(
             f"{len(train)} train and {len(val)} val token maps of {sum(lengths)} tokens in "
-            f"{len(train.classes)} classes; {count:.1f} M parameters; {device}, {dtype}; steps {start} to {s.steps}\n"
+            f"{len(train.classes)} classes; {count:.1f} M parameters; {device}, {dtype}; "
+            f"steps {start} to {s.steps}\n"
             f"to beat on val, nats a token: codes' frequencies {means['unigram']:.3f}, "
             f"class and position frequencies {means['class_position']:.3f}"
         )

@@ -54,7 +54,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is missing, wanted a checkpoint: train the model first or correct the path")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} is damaged or holds Python objects, wanted weights and plain values only: it was not "
+            "loaded; copy or train it again"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise InputError(f"{path} is no readable checkpoint ({reason}): copy or train it again") from error
     if not isinstance(content, dict):

@@ -46,7 +46,7 @@ def made_by(script: str, settings: Any, inputs: dict[str, Path] | None = None) -
         "script": script,
         "settings": plain(dataclasses.asdict(settings)),
         "code_revision": code_revision(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "inputs": {
             role: {"path": path.name, "sha256": sha256_file(path)} for role, path in (inputs or {}).items()
         },
