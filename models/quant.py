@@ -266,7 +266,9 @@ class VectorQuantizer2(nn.Module):
         """Start the codebook from vectors that were looked up (a data-dependent start).
 
         With fewer vectors than codes, vectors are used again, shifted by 1 % of their deviation so that no
-        two codes are the same. Under several processes give all of them the same vectors and seed.
+        two codes are the same. What finer scales look up depends on the codes of coarser ones, so doing this
+        two or three times, each with new residuals, starts better than once. Under several processes give all
+        of them the same vectors and seed.
 
         Args:
             vectors_NC: such as torch.cat(residuals(f)).

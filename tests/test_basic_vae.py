@@ -1,0 +1,73 @@
+"""models/basic_vae.py: encoder and decoder. Their numbers are checked in test_vqvae.py; here their parts."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.basic_vae import AttnBlock, Decoder, Downsample2x, Encoder, ResnetBlock, Upsample2x
+
+
+@pytest.mark.parametrize(("ch_mult", "halvings"), [((1,), 0), ((1, 2), 1), ((1, 1, 2), 2)])
+def test_decoder_gives_back_the_encoders_size(ch_mult, halvings):
+    sizes = {"ch": 32, "ch_mult": ch_mult, "num_res_blocks": 1, "z_channels": 5}
+    x = torch.randn(2, 3, 16, 24)
+    z = Encoder(**sizes)(x)
+    assert z.shape == (2, 5, 16 >> halvings, 24 >> halvings)
+    assert Decoder(**sizes)(z).shape == x.shape
+
+
+def test_double_z_and_attention_switches_change_the_weights_they_name():
+    sizes = {"ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "z_channels": 4}
+    assert Encoder(**sizes, double_z=True)(torch.randn(1, 3, 8, 8)).shape == (1, 8, 4, 4)
+    for network in (Encoder, Decoder):
+        keys = network(**sizes, using_sa=False, using_mid_sa=False).state_dict()
+        assert not [key for key in keys if "attn" in key]
+        assert [key for key in network(**sizes).state_dict() if "mid.attn_1" in key]
+
+
+def test_downsampling_pads_right_and_bottom_only():
+    """The top left output sees the top left 3x3; other padding would shift all released weights by a pixel."""
+    down = Downsample2x(1)
+    x = torch.zeros(1, 1, 4, 4)
+    x[0, 0, 0, 0] = 1.0
+    with torch.no_grad():
+        y = down(x) - down(torch.zeros_like(x))
+    torch.testing.assert_close(y[0, 0, 0, 0], down.conv.weight[0, 0, 0, 0].detach())
+    assert y.shape == (1, 1, 2, 2)
+    assert y.flatten()[1:].abs().max() == 0
+
+
+def test_upsampling_repeats_pixels_before_its_convolution():
+    up = Upsample2x(2)
+    x = torch.randn(1, 2, 3, 3)
+    torch.testing.assert_close(up(x), up.conv(x.repeat_interleave(2, 2).repeat_interleave(2, 3)))
+
+
+def test_attention_equals_the_formula():
+    torch.manual_seed(0)
+    block = AttnBlock(32)
+    x = torch.randn(2, 32, 3, 5)
+    q, k, v = F.conv2d(block.norm(x), block.qkv.weight, block.qkv.bias).flatten(2).chunk(3, dim=1)
+    weights = (q.transpose(1, 2) @ k / math.sqrt(32)).softmax(dim=-1)
+    y = (weights @ v.transpose(1, 2)).transpose(1, 2).unflatten(2, (3, 5))
+    torch.testing.assert_close(block(x), x + block.proj_out(y))
+
+
+def test_a_residual_block_without_its_branch_is_its_shortcut():
+    x = torch.randn(1, 32, 4, 4)
+    for out_channels in (None, 64):
+        block = ResnetBlock(in_channels=32, out_channels=out_channels, dropout=0.5)
+        torch.nn.init.zeros_(block.conv2.weight)
+        torch.nn.init.zeros_(block.conv2.bias)
+        torch.testing.assert_close(block(x), block.nin_shortcut(x))
+        assert (out_channels is None) == isinstance(block.nin_shortcut, torch.nn.Identity)
+
+
+def test_dropout_acts_in_training_mode_only():
+    block = ResnetBlock(in_channels=32, dropout=0.5)
+    x = torch.randn(1, 32, 8, 8)
+    assert not torch.equal(block(x), block(x))
+    block.eval()
+    assert torch.equal(block(x), block(x))

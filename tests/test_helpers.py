@@ -1,0 +1,155 @@
+"""models/helpers.py: scale geometry, sampling filters, streams of random numbers, stochastic depth."""
+
+import itertools
+
+import pytest
+import torch
+from golden_rule import load_golden
+
+from models.helpers import (
+    DropPath,
+    drop_path,
+    filter_top_k_top_p,
+    gumbel_softmax_with_rng,
+    image_seeds,
+    next_scale_mask,
+    sample_with_top_k_top_p,
+    sample_with_top_k_top_p_,
+    scale_boundaries,
+    scale_position,
+    scale_spans,
+    split_scales,
+)
+
+PAPER = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+
+
+def test_boundaries_and_spans_of_the_papers_scales():
+    assert scale_boundaries(PAPER) == [0, 1, 5, 14, 30, 55, 91, 155, 255, 424, 680]
+    assert scale_spans((1, 2, 3)) == [(0, 1), (1, 5), (5, 14)]
+
+
+def test_split_scales_is_undone_by_concatenation():
+    idx_BL = torch.arange(28).view(2, 14)
+    maps = split_scales(idx_BL, (1, 2, 3))
+    assert [m.shape[1] for m in maps] == [1, 4, 9]
+    assert torch.equal(torch.cat(maps, dim=1), idx_BL)
+    with pytest.raises(ValueError, match="found 14 tokens"):
+        split_scales(idx_BL, (1, 2))
+
+
+def test_mask_lets_a_token_see_its_own_scale_and_coarser_ones_only():
+    mask_LL = next_scale_mask((1, 2, 3))
+    spans = scale_spans((1, 2, 3))
+    for (i, rows), (j, columns) in itertools.product(enumerate(spans), repeat=2):
+        assert bool(mask_LL[slice(*rows), slice(*columns)].all()) == (j <= i)
+        assert bool(mask_LL[slice(*rows), slice(*columns)].any()) == (j <= i)
+
+
+def test_a_single_scale_has_a_position():
+    """Fault of the published code: with one scale, si / (S - 1) divided by zero."""
+    assert scale_position(0, 1) == 1.0
+    assert [scale_position(s, 3) for s in range(3)] == [0.0, 0.5, 1.0]
+
+
+def test_image_seeds_do_not_depend_on_how_many_are_drawn():
+    assert image_seeds(7, 5)[:2] == image_seeds(7, 2)
+    assert len({*image_seeds(7, 100), *image_seeds(8, 100), *image_seeds(7, 100, "class")}) == 300
+    assert all(0 <= seed < 2**63 for seed in image_seeds(-1, 20))
+
+
+@pytest.mark.parametrize(
+    "setting", ["topk0_topp0", "topk5_topp0", "topk0_topp0.8", "topk20_topp0.9", "topk1_topp0"]
+)
+def test_filter_keeps_exactly_what_the_published_filter_keeps(setting):
+    golden = load_golden("top_k_top_p")
+    top_k, top_p = setting.removeprefix("topk").split("_topp")
+    before = golden["logits"].clone()
+    assert torch.equal(filter_top_k_top_p(before, int(top_k), float(top_p)), golden[f"masked_{setting}"])
+    assert torch.equal(before, golden["logits"]), "the filter must not change its input"
+    sample_with_top_k_top_p_(before, int(top_k), float(top_p))
+    assert torch.equal(before, golden[f"masked_{setting}"]), "the published call filters in place"
+
+
+def test_top_p_keeps_the_token_that_crosses_it():
+    logits = torch.tensor([[[0.5, 0.3, 0.15, 0.05]]]).log()
+    for top_p, kept in [(0.4, 1), (0.6, 2), (0.9, 3), (1.0, 4)]:
+        assert int(filter_top_k_top_p(logits, 0, top_p).isfinite().sum()) == kept
+
+
+def test_top_k_beyond_the_codebook_keeps_all_and_nonsense_is_refused():
+    logits = torch.randn(1, 2, 4)
+    assert torch.equal(filter_top_k_top_p(logits, 9), logits)
+    for top_k, top_p in [(-1, 0.0), (0, -0.1), (0, 1.5)]:
+        with pytest.raises(ValueError, match="top_k must be 0 or more"):
+            filter_top_k_top_p(logits, top_k, top_p)
+
+
+def test_inverting_the_cumulative_distribution_draws_each_token_as_often_as_it_should():
+    torch.manual_seed(0)
+    logits_V = torch.randn(12)
+    count = 200_000
+    drawn = sample_with_top_k_top_p(logits_V.expand(1, count, 12), torch.rand(1, count))
+    share = torch.bincount(drawn[0], minlength=12) / count
+    torch.testing.assert_close(share, logits_V.softmax(0), atol=4e-3, rtol=0)
+
+
+def test_the_ends_of_the_unit_interval_never_draw_a_token_that_was_ruled_out():
+    """u * total can round up to the whole sum, behind the last token that is allowed."""
+    torch.manual_seed(0)
+    logits_BlV = torch.randn(64, 50, 40)
+    logits_BlV[..., [0, 1, -2, -1]] = -torch.inf
+    for u in (0.0, 1 - 2**-24):
+        drawn = sample_with_top_k_top_p(logits_BlV, torch.full((64, 50), u), top_k=7)
+        allowed = filter_top_k_top_p(logits_BlV, 7).isfinite()
+        assert allowed.gather(-1, drawn[..., None]).all()
+
+
+def test_top_k_1_is_the_most_likely_token_whatever_the_random_number():
+    logits_BlV = torch.randn(3, 5, 20)
+    assert torch.equal(sample_with_top_k_top_p(logits_BlV, torch.rand(3, 5), top_k=1), logits_BlV.argmax(-1))
+
+
+def test_published_call_draws_the_asked_number_from_its_stream():
+    logits_BlV = torch.zeros(2, 3, 6)
+    first, again = (
+        sample_with_top_k_top_p_(logits_BlV.clone(), rng=torch.Generator().manual_seed(3), num_samples=4)
+        for _ in range(2)
+    )
+    assert first.shape == (2, 3, 4)
+    assert torch.equal(first, again)
+    without_repeats = sample_with_top_k_top_p_(logits_BlV, num_samples=-6)
+    assert torch.equal(without_repeats.sort(-1).values, torch.arange(6).expand(2, 3, 6))
+
+
+def test_gumbel_softmax_prefers_as_the_logits_do_and_obeys_its_stream():
+    logits_V = torch.tensor([2.0, 1.0, 0.0, -torch.inf])
+    rng = torch.Generator().manual_seed(0)
+    soft = gumbel_softmax_with_rng(logits_V.expand(100_000, 4), tau=0.5, rng=rng)
+    torch.testing.assert_close(soft.sum(-1), torch.ones(100_000))
+    share = soft.argmax(-1).bincount(minlength=4) / 100_000
+    torch.testing.assert_close(share, logits_V.softmax(0), atol=6e-3, rtol=0)
+    a, b = (gumbel_softmax_with_rng(logits_V, rng=torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(a, b)
+
+
+def test_hard_gumbel_softmax_is_one_hot_with_a_gradient():
+    logits = torch.randn(5, 8, requires_grad=True)
+    hard = gumbel_softmax_with_rng(logits, hard=True)
+    torch.testing.assert_close(hard.detach().sort(-1).values[:, -2:], torch.tensor([[0.0, 1.0]]).expand(5, 2))
+    (hard * torch.randn(8)).sum().backward()
+    assert logits.grad.abs().sum() > 0
+
+
+def test_drop_path_zeroes_whole_images_keeps_the_mean_and_rests_in_eval_mode():
+    torch.manual_seed(0)
+    x = torch.ones(20_000, 3, 2)
+    y = drop_path(x, 0.25, training=True)
+    assert torch.equal(y, y[:, :1, :1].expand_as(y))
+    torch.testing.assert_close(y.unique(), torch.tensor([0.0, 1 / 0.75]))
+    assert float(y.mean()) == pytest.approx(1.0, abs=0.02)
+    assert set(drop_path(x, 0.25, training=True, scale_by_keep=False).unique().tolist()) == {0.0, 1.0}
+    module = DropPath(0.25)
+    assert not torch.equal(module.train()(x), x)
+    assert torch.equal(module.eval()(x), x)
+    assert torch.equal(drop_path(x, 1.0, training=True), torch.zeros_like(x))
