@@ -28,7 +28,7 @@ def test_double_z_and_attention_switches_change_the_weights_they_name():
 
 
 def test_downsampling_pads_right_and_bottom_only():
-    """The top left output sees the top left 3x3; other padding would shift all released weights by a pixel."""
+    """The top left output sees the top left 3x3; other padding shifts all released weights by a pixel."""
     down = Downsample2x(1)
     x = torch.zeros(1, 1, 4, 4)
     x[0, 0, 0, 0] = 1.0

@@ -126,9 +126,7 @@ def test_transformer_input_is_the_sum_so_far_at_the_next_size():
     vq = quantizer()
     tokens = vq.f_to_idxBl_or_fhat(latent(), to_fhat=False)
     sums = vq.f_to_idxBl_or_fhat(latent(), to_fhat=True)
-    parts = [
-        F.interpolate(s, size=(pn, pn), mode="area") for s, pn in zip(sums, PATCH_NUMS[1:], strict=False)
-    ]
+    parts = [F.interpolate(s, size=(n, n), mode="area") for s, n in zip(sums, PATCH_NUMS[1:], strict=False)]
     wanted = torch.cat([p.flatten(2).transpose(1, 2) for p in parts], dim=1)
     torch.testing.assert_close(vq.idxBl_to_var_input(tokens), wanted)
     for prog_si, length in [(1, 4), (2, 20), (-1, 20)]:
@@ -175,7 +173,7 @@ def test_a_single_scale_works():
 
 
 def test_hits_are_counted_in_training_mode_without_distributed():
-    """Fault of the published code: hits were counted only under torch.distributed, so one GPU always read 0."""
+    """Fault of the published code: only torch.distributed made it count, so one GPU always read 0."""
     vq = quantizer().train()
     tokens = vq.f_to_idxBl_or_fhat(latent(), to_fhat=False)
     _, usages, _ = vq(latent(), ret_usages=True)

@@ -244,7 +244,7 @@ def prefix(idx_BL: Tensor, length: int) -> Tensor:
 
 @pytest.mark.parametrize("length", [0, 1, 5, 14])
 def test_going_on_from_a_samples_own_prefix_gives_the_sample(length, monkeypatch):
-    """Which tokens are given changes no other token's random number. The head is skipped where all are given."""
+    """Given tokens move no other token's random number; the head is skipped where all are given."""
     var = tiny()
     whole, f_hat = var.generate_tokens(1, seeds=SEEDS)
     heads = []
@@ -377,7 +377,7 @@ def test_wrong_labels_are_refused_in_training_and_sampling(labels):
     label_B = torch.tensor(labels)
     with pytest.raises(ValueError, match="found"):
         var(label_B, x_BLC)
-    with pytest.raises(ValueError, match="found .*labels"):
+    with pytest.raises(ValueError, match=r"found .*labels"):
         var.generate_tokens(label_B, seeds=SEEDS)
 
 

@@ -134,7 +134,7 @@ def test_other_patch_numbers_share_the_weights_but_not_the_hit_counts():
     assert torch.equal(other.quantize.embedding.weight, vae.quantize.embedding.weight)
     assert other.quantize.ema_vocab_hit_SV.shape == (3, 16)
     assert state["quantize.ema_vocab_hit_SV"].shape == (2, 16), "the caller's dictionary is not to be changed"
-    with pytest.raises(RuntimeError, match="quantize.embedding.weight"):
+    with pytest.raises(RuntimeError, match=r"quantize\.embedding\.weight"):
         tiny(vocab_size=17).load_state_dict(state)
     with pytest.raises(RuntimeError, match="Missing key"):
         other.load_state_dict({k: v for k, v in state.items() if k != "quant_conv.bias"})
