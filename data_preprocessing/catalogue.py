@@ -151,6 +151,8 @@ CATALOGUE = (
             Layout(
                 r"(?P<label>regular|pneumonia|covid)/(?P<group>[^/]+?)(_frame\d+)?\.(jpe?g|png)",
                 {"regular": "Lung-Regular", "pneumonia": "Lung-Pneumonia", "covid": "Lung-Covid"},
+                # Cut to squares without text by the authors.
+                frame="full",
             ),
         ),
         aliases=("covid19_ultrasound", "covid19_pocus_ultrasound", "pocus"),
@@ -176,6 +178,7 @@ CATALOGUE = (
                 r"(?P<split>training|test)_set/(?P<group>\d+)_\d?HC\.png",
                 "Fetal-Head",
                 {"training": "train", "test": "test"},
+                "clean",
             ),
         ),
         aliases=("HC",),

@@ -18,17 +18,41 @@ from scipy.spatial import ConvexHull
 
 # The screen is searched at this length of its longer side: text thins out, speckle averages, time is constant.
 WORKING_SIDE = 400
-# Grey levels above the screen's black that count as echo; JPEG ringing stays below.
-ECHO_MARGIN = 5
-# Side of the window that tells image from text, as a share of the longer side.
-WINDOW = 1 / 30
-# A window is image when this share of it is echo: 1 inside, 0.5 on a straight edge, 0.2 to 0.6 on text.
-OCCUPANCY = {"auto": 0.5, "text": 0.75, "rectangle": 0.75}
+# Grey levels that JPEG's noise stays within.
+FLAT = 5
+# Lines, bars and rows of text are thinner than this share of the longer side.
+THICKNESS = 1 / 30
+
+
+@dataclass(frozen=True)
+class Search:
+    """What counts as image: a window in which enough pixels are brighter than the black of the screen."""
+
+    # Grey levels above black that count as echo.
+    margin: int
+    # Side of the window, as a share of the longer side.
+    window: float
+    # Share of the window: 1 inside the image, 0.5 on a straight edge, 0.2 to 0.6 on text.
+    occupancy: float
+
+
+SEARCHES = {
+    # Careful: rather keep some text than lose dark tissue. The margin is above JPEG's ringing.
+    "auto": Search(5, 1 / 30, 0.5),
+    # Lossless, exactly 0 outside the scan area apart from bars and text: even the darkest tissue is seen.
+    "clean": Search(0, 1 / 80, 0.6),
+    # Much text close to the image.
+    "text": Search(5, 1 / 30, 0.75),
+    "rectangle": Search(5, 1 / 30, 0.75),
+}
 # Parts of the image that are cut off by a dark cyst or shadow count when they have this share of the largest part.
 SMALL_PART = 0.03
 # How much of a sector or a box must be covered by the hull of the echoes for it to be believed.
 SECTOR_COVER = 0.75
 BOX_COVER = 0.93
+OUTLINE_COVER = 0.85
+# How far above the recognised image the bright arcs at the probe may lie, as a share of the longer side.
+NEAR_FIELD = 0.06
 
 
 @dataclass(frozen=True)
@@ -49,7 +73,7 @@ def find_frame(grey_HW: np.ndarray, hint: str, outline: list[tuple[float, float]
     Args:
         grey_HW: uint8.
         hint: what the catalogue knows about the data set: "full" (the publisher has cropped), "zero border" (pixels outside
-            the scan area are exactly 0), "rectangle", or "auto".
+            the scan area are exactly 0), "clean", "text", "rectangle" or "auto" (see SEARCHES).
         outline: the scan area as published, (x, y); wins over the hint unless it misses half of the image.
 
     Returns:
@@ -67,18 +91,17 @@ def find_frame(grey_HW: np.ndarray, hint: str, outline: list[tuple[float, float]
         box = _bounds(grey_HW > 0)
         return Frame("zero border", box or whole)
 
-    found = _echo_hull(grey_HW, OCCUPANCY[hint])
+    found = _echo_hull(grey_HW, SEARCHES[hint])
     if found is None:
         return Frame("full", whole)
-    hull_P2, edge_E2 = found
+    hull_P2, edge_E2, echo_Q2 = found
     box = _clip_box(hull_P2.min(0), hull_P2.max(0), width, height)
     if hint == "rectangle":
         return Frame("rectangle", box)
     covered = _polygon_area(hull_P2)
-    sector = _fit_sector(hull_P2, edge_E2)
+    sector = _fit_sector(hull_P2, edge_E2, echo_Q2, max(1.0, max(grey_HW.shape) / WORKING_SIDE))
     if sector is not None:
-        points_P2 = np.asarray(sector)
-        sector_box = _clip_box(points_P2.min(0), points_P2.max(0), width, height)
+        sector_box = _polygon_box(sector, width, height)
         area = _mask(sector_box, sector).sum()
         if covered >= SECTOR_COVER * area and area < 0.98 * _box_area(sector_box):
             return Frame("fan", sector_box, sector)
@@ -128,17 +151,28 @@ def _from_outline(grey_HW: np.ndarray, outline: list[tuple[float, float]]) -> Fr
     box = _clip_box(points_P2.min(0), points_P2.max(0), width, height)
     inside = _mask(box, tuple(map(tuple, points_P2)))
     left, top, right, bottom = box
-    echo = int((grey_HW[top:bottom, left:right][inside] > ECHO_MARGIN).sum())
-    if echo < 0.7 * int((grey_HW > ECHO_MARGIN).sum()):
+    echo = int((grey_HW[top:bottom, left:right][inside] > FLAT).sum())
+    if echo < 0.7 * int((grey_HW > FLAT).sum()):
         return None
-    return Frame("outline", box, tuple(map(tuple, points_P2.round(1).tolist())))
+    polygon = tuple(map(tuple, points_P2.round(1).tolist()))
+    # Drawn by hand with few corners, it cuts slices off the arcs: a sector that fits around it restores them.
+    hull_P2 = points_P2[ConvexHull(points_P2).vertices]
+    ahead_P2 = np.roll(hull_P2, -1, axis=0)
+    steps = np.linspace(0, 1, 50, endpoint=False)[:, None, None]
+    edge_E2 = (hull_P2 + steps * (ahead_P2 - hull_P2)).reshape(-1, 2)
+    sector = _fit_sector(hull_P2, edge_E2)
+    if sector is not None:
+        sector_box = _polygon_box(sector, width, height)
+        if _polygon_area(points_P2) >= OUTLINE_COVER * _mask(sector_box, sector).sum():
+            return Frame("outline", sector_box, sector)
+    return Frame("outline", box, polygon)
 
 
 def _without_flat_margin(grey_HW: np.ndarray) -> tuple[int, int, int, int]:
     """The box without the rows and columns at the border that are one flat grey; real shadow has noise."""
     height, width = grey_HW.shape
-    rows = np.ptp(grey_HW, axis=1) > ECHO_MARGIN
-    columns = np.ptp(grey_HW, axis=0) > ECHO_MARGIN
+    rows = np.ptp(grey_HW, axis=1) > FLAT
+    columns = np.ptp(grey_HW, axis=0) > FLAT
     if not rows.any() or not columns.any():
         return (0, 0, width, height)
     left, right = int(columns.argmax()), width - int(columns[::-1].argmax())
@@ -159,6 +193,13 @@ def _clip_box(low: np.ndarray, high: np.ndarray, width: int, height: int) -> tup
     return max(int(left), 0), max(int(top), 0), min(int(right), width), min(int(bottom), height)
 
 
+def _polygon_box(
+    polygon: tuple[tuple[float, float], ...], width: int, height: int
+) -> tuple[int, int, int, int]:
+    points_P2 = np.asarray(polygon)
+    return _clip_box(points_P2.min(0), points_P2.max(0), width, height)
+
+
 def _box_area(box: tuple[int, int, int, int]) -> int:
     return (box[2] - box[0]) * (box[3] - box[1])
 
@@ -176,11 +217,12 @@ def _mask(box: tuple[int, int, int, int], polygon: tuple[tuple[float, float], ..
     return np.asarray(picture)
 
 
-def _echo_hull(grey_HW: np.ndarray, occupancy: float) -> tuple[np.ndarray, np.ndarray] | None:
+def _echo_hull(grey_HW: np.ndarray, search: Search) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Convex hull and edge pixels of the echoes, text and other furniture left out.
 
     Returns:
-        Hull corners (P, 2) and edge points (E, 2) in source pixels, or None when nothing is found.
+        Hull corners (P, 2), edge points (E, 2) and all echoes, furniture too, (Q, 2) in source pixels, or None when
+        nothing is found.
     """
     factor = max(grey_HW.shape) / WORKING_SIDE
     small_HW = grey_HW
@@ -190,39 +232,37 @@ def _echo_hull(grey_HW: np.ndarray, occupancy: float) -> tuple[np.ndarray, np.nd
     border = np.concatenate([small_HW[0], small_HW[-1], small_HW[:, 0], small_HW[:, -1]])
     # The darker part of the border is the screen; a picture that fills its frame has none and keeps all.
     black = min(int(np.percentile(border, 20)), 40)
-    noise = _noise(small_HW, black)
-    echo_HW = small_HW > black + noise
-    window = max(3, round(max(small_HW.shape) * WINDOW))
-    dense_HW = ndimage.uniform_filter(echo_HW.astype(np.float32), window, mode="nearest") >= occupancy
-    # Bars and lines are thinner than the window.
-    thick_HW = ndimage.minimum_filter(dense_HW, window, mode="nearest")
-    dense_HW = ndimage.maximum_filter(thick_HW, window, mode="constant")
+    echo_HW = small_HW > black + search.margin
+    longer = max(small_HW.shape)
+    window, thickness = (max(3, round(longer * share) | 1) for share in (search.window, THICKNESS))
+    dense_HW = ndimage.uniform_filter(echo_HW.astype(np.float32), window, mode="nearest") >= search.occupancy
+    thick_HW = ndimage.minimum_filter(dense_HW, thickness, mode="constant")
+    dense_HW = ndimage.maximum_filter(thick_HW, thickness, mode="constant")
     parts_HW, count = ndimage.label(dense_HW)
     if count == 0:
         return None
     sizes = np.bincount(parts_HW.ravel())
     sizes[0] = 0
     kept_HW = (sizes >= SMALL_PART * sizes.max())[parts_HW]
-    # The window rounds corners off; echoes within a quarter of it belong to the image.
-    near_HW = ndimage.uniform_filter(kept_HW.astype(np.float32), window // 2 | 1, mode="nearest") > 0
+    # Corners were rounded off; echoes close by belong to the image.
+    near_HW = ndimage.uniform_filter(kept_HW.astype(np.float32), thickness // 2 | 1, mode="nearest") > 0
     kept_HW |= near_HW & echo_HW
     edge_HW = kept_HW & ~ndimage.binary_erosion(kept_HW, border_value=0)
     y_E, x_E = edge_HW.nonzero()
     edge_E2 = np.stack([x_E, y_E], 1).astype(float)
     if len(edge_E2) < 3 or np.ptp(edge_E2, axis=0).min() < 2:
         return None
+    y_Q, x_Q = echo_HW.nonzero()
     scale = np.array([grey_HW.shape[1] / small_HW.shape[1], grey_HW.shape[0] / small_HW.shape[0]])
-    corners_P2 = edge_E2[ConvexHull(edge_E2).vertices]
+    points = edge_E2[ConvexHull(edge_E2).vertices], edge_E2, np.stack([x_Q, y_Q], 1)
     # Pixel centres of the small picture lie between those of the source.
-    return (corners_P2 + 0.5) * scale - 0.5, (edge_E2 + 0.5) * scale - 0.5
+    hull_P2, edge_E2, echo_Q2 = ((p + 0.5) * scale - 0.5 for p in points)
+    return hull_P2, edge_E2, echo_Q2
 
 
-def _noise(grey_HW, black):
-    dark = grey_HW[grey_HW <= black + ECHO_MARGIN]
-    return 1 if (dark == black).mean() > 0.8 else ECHO_MARGIN
-
-
-def _fit_sector(hull_P2: np.ndarray, edge_E2: np.ndarray) -> tuple[tuple[float, float], ...] | None:
+def _fit_sector(
+    hull_P2: np.ndarray, edge_E2: np.ndarray, echo_Q2: np.ndarray | None = None, step: float = 1.0
+) -> tuple[tuple[float, float], ...] | None:
     """The tightest sector around the hull, opening downwards: two straight sides and two arcs about their meeting point.
 
     Each side is the supporting line (nothing lies beyond it) that most edge pixels touch, out of all slopes.
@@ -234,7 +274,7 @@ def _fit_sector(hull_P2: np.ndarray, edge_E2: np.ndarray) -> tuple[tuple[float, 
     tolerance = 0.008 * float((high - low).max())
     # Pixels on the border of the hull's box say nothing about a slanted side.
     inner = ((edge_E2 > low + tolerance) & (edge_E2 < high - tolerance)).all(1)
-    angle_A = np.radians(np.arange(8, 80, 0.5))
+    angle_A = np.radians(np.arange(8, 87, 0.5))
     sides = []
     for sign in (-1, 1):  # left, right
         normal_A2 = np.stack([sign * np.cos(angle_A), -np.sin(angle_A)], 1)
@@ -251,9 +291,36 @@ def _fit_sector(hull_P2: np.ndarray, edge_E2: np.ndarray) -> tuple[tuple[float, 
     left, right = (float(np.arctan2(-normal[1], abs(normal[0]))) for normal, _ in sides)
     radius_E = np.hypot(*(edge_E2 - apex).T)
     inner_radius, outer_radius = float(radius_E.min()), float(np.hypot(*(hull_P2 - apex).T).max())
+    if echo_Q2 is not None:
+        inner_radius = _near_field(apex, inner_radius, (left, right), echo_Q2, step)
     # Side normal (cos a, -sin a) means direction (sin a, cos a): the half-opening is a itself.
     turn_T = np.linspace(-left, right, 65)
     arc_T2 = np.stack([np.sin(turn_T), np.cos(turn_T)], 1)
     outer_T2, inner_T2 = apex + outer_radius * arc_T2, apex + inner_radius * arc_T2[::-1]
     polygon = np.concatenate([outer_T2, inner_T2]).round(1)
     return tuple(map(tuple, polygon.tolist()))
+
+
+def _near_field(
+    apex: np.ndarray, inner_radius: float, sides: tuple[float, float], echo_Q2: np.ndarray, step: float
+) -> float:
+    """The inner radius with the bright arcs next to the probe, which are thin and were taken for a bar.
+
+    Going inwards ring by ring, a ring belongs to the image when echoes fill half of it.
+
+    Args:
+        sides: angles of the left and right side from straight down.
+        echo_Q2: all echoes, (x, y) in the source.
+        step: distance of two neighbouring echoes.
+    """
+    to_Q2 = echo_Q2 - apex
+    radius_Q, angle_Q = np.hypot(*to_Q2.T), np.arctan2(to_Q2[:, 0], to_Q2[:, 1])
+    between_Q = (angle_Q > -sides[0]) & (angle_Q < sides[1])
+    ring_Q = np.floor((inner_radius - radius_Q) / (2 * step)).astype(int)
+    rings = np.arange(round(NEAR_FIELD * WORKING_SIDE / 2))
+    near_Q = between_Q & (ring_Q >= 0) & (ring_Q < len(rings))
+    count_R = np.bincount(ring_Q[near_Q], minlength=len(rings))
+    middle_R = np.maximum(inner_radius - (rings + 0.5) * 2 * step, step)
+    filled_R = count_R * step**2 / (sum(sides) * middle_R * 2 * step)
+    full = (filled_R > 0.5).nonzero()[0]
+    return max(0.0, inner_radius - (full[-1] + 1) * 2 * step) if len(full) else inner_radius

@@ -48,7 +48,26 @@ INDEX = ".index.jsonl"
 # A change in one of these files makes the index and all outputs stale.
 VERSIONED = ("crop.py", "readers.py", "work.py")
 SHEET_PICTURES = 24
-MANIFEST = ["file", "source", "dataset", "organ", "class", "patient", "group", "split", "frame", "frame_kind", "crop_left", "crop_top", "crop_right", "crop_bottom", "source_width", "source_height", "output_size", "sha256"]
+MANIFEST = [
+    "file",
+    "source",
+    "dataset",
+    "organ",
+    "class",
+    "patient",
+    "group",
+    "split",
+    "frame",
+    "frame_kind",
+    "crop_left",
+    "crop_top",
+    "crop_right",
+    "crop_bottom",
+    "source_width",
+    "source_height",
+    "output_size",
+    "sha256",
+]
 
 
 @dataclass(frozen=True)

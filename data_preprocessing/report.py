@@ -50,7 +50,7 @@ def bar_chart(path: Path, counts: Counter, classes: Sequence[str]) -> None:
         axes.bar_label(bars, padding=2, fontsize=7)
     axes.set_yticks(rows, classes)
     axes.invert_yaxis()
-    axes.margins(x=0.08)
+    axes.margins(x=0.08, y=0.01)
     axes.set_xlabel("images")
     axes.set_title("Prepared images by class and split")
     axes.spines[["top", "right"]].set_visible(False)

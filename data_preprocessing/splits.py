@@ -19,9 +19,9 @@ SPLITS = ("train", "val", "test")
 # Shares of train, val and test.
 SHARES = (0.8, 0.1, 0.1)
 # Two pictures are near copies when at most this many of the 64 bits of their hashes differ ...
-NEAR_BITS = 2
+NEAR_BITS = 12
 # ... and their small versions correlate at least so well.
-NEAR_CORRELATION = 0.98
+NEAR_CORRELATION = 0.97
 SMALL_SIDE = 16
 
 
@@ -76,8 +76,8 @@ def make_plan(pictures: list[Picture], seed: int, cap: int, extra_classes: tuple
     Raises:
         InputError: when a class cannot have a picture in each of train, val and test.
     """
-    kept, dropped = _without_copies(pictures)
-    group_of = _join_groups(kept)
+    kept, dropped, links = _without_copies(pictures)
+    group_of = _join_groups(kept, links)
     _require_three_groups(kept, group_of, extra_classes, "")
     drawn = _draw(kept, group_of, seed, cap)
     over_cap = Counter(p.dataset for p in kept)
@@ -119,55 +119,60 @@ def near_pairs(hash_N: np.ndarray, bits: int = NEAR_BITS) -> np.ndarray:
     return np.concatenate(pairs)
 
 
-def _without_copies(pictures: list[Picture]) -> tuple[list[Picture], dict[str, str]]:
+def _without_copies(pictures: list[Picture]) -> tuple[list[Picture], dict[str, str], list[tuple[str, str]]]:
+    """The kept pictures, the dropped ones with their reason, and the pairs of groups that share a picture."""
     by_pixels = defaultdict(list)
     for picture in sorted(pictures, key=lambda p: (p.dataset, p.source)):
         by_pixels[picture.sha256].append(picture)
-    kept, dropped = [], {}
+    kept, dropped, links = [], {}, []
     for copies in by_pixels.values():
+        links += [(_own_group(copies[0]), _own_group(p)) for p in copies[1:]]
         classes = sorted({p.class_name for p in copies})
         if len(classes) > 1:
             for p in copies:
                 dropped[p.source] = f"exact copies with different labels: {', '.join(classes)}"
             continue
-        # The official split of a copy holds for the one that is kept, the most held-out first.
+        # The most held-out official split of the copies holds.
         kept.append(max(copies, key=lambda p: ("", *SPLITS).index(p.split)))
         for p in copies:
             if p is not kept[-1]:
                 dropped[p.source] = f"exact copy of {kept[-1].source}"
-    return kept, dropped
+    return kept, dropped, links
 
 
-def _join_groups(pictures: list[Picture]) -> dict[str, str]:
-    """source -> name of its group: patients, joined by near copies inside a data set.
+def _own_group(picture: Picture) -> str:
+    """The patient where known, else the picture's content, so that a new file name changes nothing."""
+    return f"{picture.dataset}/{picture.group}" if picture.group else f"sha256/{picture.sha256}"
 
-    The name is the smallest of the names that were joined, a content hash where no patient is known.
+
+def _join_groups(pictures: list[Picture], links: list[tuple[str, str]]) -> dict[str, str]:
+    """source -> name of its group: patients, joined by shared pictures and by near copies inside a data set.
+
+    The joined group has the smallest of the names.
     """
-    names = [f"{p.dataset}/{p.group}" if p.group else f"sha256/{p.sha256}" for p in pictures]
-    number_of = {name: i for i, name in enumerate(sorted(set(names)))}
-    numbers = np.array([number_of[name] for name in names], dtype=np.int64)
-    links = []
+    pairs = [*links]
     by_set = defaultdict(list)
-    for index, picture in enumerate(pictures):
-        by_set[picture.dataset].append(index)
-    for members in map(np.array, by_set.values()):
-        pairs = near_pairs(np.array([pictures[i].dhash for i in members], dtype=np.uint64))
-        small = np.frombuffer(b"".join(pictures[i].small for i in members), np.uint8).reshape(
-            len(members), -1
-        )
-        small = small.astype(np.float32)
-        small -= small.mean(1, keepdims=True)
+    for picture in pictures:
+        by_set[picture.dataset].append(picture)
+    for members in by_set.values():
+        near_P2 = near_pairs(np.array([p.dhash for p in members], dtype=np.uint64))
+        small = np.frombuffer(b"".join(p.small for p in members), np.uint8).reshape(len(members), -1)
+        small = small - small.mean(1, keepdims=True, dtype=np.float32)
         small /= np.linalg.norm(small, axis=1, keepdims=True) + 1e-6
-        alike = np.einsum("pd,pd->p", small[pairs[:, 0]], small[pairs[:, 1]]) >= NEAR_CORRELATION
-        links.append(numbers[members[pairs[alike]]])
-    link_P2 = np.concatenate(links) if links else np.empty((0, 2), np.int64)
-    count = len(number_of)
-    graph = coo_matrix((np.ones(len(link_P2), bool), (link_P2[:, 0], link_P2[:, 1])), shape=(count, count))
-    joined = connected_components(graph, directed=False)[1] if count else np.empty(0, int)
+        # In parts, because a long video has very many pairs.
+        for start in range(0, len(near_P2), 100_000):
+            part_P2 = near_P2[start : start + 100_000]
+            alike_P = (small[part_P2[:, 0]] * small[part_P2[:, 1]]).sum(1) >= NEAR_CORRELATION
+            pairs += [(_own_group(members[i]), _own_group(members[j])) for i, j in part_P2[alike_P]]
+    names = sorted({_own_group(p) for p in pictures} | {name for pair in pairs for name in pair})
+    number_of = {name: number for number, name in enumerate(names)}
+    link_P2 = np.array([(number_of[a], number_of[b]) for a, b in pairs], dtype=np.int64).reshape(-1, 2)
+    graph = coo_matrix((np.ones(len(link_P2), bool), link_P2.T), shape=(len(names), len(names)))
+    joined = connected_components(graph, directed=False)[1]
     first = {}
-    for name, number in sorted(number_of.items()):
-        first.setdefault(int(joined[number]), name)
-    return {p.source: first[int(joined[number])] for p, number in zip(pictures, numbers, strict=True)}
+    for name, part in zip(names, joined, strict=True):
+        first.setdefault(int(part), name)
+    return {p.source: first[int(joined[number_of[_own_group(p)]])] for p in pictures}
 
 
 def _require_three_groups(
