@@ -76,15 +76,15 @@ def parse(settings_class: type[S], description: str | None, arguments: list[str]
 
 
 def _flag_error(box: str) -> str:
-    rows = [row.strip(" │") for row in box.splitlines() if row.startswith("│")]
-    blocks = " ".join(rows).split("────")
-    statement = one_line(re.sub(r"\S+\.py:", "the command line:", blocks[0]))
-    unknown = next((block for block in blocks if "Unrecognized options" in block), "")
-    if unknown and unknown is not blocks[0]:
-        statement += "; " + one_line(unknown.strip("─ "))
-    similar = re.findall(r"similar to (--\S+): +(--\S+)", " ".join(rows))
-    hints = "".join(f"; did you mean {right} instead of {wrong}" for wrong, right in similar)
-    return f"{statement}{hints}; --help lists all flags"
+    """The statement and the suggestions of tyro's box; its frame is of lines or, in an ASCII terminal, absent."""
+    rows = [row.strip(" │╭╮╰╯") for row in box.splitlines()][1:]
+    blocks = [one_line(block) for block in re.split("[─-]{8,}", "\n".join(rows))]
+    blocks = [block for block in blocks if block]
+    statement = re.sub(r"\S+\.py:", "the command line:", blocks[0])
+    unknown = [block for block in blocks[1:] if block.startswith("Unrecognized options")]
+    near = re.findall(r"(?:meant:|similar to --\S+:) (--\S+)", " ".join(blocks))
+    hints = [f"did you mean {' or '.join(near)}?"] if near else []
+    return "; ".join([statement, *unknown, *hints, "--help lists all flags"])
 
 
 def one_line(text: str) -> str:

@@ -1,0 +1,27 @@
+# Everything here sets itself up: a virtual environment in .venv with the pinned requirements.
+#
+#   make demo    simulate ultrasound, run every stage small, end with the pictures to look at (minutes)
+#   make test    ruff and all tests
+#   make clean   remove .venv and the demo's files
+
+PYTHON ?= python3
+VENV := $(CURDIR)/.venv
+
+.PHONY: demo test clean
+
+demo: $(VENV)/.installed
+	PATH="$(VENV)/bin:$$PATH" bash demo.sh
+
+# Two workers of one thread each: two processes of two threads would fight for the cores of a small machine.
+test: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo

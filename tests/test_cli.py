@@ -1,0 +1,82 @@
+"""One clear line and exit code 2 for a wrong flag or input; other faults keep their traceback."""
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from usvar import cli
+from usvar.errors import InputError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a made-up script."""
+
+    # Folder of images.
+    data_root: Path
+
+    # Learning rate.
+    rate: float = 0.5
+
+    # Tokens a side.
+    patch_nums: tuple[int, ...] = (1, 2)
+
+
+def test_flags_become_settings():
+    parsed = cli.parse(Settings, "Doc.", ["--data-root", "x", "--patch-nums", "1", "3"])
+    assert parsed == Settings(data_root=Path("x"), patch_nums=(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--data-root", "x", "--rat", "1"], ["--rat,", "did you mean --rate?"]),
+        (["--data-root", "x", "--rate", "fast"], ["--rate", "'fast'"]),
+        ([], ["--data-root", "required"]),
+        (["--data-rot", "x"], ["--data-root", "--data-rot"]),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_exit_code_2(arguments, wanted, capsys):
+    """tyro's own answer is a framed box of many lines."""
+    with pytest.raises(SystemExit) as stop:
+        cli.parse(Settings, "Doc.", arguments)
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1 and "│" not in printed
+    for text in wanted:
+        assert text in printed
+
+
+def run(main, monkeypatch, arguments=("--data-root", "x")):
+    monkeypatch.setattr("sys.argv", ["script.py", *arguments])
+    cli.run(main, Settings, "Doc.")
+
+
+def test_wrong_input_is_one_line_and_exit_code_2(monkeypatch, capsys):
+    def main(settings):
+        raise InputError("found 3,\n   wanted 4: do this")
+
+    with pytest.raises(SystemExit) as stop:
+        run(main, monkeypatch)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: found 3, wanted 4: do this\n"
+
+
+def test_a_fault_of_the_code_keeps_its_traceback(monkeypatch):
+    def main(settings):
+        raise ValueError("not the user's doing")
+
+    with pytest.raises(ValueError, match="not the user's doing"):
+        run(main, monkeypatch)
+
+
+def test_a_stop_by_signal_ends_with_128_plus_its_number(monkeypatch, capsys):
+    def main(settings):
+        raise cli.Stopped(signal.SIGTERM, "step 3 is saved")
+
+    with pytest.raises(SystemExit) as stop:
+        run(main, monkeypatch)
+    assert stop.value.code == 143
+    assert "step 3 is saved" in capsys.readouterr().err
