@@ -27,12 +27,13 @@ import csv
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import fft, ndimage
@@ -322,7 +323,7 @@ def scan_convert(grey_ZB: np.ndarray, probe: Probe, size: int) -> np.ndarray:
         size: side of the square frame; the longer side of the field of view fills it.
 
     Returns:
-        (size, size) uint8.
+        (size, size) uint8, 1 to 255 inside and 0 outside.
     """
     half_angle = np.deg2rad(probe.half_angle_deg)
     if probe.width_mm:
@@ -347,7 +348,8 @@ def scan_convert(grey_ZB: np.ndarray, probe: Probe, size: int) -> np.ndarray:
         grey_ZB, max(1, round(pixel_mm * SAMPLES / probe.depth_mm)), axis=0, mode="nearest"
     )
     picture_HW = ndimage.map_coordinates(grey_ZB, [row_HW, column_HW], order=1, mode="nearest")
-    return np.where(inside_HW, picture_HW.round(), 0).astype(np.uint8)
+    # 0 is kept for outside, so that a dark echo at the edge is never cropped away.
+    return np.where(inside_HW, picture_HW.round().clip(1), 0).astype(np.uint8)
 
 
 # --- Shapes and textures -----------------------------------------------------------------------------
@@ -625,7 +627,8 @@ def kidney(rng: np.random.Generator, off: float, x: np.ndarray, z: np.ndarray) -
     tissue = uniform_tissue(x, z, 0, 0.55)
     tissue.echo_db += 1.2 * smooth_field(rng, x, z, 4, 3)
     # Vessels of the liver.
-    vessel = np.abs(smooth_field(rng, x, z, 26, 16) - 0.7) - 0.12
+    vessel = np.abs(smooth_field(rng, x, z, 26, 16) - 0.7) - 0.14
+    vessel = np.maximum(vessel, 0.4 * (0.3 - smooth_field(rng, x, z, 14, 14)))
     tissue.fill(vessel * 14, -22, 0.3, 1.62, soft=0.5)
     half_x, half_z, angle = u(42, 50), u(19, 24), u(-18, 18)
     cx, cz = u(-5, 5), u(60, 70)
@@ -670,7 +673,7 @@ def heart(rng: np.random.Generator, off: float, x: np.ndarray, z: np.ndarray) ->
     tissue = uniform_tissue(x, z, -8, 0.6)
     tissue.echo_db += 4 * smooth_field(rng, x, z, 18, 7)
     scale, open_ = u(0.88, 1.08), u(0.1, 0.9)
-    p, q = turned(x, z, u(-5, 5), u(2, 8), u(-12, 12))
+    p, q = turned(x, z, u(-5, 5), u(2, 8), u(-9, 9))
     p, q = p / scale, q / scale
     base = 86.0
     lv_x, lv_w, septum = 20.0, u(16, 21) * np.sqrt(1 - 0.3 * off**2), u(8, 11)
@@ -771,10 +774,17 @@ def simulate_image(
         (size, size) uint8, and what it was made with.
     """
     probe, pose, rng = set_up(class_name, patient, view, seed)
-    who = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=stream(class_name, patient)))
-    tissue = ANATOMIES[class_name](who, pose.off_plane, *posed_points(probe, pose))
+    tissue = anatomy_of(class_name, patient, seed, pose.off_plane, *posed_points(probe, pose))
     envelope_ZB = simulate_envelope(tissue, probe, rng)
     return scan_convert(log_compress(envelope_ZB, probe), probe, size), probe, pose
+
+
+def anatomy_of(
+    class_name: str, patient: int, seed: int, off_plane: float, x: np.ndarray, z: np.ndarray
+) -> Tissue:
+    """The acoustic maps of a patient at the given points (mm); the same body in every view."""
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=stream(class_name, patient)))
+    return ANATOMIES[class_name](rng, off_plane, x, z)
 
 
 def set_up(class_name: str, patient: int, view: int, seed: int) -> tuple[Probe, Pose, np.random.Generator]:
@@ -809,6 +819,32 @@ def make(task: tuple[Path, str, int, int, int, int]) -> None:
     out_root, class_name, index, views, seed, size = task
     image, _, _ = simulate_image(class_name, index // views, index % views, seed, size)
     save_png(out_root / image_name(class_name, index, views), image)
+
+
+def start_worker() -> None:
+    """Leave Ctrl-C to the parent, which lets the images in work be finished."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def make_all(tasks: list[tuple], workers: int) -> None:
+    """Make all images, over the cores; a signal ends it after the images in work."""
+
+    def stop(number: int, _: Any) -> None:
+        raise cli.Stopped(number, "run the same command again to go on")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    workers = max(1, min(workers or os.cpu_count() or 1, len(tasks)))
+    try:
+        with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
+            try:
+                for _ in tqdm(pool.map(make, tasks), "simulate", len(tasks)):
+                    pass
+            finally:
+                pool.shutdown(cancel_futures=True)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def table(settings: Settings) -> str:
@@ -895,15 +931,7 @@ def main(settings: Settings) -> None:
     for class_name in s.classes:
         (s.out_root / class_name).mkdir(exist_ok=True)
         remove_stale_temporaries(s.out_root / class_name)
-    workers = min(s.workers or os.cpu_count() or 1, max(1, len(missing)))
-    with ProcessPoolExecutor(workers) as pool:
-        tasks = [(s.out_root, c, i, s.views_per_patient, s.seed, s.size) for c, i in missing]
-        try:
-            for _ in tqdm(pool.map(make, tasks, chunksize=4), "simulate", len(tasks)):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    make_all([(s.out_root, c, i, s.views_per_patient, s.seed, s.size) for c, i in missing], s.workers)
     write_text(s.out_root / "simulation.csv", table(s))
     print(f"{s.out_root}: {len(missing)} images made, {len(wanted)} in {len(s.classes)} classes")
 
