@@ -1,0 +1,99 @@
+"""Prepared images as data: what is listed, what is refused, and one way between pixels and numbers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from usvar import images
+from usvar.errors import InputError
+
+
+def prepared(root: Path, counts: dict[str, int], side: int = 32) -> Path:
+    """A prepared folder with `counts` images a class in every split."""
+    noise = np.random.default_rng(0)
+    for split in images.SPLITS:
+        for name, count in counts.items():
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                grey = noise.integers(0, 256, (side, side), dtype=np.uint8)
+                images.save_png(root / split / name / f"a__{i}.png", grey)
+    return root
+
+
+def test_labels_follow_the_sorted_class_names(tmp_path):
+    root = prepared(tmp_path, {"Heart": 2, "Breast": 1})
+    classes = images.find_classes(root)
+    files = images.find_images(root, "val", classes)
+    assert classes == ("Breast", "Heart")
+    assert files.paths == ("val/Breast/a__0.png", "val/Heart/a__0.png", "val/Heart/a__1.png")
+    assert files.label_N.tolist() == [0, 1, 1]
+
+
+def test_pixels_survive_the_way_in_and_out(tmp_path):
+    root = prepared(tmp_path, {"Heart": 2})
+    files = images.find_images(root, "train", ("Heart",))
+    grey_BHW = images.read_images(files, [0, 1], 32)
+    image_B3HW = images.to_model_range(grey_BHW)
+    assert image_B3HW.shape == (2, 3, 32, 32) and image_B3HW.min() >= -1 and image_B3HW.max() <= 1
+    assert np.array_equal(images.to_uint8(image_B3HW), grey_BHW)
+    assert images.to_model_range(np.array([[[0, 255]]], dtype=np.uint8))[0, 0].tolist() == [[-1.0, 1.0]]
+    assert images.to_uint8(torch.tensor([-3.0, 3.0]).view(1, 1, 1, 2)).tolist() == [[[0, 255]]]
+
+
+def test_decoded_images_are_those_on_disk_and_follow_a_change(tmp_path):
+    root = prepared(tmp_path / "data", {"Heart": 3})
+    files = images.find_images(root, "train", ("Heart",))
+    first = images.decoded(files, 32, tmp_path / "cache")
+    assert np.array_equal(first, images.read_images(files, range(3), 32))
+    images.save_png(root / files.paths[1], np.zeros((32, 32), dtype=np.uint8))
+    assert images.decoded(files, 32, tmp_path / "cache")[1].max() == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"", "cannot be read"),
+        (b"<html>not found</html>", "cannot be read"),
+        ("truncated", "cannot be read"),
+        ("colour", "colour"),
+        ("sixteen bits", "int"),
+        ("other size", "16 x 16"),
+    ],
+)
+def test_a_bad_picture_is_refused_by_name_and_never_replaced(tmp_path, content, named):
+    """The predecessor silently took the next picture instead."""
+    root = prepared(tmp_path, {"Heart": 3})
+    files = images.find_images(root, "train", ("Heart",))
+    bad = root / files.paths[1]
+    if content == "truncated":
+        content = bad.read_bytes()[:200]
+    if isinstance(content, bytes):
+        bad.write_bytes(content)
+    elif content == "colour":
+        Image.new("RGB", (32, 32), (200, 10, 10)).save(bad)
+    elif content == "sixteen bits":
+        Image.fromarray(np.full((32, 32), 40000, dtype=np.uint16)).save(bad)
+    else:
+        Image.new("L", (16, 16)).save(bad)
+    with pytest.raises(InputError, match=named) as refused:
+        images.decoded(files, 32, tmp_path / "cache")
+    assert "a__1.png" in str(refused.value)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_missing_folders_and_classes_are_named(tmp_path):
+    with pytest.raises(InputError, match="wanted the folders train, val and test"):
+        images.find_classes(tmp_path / "nowhere")
+    (tmp_path / "train").mkdir()
+    with pytest.raises(InputError, match="no class folder"):
+        images.find_classes(tmp_path)
+    root = prepared(tmp_path / "data", {"Heart": 1})
+    with pytest.raises(InputError, match="'Heart'"):
+        images.find_images(root, "train", ("Breast",))
+    (root / "train" / "Kidney").mkdir()
+    files = images.find_images(root, "train", ("Heart", "Kidney"))
+    with pytest.raises(InputError, match="Kidney has 0"):
+        images.require_every_class(files)

@@ -1,0 +1,150 @@
+"""Token maps on disk and what frequencies alone say of them."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from usvar import tokens
+from usvar.errors import InputError
+
+PATCH_NUMS = (1, 2, 3)
+MADE_BY = {"vocab_size": 16, "inputs": {"vqvae": {"sha256": "abc"}}}
+
+
+def maps(count: int = 6, seed: int = 0, dtype: type = np.uint16) -> dict:
+    draw = np.random.default_rng(seed)
+    return {
+        "idx_NL": draw.integers(0, 16, (count, 14)).astype(dtype),
+        "label_N": np.arange(count) % 2,
+        "path_N": np.array([f"train/A/{i}.png" for i in range(count)]),
+        "view_N": np.zeros(count, dtype=np.int64),
+        "patch_nums": PATCH_NUMS,
+        "classes": ["A", "B"],
+        "made_by": MADE_BY,
+    }
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64])
+def test_what_is_written_is_read_memory_mapped(tmp_path, dtype):
+    content = maps(dtype=dtype)
+    tokens.write_token_maps(tmp_path, **content)
+    read = tokens.read_token_maps(tmp_path)
+    assert isinstance(read.idx_NL, np.memmap)
+    assert np.array_equal(read.idx_NL, content["idx_NL"])
+    assert read.label_N.tolist() == content["label_N"].tolist()
+    assert read.path_N.tolist() == content["path_N"].tolist()
+    assert read.patch_nums == PATCH_NUMS and read.classes == ("A", "B")
+    assert read.vocab_size == 16 and read.vqvae_sha256 == "abc"
+
+
+def test_the_archive_has_the_maps_of_the_contract_for_numpy_alone(tmp_path):
+    content = maps()
+    tokens.write_token_maps(tmp_path, **content)
+    with np.load(tmp_path / tokens.FILE_NAME, allow_pickle=False) as archive:
+        assert set(archive) == {
+            *("vnums", "idx", "label", "path", "view", "made_by"),
+            *("tok_1x1", "tok_2x2", "tok_3x3"),
+        }
+        assert archive["tok_2x2"].shape == (6, 2, 2)
+        flat = [archive[f"tok_{v}x{v}"].reshape(6, -1) for v in archive["vnums"]]
+        assert np.array_equal(np.concatenate(flat, axis=1), archive["idx"])
+    assert json.loads((tmp_path / "classes.json").read_text()) == ["A", "B"]
+
+
+def test_the_same_tokens_give_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        tokens.write_token_maps(tmp_path / name, **maps())
+    assert (tmp_path / "a" / tokens.FILE_NAME).read_bytes() == (
+        tmp_path / "b" / tokens.FILE_NAME
+    ).read_bytes()
+
+
+def test_an_archive_compressed_by_others_is_read(tmp_path):
+    tokens.write_token_maps(tmp_path, **maps())
+    with np.load(tmp_path / tokens.FILE_NAME) as archive:
+        arrays = dict(archive)
+    np.savez_compressed(tmp_path / tokens.FILE_NAME, **arrays)
+    assert np.array_equal(tokens.read_token_maps(tmp_path).idx_NL, maps()["idx_NL"])
+
+
+def broken(folder: Path, **changes) -> None:
+    """An archive with some arrays changed; None leaves one out."""
+    tokens.write_token_maps(folder, **maps())
+    with np.load(folder / tokens.FILE_NAME) as archive:
+        arrays = dict(archive) | changes
+    np.savez(folder / tokens.FILE_NAME, **{k: v for k, v in arrays.items() if v is not None})
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"idx": np.full((6, 14), 16)}, "tokens go from"),
+        ({"idx": np.full((6, 14), -1)}, "tokens go from"),
+        ({"idx": np.zeros((6, 14))}, "wanted integers"),
+        ({"idx": np.zeros((6, 13), dtype=int)}, "wanted \\(6, 14\\)"),
+        ({"label": np.array([0, 1, 2, 0, 1, 2])}, "labels go from 0 to 2"),
+        ({"view": None}, "no array 'view'"),
+        ({"made_by": np.array("{}")}, "no inputs"),
+        ({"path": np.array([{"run": "me"}] * 6, dtype=object)}, "cannot be read"),
+    ],
+)
+def test_maps_that_do_not_fit_are_refused(tmp_path, changes, named):
+    broken(tmp_path, **changes)
+    with pytest.raises(InputError, match=named):
+        tokens.read_token_maps(tmp_path)
+
+
+def test_a_file_that_is_cut_or_missing_is_refused(tmp_path):
+    with pytest.raises(InputError, match="is missing"):
+        tokens.read_token_maps(tmp_path)
+    tokens.write_token_maps(tmp_path, **maps())
+    path = tmp_path / tokens.FILE_NAME
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(InputError, match="cannot be read"):
+        tokens.read_token_maps(tmp_path)
+    tokens.write_token_maps(tmp_path, **maps())
+    with zipfile.ZipFile(path, "a") as archive, archive.open("huge.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f8", "fortran_order": False, "shape": (10**12,)}
+        )
+    assert len(tokens.read_token_maps(tmp_path)) == 6  # an array that nobody asks for does no harm
+
+
+def test_the_position_prior_draws_the_class_s_frequencies(tmp_path):
+    content = maps(count=40)
+    content["idx_NL"][::2, 0] = 3  # class A always starts with code 3
+    content["idx_NL"][1::2, 0] = np.arange(20) % 2  # class B with 0 or 1, half and half
+    tokens.write_token_maps(tmp_path, **content)
+    read = tokens.read_token_maps(tmp_path)
+    drawn = tokens.draw_from_position_prior(read, [0] * 10 + [1] * 400, 5, range(410))
+    assert (drawn[:10, 0] == 3).all()
+    assert set(drawn[10:, 0]) == {0, 1} and 0.4 < drawn[10:, 0].mean() < 0.6
+    assert len({tuple(row) for row in drawn[10:]}) > 100  # varied, and not whole images
+    again = tokens.draw_from_position_prior(read, [1], 5, [17])
+    assert np.array_equal(again[0], drawn[17])  # a row depends on its own seed alone
+
+
+def test_a_class_without_images_has_no_prior(tmp_path):
+    content = maps()
+    content["label_N"] = np.zeros(6, dtype=int)
+    tokens.write_token_maps(tmp_path, **content)
+    with pytest.raises(InputError, match="no image of class B"):
+        tokens.draw_from_position_prior(tokens.read_token_maps(tmp_path), [1], 5, [0])
+
+
+def test_frequency_baselines_are_the_known_entropies(tmp_path):
+    """Uniform codes: log V. Codes fixed by class and position: far below, and never below what was drawn."""
+    content = maps(count=4000)
+    tokens.write_token_maps(tmp_path / "uniform", **content)
+    uniform = tokens.read_token_maps(tmp_path / "uniform")
+    baseline = tokens.frequency_cross_entropies(uniform, uniform)
+    np.testing.assert_allclose(baseline["unigram"], np.log(16), atol=0.01)
+    np.testing.assert_allclose(baseline["class_position"], np.log(16), atol=0.02)
+    content["idx_NL"][:] = np.where(content["label_N"][:, None] == 0, np.arange(14), 15 - np.arange(14))
+    tokens.write_token_maps(tmp_path / "fixed", **content)
+    fixed = tokens.read_token_maps(tmp_path / "fixed")
+    baseline = tokens.frequency_cross_entropies(fixed, fixed)
+    assert (baseline["class_position"] < 0.7).all() and (baseline["unigram"][1:] > 1.9).all()

@@ -1,0 +1,161 @@
+"""Rates, batches, seeds, the run folder: all that a resumed run must meet again."""
+
+import itertools
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from usvar import training
+from usvar.distributed import World
+from usvar.errors import InputError
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def test_the_rate_rises_then_falls_to_its_final_share():
+    rates = [training.learning_rate(step, 1.0, 10, 100, 0.1) for step in range(101)]
+    assert rates[0] == 0.1 and rates[9] == 1.0 and max(rates) == 1.0
+    assert all(a < b for a, b in itertools.pairwise(rates[:10]))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+    assert abs(rates[100] - 0.1) < 1e-9
+
+
+def test_seeds_differ_by_stream_step_and_process():
+    seeds = {
+        training.step_seed(seed, stream, step, rank)
+        for seed in range(2)
+        for stream in range(3)
+        for step in range(5)
+        for rank in range(2)
+    }
+    assert len(seeds) == 60
+    assert training.step_seed(1, 2, 3) == training.step_seed(1, 2, 3)
+
+
+@pytest.mark.parametrize(("balance", "wanted"), [(0.0, [0.9, 0.1]), (1.0, [0.5, 0.5]), (0.5, [0.75, 0.25])])
+def test_the_sampler_draws_classes_as_asked(balance, wanted):
+    label_N = np.array([0] * 90 + [1] * 10)
+    np.random.default_rng(0).shuffle(label_N)
+    sampler = training.BalancedSampler(label_N, balance, seed=0)
+    drawn = sampler.batch(step=0, size=20000)
+    share = np.bincount(label_N[drawn], minlength=2) / 20000
+    np.testing.assert_allclose(share, wanted, atol=0.01)
+    assert len(np.unique(drawn)) == 100  # every image has its turn
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    label_N = np.arange(50) % 3
+    first, second = (training.BalancedSampler(label_N, 0.5, seed=1) for _ in range(2))
+    assert np.array_equal(first.batch(7, 8), second.batch(7, 8))
+    assert not np.array_equal(first.batch(7, 8), first.batch(8, 8))
+    assert not np.array_equal(first.batch(7, 8), training.BalancedSampler(label_N, 0.5, seed=2).batch(7, 8))
+
+
+def test_a_class_without_images_is_never_drawn():
+    sampler = training.BalancedSampler(np.array([0, 0, 2]), 1.0, seed=0)
+    assert set(sampler.batch(0, 100).tolist()) == {0, 1, 2}
+
+
+def test_averaged_weights_move_toward_the_model_s():
+    model, averaged = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
+    torch.nn.init.constant_(model.weight, 3.0)
+    model.running_mean.fill_(5.0)
+    training.ema_update(averaged, model, step=10**6, decay=0.75)
+    torch.testing.assert_close(averaged.weight.data, torch.full((2,), 1.5))
+    assert (averaged.running_mean == 5).all()
+    training.ema_update(averaged, model, step=0, decay=0.75)  # early: decay 1/10
+    torch.testing.assert_close(averaged.weight.data, torch.full((2,), 1.5 * 0.1 + 3 * 0.9))
+
+
+def test_only_kernels_decay():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2), torch.nn.Embedding(3, 2))
+    decayed, kept = training.decay_groups(model, 0.1)
+    assert [tuple(p.shape) for p in decayed["params"]] == [(2, 2)] and decayed["weight_decay"] == 0.1
+    assert len(kept["params"]) == 4 and kept["weight_decay"] == 0
+
+
+def test_prefetch_gives_every_step_in_order():
+    got = [(step, batch) for step, batch, waited in training.prefetch(lambda step: step * 10, range(3, 7))]
+    assert got == [(3, 30), (4, 40), (5, 50), (6, 60)]
+    assert list(training.prefetch(lambda step: step, range(5, 5))) == []
+
+
+def test_an_error_of_the_loader_reaches_the_loop():
+    def load(step):
+        raise InputError("bad.png cannot be read")
+
+    with pytest.raises(InputError, match=r"bad\.png"):
+        next(training.prefetch(load, range(3)))
+
+
+def test_the_meter_goes_on_from_its_state():
+    """A run stopped between two log lines logs the same means as one that was not."""
+    straight, first = training.Meter(), training.Meter()
+    for value in (1.0, 2.0, 6.0):
+        straight.add(loss=torch.tensor(value), scales=torch.tensor([value, 0.0]))
+    first.add(loss=torch.tensor(1.0), scales=torch.tensor([1.0, 0.0]))
+    second = training.Meter()
+    second.load_state_dict(first.state_dict(), torch.device("cpu"))
+    for value in (2.0, 6.0):
+        second.add(loss=torch.tensor(value), scales=torch.tensor([value, 0.0]))
+    assert second.read(ALONE)[0] == straight.read(ALONE)[0] == {"loss": 3.0, "scales": [3.0, 0.0]}
+    assert second.steps == 0
+
+
+def test_a_second_run_in_a_folder_is_refused_and_a_dead_one_does_not_block(tmp_path):
+    run = training.RunFolder(tmp_path, {})
+    with pytest.raises(InputError, match="another run writes"):
+        training.RunFolder(tmp_path, {})
+    run.close()  # as when its process dies: the kernel drops the lock
+    training.RunFolder(tmp_path, {}).close()
+
+
+def test_log_lines_after_the_checkpoint_are_forgotten(tmp_path):
+    run = training.RunFolder(tmp_path, {})
+    for step in (1, 2, 3):
+        run.log({"step": step, "loss": float("inf") if step == 1 else 0.5})
+    with open(run.log_path, "a") as file:
+        file.write('{"step": 4, "lo')  # a killed run's last line
+    run.forget_after(2)
+    rows = [json.loads(line) for line in run.log_path.read_text().splitlines()]
+    assert rows == [{"step": 1, "loss": None}, {"step": 2, "loss": 0.5}]
+    run.close()
+
+
+def test_other_settings_or_files_are_refused_by_name(tmp_path):
+    before = {"settings": {"width": 8, "log_every": 5}, "inputs": {"vqvae": {"sha256": "a", "path": "b.pth"}}}
+    now = json.loads(json.dumps(before))
+    now["settings"]["log_every"] = 7
+    training.refuse_other_settings(tmp_path, before, now, may_change=("log_every",))
+    now["settings"]["width"] = 16
+    with pytest.raises(InputError, match="width = 8, now it is 16"):
+        training.refuse_other_settings(tmp_path, before, now, may_change=("log_every",))
+    now["settings"]["width"], now["inputs"]["vqvae"]["sha256"] = 8, "other"
+    with pytest.raises(InputError, match="another vqvae file"):
+        training.refuse_other_settings(tmp_path, before, now, may_change=("log_every",))
+
+
+def test_the_first_signal_is_noted_and_the_second_stops_at_once():
+    with training.StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_batch_must_divide_by_the_processes():
+    assert World(1, 2, torch.device("cpu")).share(6) == slice(3, 6)
+    with pytest.raises(InputError, match="does not divide by 4 processes"):
+        World(0, 4, torch.device("cpu")).share(6)
+
+
+def test_precision_words():
+    assert training.amp_dtype(torch.device("cpu"), "auto") == torch.float32
+    assert training.amp_dtype(torch.device("cpu"), "bfloat16") == torch.bfloat16
+    with pytest.raises(InputError, match="half"):
+        training.amp_dtype(torch.device("cpu"), "half")
