@@ -1,8 +1,9 @@
 """What is known of each public data set: one short entry each.
 
-An entry finds its pictures by a *positive* pattern on the end of the path, so that masks, overlays and second
-copies are left out, and a folder unpacked one level deeper or shallower is read all the same. To add a data set,
-write one more `DataSet(...)` in `CATALOGUE`: the named groups of its pattern (`label`, `group`, `split`, `key`) say what the path tells.
+An entry finds its pictures by a *positive* pattern on the end of the path, so that masks, overlays and
+second copies are left out, and a folder unpacked one level deeper or shallower is read all the same. To add
+a data set, write one more `DataSet(...)` in `CATALOGUE`; the named groups of its pattern (`label`, `group`,
+`split`, `key`) say what the path tells.
 
 Facts come from the publishers' papers and pages, as named in each entry.
 """
@@ -25,7 +26,8 @@ class Layout:
     pattern: str
     # The path's `label` (in lower case) -> class, or one class for all.
     classes: dict[str, str] | str
-    # The path's `split` (in lower case) -> "train", "val" or "test". Splits that the publisher lacks are drawn from "train".
+    # The path's `split` (in lower case) -> "train", "val" or "test". A split that the publisher lacks is
+    # drawn from "train".
     splits: dict[str, str] = field(default_factory=dict)
     # How the scan area is found, see crop.find_frame.
     frame: str = "auto"
@@ -213,8 +215,8 @@ CATALOGUE = (
     DataSet(
         "Simulated",
         "as its class says",
-        # Made by simulate_ultrasound.py, whose pictures are exactly 0 outside the scan area.
-        (Layout(r"(?P<label>[^/]+)/(?P<group>[^/]+?)_view\d+\.png", {}, frame="zero border"),),
+        # Made by simulate_ultrasound.py: exactly 0 outside the scan area, each class with its own patients.
+        (Layout(r"(?P<group>(?P<label>[^/]+)/[^/]+?)_view\d+\.png", {}, frame="zero border"),),
         licence="MIT",
         home="data_preprocessing/simulate_ultrasound.py",
     ),

@@ -2,11 +2,11 @@
 
 A scanner's screen shows the echo image as a rectangle (linear probe) or a fan (curved or phased array)
 among text, rulers, grey bars and icons. `find_frame` returns what to keep. It never cuts what it has
-recognised as image: the fan is the tightest sector *around* the recognised pixels, and where no sector is tight
-the convex hull or the bounding box is kept instead.
+recognised as image: the fan is the tightest sector *around* the recognised pixels, and where no sector is
+tight the convex hull or the bounding box is kept instead.
 
-Axes: H W pixels; points are (x, y) with pixel centres on whole numbers; boxes are (left, top, right, bottom), right and
-bottom exclusive, like PIL.
+Axes: H W pixels; P corners, E edge pixels, Q echo pixels. Points are (x, y) with pixel centres on whole
+numbers; boxes are (left, top, right, bottom), right and bottom exclusive, like Pillow's.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,15 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from scipy.spatial import ConvexHull
 
-# The screen is searched at this length of its longer side: text thins out, speckle averages, time is constant.
+# The screen is searched at this length of its longer side: speckle averages out, time is constant.
 WORKING_SIDE = 400
 # Grey levels that JPEG's noise stays within.
 FLAT = 5
+# The screen's black is at most this grey, and takes up at least this share of the picture's border.
+DARKEST_SCREEN = 40
+SCREEN_SHARE = 0.1
+# Text and rulers fill no more than this share of the screen around the image.
+MOST_TEXT = 0.15
 # Lines, bars and rows of text are thinner than this share of the longer side.
 THICKNESS = 1 / 30
 
@@ -45,7 +50,7 @@ SEARCHES = {
     "text": Search(5, 1 / 30, 0.75),
     "rectangle": Search(5, 1 / 30, 0.75),
 }
-# Parts of the image that are cut off by a dark cyst or shadow count when they have this share of the largest part.
+# Parts that a dark cyst or shadow cuts off belong to the image from this share of the largest part on.
 SMALL_PART = 0.03
 # How much of a sector or a box must be covered by the hull of the echoes for it to be believed.
 SECTOR_COVER = 0.75
@@ -59,7 +64,7 @@ NEAR_FIELD = 0.06
 class Frame:
     """What to keep of a screen."""
 
-    # "full", "rectangle", "fan" (fitted sector), "hull", "outline" (published polygon), "zero border" (exact).
+    # "full", "rectangle", "fan" (fitted sector), "hull", "outline" (published), "zero border" (exact).
     kind: str
     # left, top, right, bottom in pixels of the source.
     box: tuple[int, int, int, int]
@@ -72,9 +77,9 @@ def find_frame(grey_HW: np.ndarray, hint: str, outline: list[tuple[float, float]
 
     Args:
         grey_HW: uint8.
-        hint: what the catalogue knows about the data set: "full" (the publisher has cropped), "zero border" (pixels outside
-            the scan area are exactly 0), "clean", "text", "rectangle" or "auto" (see SEARCHES).
-        outline: the scan area as published, (x, y); wins over the hint unless it misses half of the image.
+        hint: what the catalogue knows of the data set: "full" (the publisher has cropped), "zero border"
+            (pixels outside the scan area are exactly 0), "clean", "text", "rectangle" or "auto" (SEARCHES).
+        outline: the scan area as published, (x, y); wins over the hint unless it misses much of the image.
 
     Returns:
         The frame; the whole picture when nothing stands out from its border.
@@ -105,9 +110,19 @@ def find_frame(grey_HW: np.ndarray, hint: str, outline: list[tuple[float, float]
         area = _mask(sector_box, sector).sum()
         if covered >= SECTOR_COVER * area and area < 0.98 * _box_area(sector_box):
             return Frame("fan", sector_box, sector)
+    left, top, right, bottom = box
+    beside = int((grey_HW > FLAT).sum()) - int((grey_HW[top:bottom, left:right] > FLAT).sum())
+    if hint == "auto" and beside > MOST_TEXT * (grey_HW.size - _box_area(box)):
+        # Dim speckle lies outside: this is no screen but a shadow at the border of a cropped picture.
+        return Frame("full", whole)
     if covered >= BOX_COVER * _box_area(box):
         return Frame("rectangle", box)
-    return Frame("hull", box, tuple(map(tuple, hull_P2.round(1).tolist())))
+    hull = tuple(map(tuple, hull_P2.round(1).tolist()))
+    # A dark corner of a rectangle still has echoes, the screen beside a fan only a few letters.
+    outside = ~_mask(box, hull)
+    if (grey_HW[top:bottom, left:right][outside] > FLAT).mean() > MOST_TEXT:
+        return Frame("rectangle", box)
+    return Frame("hull", box, hull)
 
 
 def cut(grey_HW: np.ndarray, frame: Frame) -> np.ndarray:
@@ -221,8 +236,8 @@ def _echo_hull(grey_HW: np.ndarray, search: Search) -> tuple[np.ndarray, np.ndar
     """Convex hull and edge pixels of the echoes, text and other furniture left out.
 
     Returns:
-        Hull corners (P, 2), edge points (E, 2) and all echoes, furniture too, (Q, 2) in source pixels, or None when
-        nothing is found.
+        Hull corners (P, 2), edge points (E, 2) and all echoes, furniture too, (Q, 2) in source pixels; None
+        when there is no screen around the image, or no image.
     """
     factor = max(grey_HW.shape) / WORKING_SIDE
     small_HW = grey_HW
@@ -230,8 +245,11 @@ def _echo_hull(grey_HW: np.ndarray, search: Search) -> tuple[np.ndarray, np.ndar
         size = (max(1, round(grey_HW.shape[1] / factor)), max(1, round(grey_HW.shape[0] / factor)))
         small_HW = np.asarray(Image.fromarray(grey_HW).resize(size, Image.Resampling.BOX))
     border = np.concatenate([small_HW[0], small_HW[-1], small_HW[:, 0], small_HW[:, -1]])
-    # The darker part of the border is the screen; a picture that fills its frame has none and keeps all.
-    black = min(int(np.percentile(border, 20)), 40)
+    # The screen is the commonest dark grey of the border; a picture that fills its frame has none.
+    counts = np.bincount(border, minlength=256)[:DARKEST_SCREEN]
+    black = int(counts.argmax())
+    if counts[max(black - 2, 0) : black + 3].sum() < SCREEN_SHARE * len(border):
+        return None
     echo_HW = small_HW > black + search.margin
     longer = max(small_HW.shape)
     window, thickness = (max(3, round(longer * share) | 1) for share in (search.window, THICKNESS))
@@ -263,9 +281,10 @@ def _echo_hull(grey_HW: np.ndarray, search: Search) -> tuple[np.ndarray, np.ndar
 def _fit_sector(
     hull_P2: np.ndarray, edge_E2: np.ndarray, echo_Q2: np.ndarray | None = None, step: float = 1.0
 ) -> tuple[tuple[float, float], ...] | None:
-    """The tightest sector around the hull, opening downwards: two straight sides and two arcs about their meeting point.
+    """The tightest sector around the hull, opening downwards.
 
-    Each side is the supporting line (nothing lies beyond it) that most edge pixels touch, out of all slopes.
+    It has two straight sides and two arcs about their meeting point. Each side is the supporting line
+    (nothing lies beyond it) that most edge pixels touch, out of all slopes.
 
     Returns:
         The sector as a polygon, or None when a side has too little support or is upright.

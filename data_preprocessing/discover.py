@@ -46,7 +46,9 @@ class Record:
     name: str
     frame: str = "auto"
     turn: str = ""
+    # File of the published scan area and its time of change, "" and 0 without one.
     outline: str = ""
+    outline_ns: int = 0
     bytes: int = 0
     modified_ns: int = 0
 
@@ -83,13 +85,13 @@ def discover(raw_root: Path) -> Found:
     """
     if not raw_root.is_dir():
         raise InputError(
-            f"--raw-root {raw_root} is not a folder, wanted one that holds <DataSet>/...: unpack the data there"
+            f"--raw-root {raw_root} is no folder, wanted one that holds <DataSet>/...: unpack the data there"
         )
     found = Found()
     folders = sorted(path for path in raw_root.iterdir() if path.is_dir() and not _hidden(path.name))
     if not folders:
         raise InputError(
-            f"--raw-root {raw_root} holds no folder, wanted <raw-root>/<DataSet>/... or <raw-root>/<Class>/*: "
+            f"--raw-root {raw_root} has no folder, wanted <raw-root>/<DataSet>/... or <raw-root>/<Class>/*: "
             "unpack the data there"
         )
     if {path.name.lower() for path in folders} & {"train", "training"}:
@@ -103,8 +105,8 @@ def discover(raw_root: Path) -> Found:
     if not found.records and not found.rejected:
         names = ", ".join(entry.name for entry in CATALOGUE)
         raise InputError(
-            f"--raw-root {raw_root} holds no picture that can be used ({'; '.join(found.notes)}), wanted folders of known "
-            f"data sets ({names}) or <raw-root>/<AnyName>/<Class>/*.png"
+            f"--raw-root {raw_root} holds no usable picture ({'; '.join(found.notes)}), wanted folders of "
+            f"known data sets ({names}) or <raw-root>/<AnyName>/<Class>/*.png: unpack or sort the data"
         )
     loose = sum(path.is_file() and is_picture_name(path.name) for path in raw_root.iterdir())
     if loose:
@@ -238,6 +240,8 @@ def _record(
     # Examination numbers start again in each split folder.
     group = f"{split}/{told['group']}".lstrip("/") if told.get("group") else ""
     outline = layout.outline(file.path) if layout.outline else None
+    if outline is not None and not outline.is_file():
+        outline = None
     return Record(
         source=f"{folder.name}/{file.relative}",
         dataset=entry.name,
@@ -249,6 +253,7 @@ def _record(
         frame=layout.frame,
         turn=layout.turn,
         outline=str(outline) if outline else "",
+        outline_ns=outline.stat().st_mtime_ns if outline else 0,
         bytes=file.bytes,
         modified_ns=file.modified_ns,
     )
@@ -305,8 +310,9 @@ def _read_own(raw_root: Path, folder: Path, found: Found) -> bool:
             )
     prefix = "" if folder == raw_root else f"{folder.name}/"
     found.rejected.update({prefix + relative: why for relative, why in refused.items()})
+    classes = {path.name for path, _, _ in class_folders}
+    elsewhere = f" ({nested} files elsewhere left out)" if nested else ""
     found.notes.append(
-        f"{title}: own pictures, {len(found.records) - before} files in {len({path.name for path, _, _ in class_folders})} "
-        "class folders" + (f" ({nested} files elsewhere left out)" if nested else "")
+        f"{title}: own pictures, {len(found.records) - before} files in {len(classes)} classes{elsewhere}"
     )
     return True

@@ -1,18 +1,21 @@
 """Prepare raw ultrasound pictures: crop, scale, split, and say what was done.
 
     python data_preprocessing/prepare_datasets.py --raw-root data/raw --out-root data/processed
-    python data_preprocessing/prepare_datasets.py --raw-root data/raw --out-root data/small --size 64 --cap 100
+    python data_preprocessing/prepare_datasets.py --raw-root data/raw --out-root data/small --size 64
 
-Reads <raw-root>/<DataSet>/... as unpacked by its publisher (catalogue.py knows which), and a person's own pictures as
-<raw-root>/<AnyName>/<Class>/* or <raw-root>/<AnyName>/{train,val,test}/<Class>/*. Writes to <out-root>:
-{train,val,test}/<Class>/<dataset>__<id>.png (grey stored as RGB), manifest.csv, rejected.csv, per_class_by_split.png,
-contact_sheets/<Class>.png and made_by.json. Raw data is never changed.
+Reads <raw-root>/<DataSet>/... as unpacked by its publisher (catalogue.py knows which), and a person's own
+pictures as <raw-root>/<AnyName>/<Class>/* or <raw-root>/<AnyName>/{train,val,test}/<Class>/*. Writes to
+<out-root>: {train,val,test}/<Class>/<dataset>__<id>.png (grey stored as RGB), manifest.csv, rejected.csv,
+per_class_by_split.png, contact_sheets/<Class>.png and made_by.json. Raw data is never changed.
 
-Run it again after a change or an interruption: only what is new is read and written, and outputs that are no longer
-wanted are removed. Another --size writes all images anew; another --seed, --cap or --selection moves only some of them.
+Run it again after a change or an interruption: only what is new is read and written, and outputs that are
+no longer wanted are removed. Another --size writes all images anew; another --seed, --cap or --selection
+writes only those that come or move.
 """
 
+import base64
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -33,10 +36,8 @@ from tqdm import tqdm
 # A script sees only its own folder; the shared packages lie one level up.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import base64
-
 from data_preprocessing import catalogue, report, work
-from data_preprocessing.discover import Record, discover
+from data_preprocessing.discover import Found, Record, discover
 from data_preprocessing.splits import SPLITS, Picture, Plan, make_plan, share_of
 from usvar import cli
 from usvar.errors import InputError
@@ -49,23 +50,9 @@ INDEX = ".index.jsonl"
 VERSIONED = ("crop.py", "readers.py", "work.py")
 SHEET_PICTURES = 24
 MANIFEST = [
-    "file",
-    "source",
-    "dataset",
-    "organ",
-    "class",
-    "patient",
-    "group",
-    "split",
-    "frame",
-    "frame_kind",
-    "crop_left",
-    "crop_top",
-    "crop_right",
-    "crop_bottom",
-    "source_width",
-    "source_height",
-    "output_size",
+    *("file", "source", "dataset", "organ", "class", "patient", "group", "split", "frame", "frame_kind"),
+    *("crop_left", "crop_top", "crop_right", "crop_bottom", "source_width", "source_height", "output_size"),
+    # Of the RGB pixels of the output, as decoded from its PNG.
     "sha256",
 ]
 
@@ -78,7 +65,7 @@ class Settings:
     out_root: Path
     # Side of the square output images in pixels, 16 to 1024.
     size: int = 256
-    # Which classes: "all", "mission" (the six organs of the mission), or a JSON file {"class": "new name" or null}.
+    # Which classes: "all", "mission" (its six organs), or a JSON file {"class": "new name" or null}.
     selection: str = "all"
     # Classes to leave out, by name.
     exclude_classes: tuple[str, ...] = ()
@@ -97,65 +84,60 @@ def main(settings: Settings) -> None:
     found = discover(settings.raw_root)
     for note in found.notes:
         print(note)
-    records = select(found.records, settings)
-    stamp = version_stamp()
-    old_size, old_index = load_index(settings.out_root, stamp)
+    records = select(found, settings)
+    index = Index.load(settings.out_root)
 
     # Look at every picture once.
-    looks = {r.source: old_index[key(r)] for r in records if key(r) in old_index}
-    new = [r for r in records if r.source not in looks]
+    looks = {r.source: index.looks[key(r)] for r in records if key(r) in index.looks}
+    new = [(settings.raw_root, r) for r in records if r.source not in looks]
     try:
-        with stop_on_signals():
-            for record, seen in in_parallel(
-                settings, "look", work.look, [(settings.raw_root, r) for r in new]
-            ):
-                looks[record[1].source] = seen
+        for (_, record), seen in in_parallel("look", work.look, new, settings.workers):
+            looks[record.source] = index.looks[key(record)] = seen
     except cli.Stopped as stop:
-        save_index(settings, stamp, old_size or settings.size, records, looks)
-        raise cli.Stopped(
-            stop.signal_number, f"{len(looks)} of {len(records)} pictures looked at; the same command goes on"
-        ) from None
+        index.save(settings.out_root, records)
+        done = f"{len(looks)} of {len(records)} pictures looked at; the same command goes on"
+        raise cli.Stopped(stop.signal_number, done) from None
 
-    # Decide, before anything is written.
-    readable = [r for r in records if not looks[r.source].reason]
+    # Decide everything before anything is written.
     rejected = found.rejected | {r.source: looks[r.source].reason for r in records if looks[r.source].reason}
+    readable = [r for r in records if not looks[r.source].reason]
     if not readable:
+        source, reason = next(iter(rejected.items()))
         raise InputError(
-            f"none of the {len(records)} pictures below {settings.raw_root} can be read; the first: "
-            f"{next(iter(rejected.items()), '')}: look at the files"
+            f"none of the {len(records)} pictures in {settings.raw_root} can be used; the first, {source}: "
+            f"{reason}; wanted pictures such as PNG or JPEG: look at the files"
         )
-    empty = tuple(sorted({name for name in found.empty_classes if name not in settings.exclude_classes}))
-    plan = make_plan([picture(r, looks[r.source]) for r in readable], settings.seed, settings.cap, empty)
-    targets = {
-        r.source: f"{plan.places[r.source].split}/{r.class_name}/{r.name}.png"
-        for r in readable
-        if r.source in plan.places
-    }
+    empty = found.empty_classes if settings.selection == "all" else []
+    must_have = tuple(sorted(set(empty) - set(settings.exclude_classes)))
+    plan = make_plan([picture(r, looks[r.source]) for r in readable], settings.seed, settings.cap, must_have)
+    kept = {r.source: r for r in readable if r.source in plan.places}
+    files = {s: f"{plan.places[s].split}/{r.class_name}/{r.name}.png" for s, r in kept.items()}
 
-    # Remove what is stale or unwanted; from then on, a file that exists is right.
-    stale_all = old_size != settings.size
-    fresh = {r.source for r in new}
-    wanted = {target for source, target in targets.items() if source not in fresh and not stale_all}
-    removed = remove_outputs(settings.out_root, wanted)
-    save_index(settings, stamp, settings.size, records, looks)
-    by_source = {r.source: r for r in records}
-    old_rows = {row["file"]: row for row in read_csv(settings.out_root / "manifest.csv")}
-    digests = {
-        source: old_rows[target]["sha256"]
-        for source, target in targets.items()
-        if target in old_rows and (settings.out_root / target).is_file()
-    }
-    todo = [source for source in sorted(targets) if source not in digests]
+    # An output stays when it was made from the same look, for the same place and size.
+    outputs = {}
+    for source, record in kept.items():
+        output = index.outputs.get(key(record))
+        same = output is not None and (output.file, output.size) == (files[source], settings.size)
+        if same and (settings.out_root / output.file).is_file():
+            outputs[source] = output
+    removed = remove_outputs(settings.out_root, {output.file for output in outputs.values()})
+    todo = sorted(set(files) - set(outputs))
+    # Before the first write the index forgets what is to be overwritten: a killed run never leaves it wrong.
+    index.outputs = {key(kept[source]): output for source, output in outputs.items()}
+    index.save(settings.out_root, records)
     jobs = [
-        (settings.raw_root, by_source[s], looks[s].frame, settings.size, settings.out_root / targets[s])
+        (settings.raw_root, kept[s], looks[s].frame, settings.size, settings.out_root / files[s])
         for s in todo
     ]
-    with stop_on_signals():
-        for job, digest in in_parallel(settings, "write", work.write, jobs):
-            digests[job[1].source] = digest
+    try:
+        for job, sha256 in in_parallel("write", work.write, jobs, settings.workers):
+            source = job[1].source
+            outputs[source] = index.outputs[key(job[1])] = Output(files[source], settings.size, sha256)
+    finally:
+        index.save(settings.out_root, records)
 
-    rows = manifest_rows(settings, by_source, looks, plan, targets, digests)
-    changed = write_reports(settings, rows, rejected | plan.dropped, by_source, looks)
+    rows = manifest_rows(kept, looks, plan, outputs)
+    changed = write_reports(settings, rows, rejected | plan.dropped, kept, looks)
     say(settings, rows, rejected, plan, len(found.rejected) + len(records), len(todo), removed, changed)
 
 
@@ -170,19 +152,19 @@ def check(settings: Settings) -> None:
     raw, out = settings.raw_root.resolve(), settings.out_root.resolve()
     if raw == out or raw in out.parents or out in raw.parents:
         raise InputError(
-            f"--out-root {settings.out_root} and --raw-root {settings.raw_root} lie in each other: take two folders"
+            f"--out-root {settings.out_root} and --raw-root {settings.raw_root} overlap: give two folders"
         )
     if out.exists() and not out.is_dir():
         raise InputError(f"--out-root {settings.out_root} is a file, wanted a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / INDEX).is_file():
         raise InputError(
-            f"--out-root {settings.out_root} holds files that this script did not make: give a new or empty folder"
+            f"--out-root {settings.out_root} holds files that this script did not make: give an empty folder"
         )
 
 
-def select(records: list[Record], settings: Settings) -> list[Record]:
+def select(found: Found, settings: Settings) -> list[Record]:
     """Keep, rename or drop classes as --selection and --exclude-classes say."""
-    known = {r.class_name for r in records}
+    known = {r.class_name for r in found.records} | set(found.empty_classes)
     if unknown := sorted(set(settings.exclude_classes) - known):
         raise InputError(f"--exclude-classes {unknown[0]} is no class here, found {', '.join(sorted(known))}")
     if settings.selection == "all":
@@ -197,7 +179,7 @@ def select(records: list[Record], settings: Settings) -> list[Record]:
             )
     kept = [
         replace(r, class_name=new_name[r.class_name])
-        for r in records
+        for r in found.records
         if new_name.get(r.class_name) and r.class_name not in settings.exclude_classes
     ]
     if not kept:
@@ -220,7 +202,8 @@ def read_mapping(path: Path) -> dict[str, str | None]:
         mapping = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"--selection {path} is neither 'all' nor 'mission' nor a JSON file that can be read ({cli.one_line(str(error))})"
+            f"--selection {path} is neither 'all' nor 'mission' nor a JSON file that can be read "
+            f"({cli.one_line(str(error))})"
         ) from None
     if not isinstance(mapping, dict) or not all(v is None or isinstance(v, str) for v in mapping.values()):
         raise InputError(f'--selection {path} must hold one JSON object {{"class": "new name" or null}}')
@@ -240,53 +223,67 @@ def check_class_name(name: str) -> None:
         )
 
 
-def version_stamp() -> str:
-    """A digest of the code that decides how a picture is read and cropped."""
-    here = Path(__file__).resolve().parent
-    return hashlib.sha256(b"".join((here / name).read_bytes() for name in VERSIONED)).hexdigest()[:16]
-
-
 def key(record: Record) -> str:
-    """What must be unchanged for a look to hold."""
+    """What must be unchanged for an earlier look at a picture to hold."""
     return json.dumps(
         [
-            record.source,
-            record.bytes,
-            record.modified_ns,
-            record.frame,
-            record.turn,
-            record.outline,
-            record.name,
+            *(record.source, record.bytes, record.modified_ns, record.name),
+            *(record.frame, record.turn, record.outline, record.outline_ns),
         ]
     )
 
 
-def load_index(out_root: Path, stamp: str) -> tuple[int, dict[str, work.Look]]:
-    """The size of the outputs and the looks of an earlier run; (0, {}) when they do not hold any more."""
-    try:
-        with open(out_root / INDEX, encoding="utf-8") as lines:
-            head = json.loads(next(lines))
-            if head["stamp"] != stamp:
-                return 0, {}
-            return head["size"], {
-                row["key"]: work.Look.from_json(row["look"]) for row in map(json.loads, lines)
-            }
-    except (OSError, ValueError, KeyError, TypeError, StopIteration):
-        return 0, {}
+@dataclass(frozen=True)
+class Output:
+    """A prepared image that was written."""
+
+    # Below the out root.
+    file: str
+    size: int
+    # Of its RGB pixels.
+    sha256: str
 
 
-def save_index(
-    settings: Settings, stamp: str, size: int, records: list[Record], looks: dict[str, work.Look]
-) -> None:
-    """Store the looks, one JSON line each."""
-    lines = [json.dumps({"stamp": stamp, "size": size})]
-    lines += [
-        json.dumps({"key": key(r), "look": looks[r.source].as_json()}) for r in records if r.source in looks
-    ]
-    text = "\n".join(lines) + "\n"
-    path = settings.out_root / INDEX
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        write_text(path, text)
+class Index:
+    """What earlier runs found and wrote, by `key`; empty when the code that crops has changed since."""
+
+    def __init__(self) -> None:
+        self.looks: dict[str, work.Look] = {}
+        self.outputs: dict[str, Output] = {}
+
+    @staticmethod
+    def stamp() -> str:
+        """A digest of the code that decides how a picture is read and cropped."""
+        here = Path(__file__).resolve().parent
+        return hashlib.sha256(b"".join((here / name).read_bytes() for name in VERSIONED)).hexdigest()
+
+    @classmethod
+    def load(cls, out_root: Path) -> "Index":
+        """Read the index of an earlier run; an absent, damaged or outdated one counts as empty."""
+        index = cls()
+        try:
+            with open(out_root / INDEX, encoding="utf-8") as lines:
+                if json.loads(next(lines))["stamp"] != cls.stamp():
+                    return index
+                for row in map(json.loads, lines):
+                    index.looks[row["key"]] = work.Look.from_json(row["look"])
+                    if row["output"]:
+                        index.outputs[row["key"]] = Output(*row["output"])
+        except (OSError, ValueError, KeyError, TypeError, StopIteration):
+            return cls()
+        return index
+
+    def save(self, out_root: Path, records: list[Record]) -> None:
+        """Write what is known of `records`, one JSON line each, if it differs from the file."""
+        lines = [json.dumps({"stamp": self.stamp()})]
+        for k in map(key, records):
+            if k in self.looks:
+                output = dataclasses.astuple(self.outputs[k]) if k in self.outputs else None
+                lines.append(json.dumps({"key": k, "look": self.looks[k].as_json(), "output": output}))
+        text = "\n".join(lines) + "\n"
+        path = out_root / INDEX
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
 
 
 @contextmanager
@@ -305,36 +302,35 @@ def stop_on_signals() -> Iterator[None]:
 
 
 def in_parallel(
-    settings: Settings, title: str, work_on: Callable, jobs: list[tuple]
+    title: str, work_on: Callable, jobs: list[tuple], workers: int
 ) -> Iterator[tuple[tuple, Any]]:
     """Run `work_on(*job)` for each job over all cores; yields (job, result) in no fixed order.
 
-    Only a few hundred jobs are in flight, so memory does not grow with their number.
+    Only a few jobs a worker are in flight, so memory does not grow with their number. SIGINT and SIGTERM
+    end it with cli.Stopped.
     """
-    workers = (
-        settings.workers or len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count()
-    )
-    if workers == 1 or len(jobs) < 4:
-        for job in tqdm(jobs, title, disable=not jobs):
-            yield job, work_on(*job)
-        return
-    pool = ProcessPoolExecutor(workers, initializer=work.start_worker)
-    try:
-        waiting = iter(jobs)
-        running = {pool.submit(work_on, *job): job for job in islice(waiting, 16 * workers)}
-        with tqdm(total=len(jobs), desc=title) as bar:
-            while running:
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    job = running.pop(future)
-                    yield job, future.result()
-                    bar.update()
-                for job in islice(waiting, len(done)):
-                    running[pool.submit(work_on, *job)] = job
-    finally:
-        pool.shutdown(cancel_futures=True)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(workers or cores, len(jobs))
+    with stop_on_signals():
+        if workers <= 1:
+            for job in tqdm(jobs, title, disable=not jobs):
+                yield job, work_on(*job)
+            return
+        pool = ProcessPoolExecutor(workers, initializer=work.start_worker)
+        try:
+            waiting = iter(jobs)
+            running = {pool.submit(work_on, *job): job for job in islice(waiting, 16 * workers)}
+            with tqdm(total=len(jobs), desc=title, mininterval=0.5) as bar:
+                while running:
+                    done, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        job = running.pop(future)
+                        yield job, future.result()
+                        bar.update()
+                    for job in islice(waiting, len(done)):
+                        running[pool.submit(work_on, *job)] = job
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def picture(record: Record, seen: work.Look) -> Picture:
@@ -352,7 +348,7 @@ def picture(record: Record, seen: work.Look) -> Picture:
 
 
 def remove_outputs(out_root: Path, wanted: set[str]) -> int:
-    """Delete pictures that are not wanted, half-written ones and empty class folders; returns how many pictures went."""
+    """Delete unwanted pictures, half-written ones and empty folders; returns how many pictures went."""
     removed = 0
     for split in SPLITS:
         for folder in sorted((out_root / split).glob("*/")):
@@ -387,93 +383,76 @@ def write_csv(path: Path, header: list[str], rows: list[dict[str, Any]]) -> bool
 
 
 def manifest_rows(
-    settings: Settings,
-    by_source: dict[str, Record],
-    looks: dict[str, work.Look],
-    plan: Plan,
-    targets: dict[str, str],
-    digests: dict[str, str],
-) -> list[dict[str, Any]]:
-    """One row for each prepared image, by file name."""
+    kept: dict[str, Record], looks: dict[str, work.Look], plan: Plan, outputs: dict[str, Output]
+) -> list[dict[str, str]]:
+    """One row for each prepared image, by file name; all values as text, as they are read back."""
     rows = []
-    for source, target in targets.items():
-        record, seen, place = by_source[source], looks[source], plan.places[source]
-        box = seen.frame.box
+    for source, record in kept.items():
+        seen, place, output = looks[source], plan.places[source], outputs[source]
         values = (
-            target,
-            source,
-            record.dataset,
-            record.organ,
-            record.class_name,
-            record.group,
-            place.group,
-            place.split,
-            0,
-            seen.frame.kind,
-            *box,
-            seen.width,
-            seen.height,
-            settings.size,
-            digests[source],
+            *(
+                output.file,
+                source,
+                record.dataset,
+                record.organ,
+                record.class_name,
+                record.group,
+                place.group,
+            ),
+            # Still pictures have one frame, number 0.
+            *(place.split, 0, seen.frame.kind, *seen.frame.box, seen.width, seen.height),
+            *(output.size, output.sha256),
         )
-        rows.append(dict(zip(MANIFEST, values, strict=True)))
+        rows.append(dict(zip(MANIFEST, map(str, values), strict=True)))
     return sorted(rows, key=lambda row: row["file"])
 
 
 def write_reports(
     settings: Settings,
-    rows: list[dict[str, Any]],
+    rows: list[dict[str, str]],
     rejected: dict[str, str],
-    by_source: dict[str, Record],
+    kept: dict[str, Record],
     looks: dict[str, work.Look],
 ) -> bool:
-    """Write manifest, list of rejected, chart and contact sheets where they are new; returns whether any was."""
+    """Write contact sheets, chart, lists and made_by.json where they are new; returns whether any was."""
     out = settings.out_root
-    old = defaultdict(list)
-    for row in read_csv(out / "manifest.csv"):
-        old[row["class"]].append(row)
-    by_class = defaultdict(list)
-    for row in rows:
-        by_class[row["class"]].append(row)
+    old_rows = read_csv(out / "manifest.csv")
+    old, by_class = defaultdict(list), defaultdict(list)
+    for table, members in ((old_rows, old), (rows, by_class)):
+        for row in table:
+            members[row["class"]].append(row)
     sheets = out / "contact_sheets"
     jobs = []
     for name, members in sorted(by_class.items()):
-        same = [{k: str(v) for k, v in row.items()} for row in members] == old[name]
-        if same and (sheets / f"{name}.png").is_file():
+        if members == old[name] and (sheets / f"{name}.png").is_file():
             continue
         shown = sorted(members, key=lambda row: share_of(settings.seed, "sheet", row["source"]))[
             :SHEET_PICTURES
         ]
-        pairs = [(by_source[row["source"]], looks[row["source"]].frame) for row in shown]
+        pairs = [(kept[row["source"]], looks[row["source"]].frame) for row in shown]
         title = (
             f"{name}: {len(shown)} of {len(members)}; original with the crop drawn on it, beside the result"
         )
         jobs.append((settings.raw_root, pairs, settings.size, sheets / f"{name}.png", title))
-    for _ in in_parallel(settings, "contact sheets", work.draw_sheet, jobs):
+    for _ in in_parallel("contact sheets", work.draw_sheet, jobs, settings.workers):
         pass
     for path in sheets.glob("*.png"):
         if path.stem not in by_class:
             path.unlink()
-    counts = Counter((row["class"], row["split"]) for row in rows)
+    reasons = [{"source": source, "reason": reason} for source, reason in sorted(rejected.items())]
+    changed = write_csv(out / "rejected.csv", ["source", "reason"], reasons) or bool(jobs) or rows != old_rows
+    chart = out / "per_class_by_split.png"
+    if changed or not chart.is_file():
+        counts = Counter((row["class"], row["split"]) for row in rows)
+        report.bar_chart(chart, counts, sorted(by_class))
+        write_json(out / "made_by.json", made_by("data_preprocessing/prepare_datasets.py", settings))
     # The manifest comes last: it says that the rest is there.
-    changed = bool(jobs)
-    changed |= write_csv(
-        out / "rejected.csv",
-        ["source", "reason"],
-        [{"source": s, "reason": r} for s, r in sorted(rejected.items())],
-    )
-    is_new = [{k: str(v) for k, v in row.items()} for row in rows] != [r for c in sorted(old) for r in old[c]]
-    if changed or is_new or not (out / "per_class_by_split.png").is_file():
-        report.bar_chart(out / "per_class_by_split.png", counts, sorted(by_class))
-    record = made_by("data_preprocessing/prepare_datasets.py", settings)
-    if changed or is_new or not (out / "made_by.json").is_file():
-        write_json(out / "made_by.json", record)
-    return write_csv(out / "manifest.csv", MANIFEST, rows) | changed
+    return write_csv(out / "manifest.csv", MANIFEST, rows) or changed
 
 
 def say(
     settings: Settings,
-    rows: list[dict[str, Any]],
+    rows: list[dict[str, str]],
     rejected: dict[str, str],
     plan: Plan,
     seen: int,
@@ -488,7 +467,8 @@ def say(
         print(f"{name}: {number} pictures left out by --cap {settings.cap}")
     if written or removed or changed:
         print(
-            f"{settings.out_root}: {len(rows)} images, {written} written, {removed} removed, {len(rows) - written} as before"
+            f"{settings.out_root}: {len(rows)} images, {written} written, {removed} removed, "
+            f"{len(rows) - written} as before"
         )
     else:
         print(f"{settings.out_root}: {len(rows)} images, nothing to do")
@@ -501,8 +481,8 @@ def say(
     reasons = Counter(reason.split(":")[0].split(" of ")[0] for reason in (rejected | plan.dropped).values())
     why = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(4))
     print(
-        f"rejected {len(rejected) + len(plan.dropped)} of {seen} ({len(rejected)} unreadable, {len(plan.dropped)} copies)"
-        + (f": {why}; see {settings.out_root / 'rejected.csv'}" if why else "")
+        f"rejected {len(rejected) + len(plan.dropped)} of {seen} ({len(rejected)} unreadable, "
+        f"{len(plan.dropped)} copies)" + (f": {why}; see {settings.out_root / 'rejected.csv'}" if why else "")
     )
 
 

@@ -1,8 +1,9 @@
 """Which pictures are kept and which split each goes to: no copy, no patient and no video on two sides.
 
-Everything here is decided from hashes, so the result depends on the pictures and the seed, not on the order, the
-names or the number of files: a picture keeps its split when others are added or files are renamed. The one
-exception is a new picture that joins two groups, which may move them.
+Everything is decided from hashes, so that the result depends on the pictures and the seed, not on the
+order, the names or the number of files: a picture keeps its split when others are added or files renamed.
+Exceptions: a new picture that joins two groups may move one of them, and the last resort that fills a split
+which a class would lack.
 """
 
 import hashlib
@@ -183,7 +184,7 @@ def _require_three_groups(
     for p in pictures:
         groups.setdefault(p.class_name, set()).add(group_of[p.source])
     few = [
-        f"{name} ({counts[name]} pictures in {len(members)} groups)"
+        f"{name} ({counts[name]} image(s) in {len(members)} group(s))"
         for name, members in sorted(groups.items())
         if len(members) < len(SPLITS)
     ]
@@ -191,8 +192,8 @@ def _require_three_groups(
         names = " ".join(entry.split(" (")[0] for entry in few)
         remedy = "raise --cap" if where else "add images"
         raise InputError(
-            f"too few different patients or pictures{where} in class {', '.join(few)}; wanted at least 3, one each for "
-            f"train, val and test: {remedy}, or leave out with --exclude-classes {names}"
+            f"too few different patients or pictures{where} in class {', '.join(few)}; wanted at least 3, "
+            f"one each for train, val and test: {remedy}, or leave out with --exclude-classes {names}"
         )
 
 
@@ -210,7 +211,7 @@ def _draw(pictures: list[Picture], group_of: dict[str, str], seed: int, cap: int
         groups = defaultdict(list)
         for p in members:
             groups[group_of[p.source]].append(p)
-        # A group larger than a third of its class's quota (one long video) is thinned, or it would fill the class.
+        # A group larger than a third of its class's quota (one long video) is thinned, or it would fill it.
         for name, group in groups.items():
             limit = max(1, min(room[p.class_name] for p in group) // 3)
             if len(group) > limit:
@@ -269,7 +270,7 @@ def _fill_empty_splits(
     allowed: dict[str, set[str]],
     classes: dict[str, set[str]],
 ) -> None:
-    """Move a group where a class has none in a split: the one whose hash lies nearest, never a class's last one."""
+    """Where a class has none in a split, move the group whose hash lies nearest; never a class's last one."""
     lows = dict(zip(SPLITS, np.cumsum([0, *SHARES[:-1]]), strict=True))
     shares = dict(zip(SPLITS, SHARES, strict=True))
     groups_of = defaultdict(list)
@@ -288,8 +289,9 @@ def _fill_empty_splits(
             ]
             if not movable:
                 raise InputError(
-                    f"class {name} has no picture for {split}: its {len(groups_of[name])} groups are bound to other splits, "
-                    f"wanted at least one each for train, val and test: add images, or --exclude-classes {name}"
+                    f"class {name} has no picture for {split}: its {len(groups_of[name])} groups belong to "
+                    "other splits, wanted at least one each for train, val and test: add images, or leave "
+                    f"out with --exclude-classes {name}"
                 )
             middle = lows[split] + shares[split] / 2
             nearest = min(movable, key=lambda group: (abs(position[group] - middle), group))
