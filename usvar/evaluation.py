@@ -1,4 +1,4 @@
-"""Measures that compare sets of images, as arrays in and numbers out; evaluate_var.py says between which sets.
+"""Measures that compare sets of images: arrays in, numbers out; evaluate_var.py says between which sets.
 
 All of them are written for sets of tens to thousands of images: the kernel distance has no bias from the size
 of a set, and every measure of neighbours is meant to be read beside the same measure of real images.
@@ -7,6 +7,7 @@ Axes: N and M images of two sets, D features, C classes, H W pixels.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,6 +18,27 @@ from usvar.metrics import ssim
 
 # Rows at a time where a table of all pairs would not fit in memory.
 ROWS = 1024
+
+
+@dataclass
+class ImageSet:
+    """Images with their classes and, once the extractor is there, their features."""
+
+    grey_NHW: np.ndarray
+    label_N: np.ndarray
+    features_ND: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.label_N)
+
+    def of_class(self, label: int) -> "ImageSet":
+        """The images of one class."""
+        return self.take(np.flatnonzero(self.label_N == label))
+
+    def take(self, rows: np.ndarray) -> "ImageSet":
+        """Some of the images."""
+        features_ND = None if self.features_ND is None else self.features_ND[rows]
+        return ImageSet(self.grey_NHW[rows], self.label_N[rows], features_ND)
 
 
 def kernel_distance(
@@ -110,8 +132,10 @@ def _cubic_kernel(x_ND: np.ndarray, y_MD: np.ndarray) -> np.ndarray:
 def manifold_measures(
     fake_ND: np.ndarray, real_MD: np.ndarray, neighbours: int = 3, *, paired: bool = False
 ) -> dict[str, float]:
-    """Precision and recall (T. Kynkaanniemi et al., NeurIPS 2019), density and coverage (M. Naeem et al., ICML
-    2020).
+    """How many fakes look real, and how many real images are reached.
+
+    Precision and recall after T. Kynkaanniemi et al., "Improved Precision and Recall Metric", NeurIPS 2019;
+    density and coverage after M. Naeem et al., "Reliable Fidelity and Diversity Metrics", ICML 2020.
 
     Each image has a ball that reaches to its k-th nearest neighbour of its own set. Precision: share of fakes
     inside a ball of a real image. Recall: share of real images inside a ball of a fake one. Density: balls of
@@ -146,7 +170,7 @@ def manifold_measures(
 
 
 def _distances(x_ND: np.ndarray, y_MD: np.ndarray) -> np.ndarray:
-    """Euclidean, (N, M) float32, from differences: products of nearly equal vectors would lose the small ones."""
+    """Euclidean, (N, M) float32, from differences: the product formula would lose small distances."""
     x, y = (torch.from_numpy(np.ascontiguousarray(v, dtype=np.float32)) for v in (x_ND, y_MD))
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").numpy()
 
