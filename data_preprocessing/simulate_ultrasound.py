@@ -410,6 +410,7 @@ def fibres(
 
 
 def breast(rng: np.random.Generator, off: float, x: np.ndarray, z: np.ndarray, malignant: bool) -> Tissue:
+    """Skin, fat, gland, muscle and chest wall, with a mass in the gland."""
     u = rng.uniform
     wave = smooth_field(rng, x, z, 16, 16)
     skin, gland = u(1.2, 2.2), u(6, 12)
@@ -449,7 +450,7 @@ def breast(rng: np.random.Generator, off: float, x: np.ndarray, z: np.ndarray, m
         tissue.fill(d, -45 if cyst else u(-19, -14) + 1.2 * grain, 0.05 if cyst else 0.25, 1.56, soft=0.15)
         tissue.membrane(d, 0.10, 6)
         return tissue
-    half = u(4.5, 6.5)
+    half = u(4.8, 6.5)
     p, q = turned(x, z, cx, centre_z + 2, angle)
     shrink = np.sqrt(1 - off**2)
     round_d = ellipse(p, q, half * shrink, half * u(1.25, 1.65) * shrink)
@@ -461,7 +462,7 @@ def breast(rng: np.random.Generator, off: float, x: np.ndarray, z: np.ndarray, m
     for i in range(count):
         turn = np.abs((phi - at[i] + np.pi) % (2 * np.pi) - np.pi)
         rays = np.maximum(rays, long[i] * np.exp(-((turn / thin[i]) ** 2)))
-    d = round_d + 1.3 * wobble + 0.7 * grain - rays
+    d = round_d + 0.9 * wobble + 0.6 * grain - rays
     halo = np.exp(-0.5 * ((d - 1.9) / 1.4) ** 2) * (d > 0)
     tissue.echo_db += u(4, 8) * halo
     tissue.fill(d, u(-19, -14) + 2.5 * grain, u(1.2, 1.8), 1.66, soft=0.45)
@@ -790,7 +791,7 @@ def anatomy_of(
 def set_up(class_name: str, patient: int, view: int, seed: int) -> tuple[Probe, Pose, np.random.Generator]:
     """Probe and pose of a view, and the generator that goes on to draw its speckle.
 
-    A device has one kind of image: views of a patient share depth and frequency up to a few percent.
+    One examination, one device: views share the probe; depth differs a little, focus and gain freely.
     """
     first = np.random.SeedSequence(seed, spawn_key=(*stream(class_name, patient), 0))
     own = np.random.SeedSequence(seed, spawn_key=(*stream(class_name, patient), 1 + view))
@@ -893,7 +894,7 @@ def check(settings: Settings, record: dict, wanted: set[str], missing: int) -> N
         return
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
-        before, script = old["settings"], old["inputs"]
+        before, script = dict(old["settings"]), old["inputs"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} was not written by {SCRIPT}: {fresh}") from error
     for name in ("seed", "size", "views_per_patient"):
@@ -928,6 +929,7 @@ def main(settings: Settings) -> None:
         return
     # First, so that an interrupted folder tells what it was to be.
     write_json(s.out_root / "made_by.json", record)
+    remove_stale_temporaries(s.out_root)
     for class_name in s.classes:
         (s.out_root / class_name).mkdir(exist_ok=True)
         remove_stale_temporaries(s.out_root / class_name)
