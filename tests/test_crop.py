@@ -1,0 +1,176 @@
+"""The scan area on drawn screens: speckle in a known shape, with text, bars and rulers around it."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from data_preprocessing import crop
+from data_preprocessing.crop import Frame, cut, find_frame, letterbox
+
+WIDTH, HEIGHT = 640, 480
+
+
+def speckle(seed: int = 0, low: int = 30) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.integers(low, 200, (HEIGHT, WIDTH)).astype(np.uint8)
+
+
+def fan_mask(
+    apex: tuple[float, float] = (320, -40), half_degrees: float = 38, radii: tuple[float, float] = (90, 480)
+) -> np.ndarray:
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    radius = np.hypot(x - apex[0], y - apex[1])
+    angle = np.degrees(np.arctan2(x - apex[0], y - apex[1]))
+    return (radius >= radii[0]) & (radius <= radii[1]) & (abs(angle) <= half_degrees)
+
+
+def furnish(grey_HW: np.ndarray) -> np.ndarray:
+    """Text at the right, a grey bar at the left, ruler dots at the bottom."""
+    picture = Image.fromarray(grey_HW)
+    draw = ImageDraw.Draw(picture)
+    for line in range(5):
+        draw.text((592, 10 + 14 * line), "12L6 99", fill=255)
+    draw.text((8, 440), "LEFT LOBE", fill=255)
+    draw.rectangle((4, 40, 12, 200), fill=180)
+    for x in range(40, 600, 40):
+        draw.point((x, 476), fill=255)
+    return np.asarray(picture)
+
+
+def frame_mask(frame: Frame) -> np.ndarray:
+    kept = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    result = np.zeros((HEIGHT, WIDTH), bool)
+    left, top, right, bottom = frame.box
+    result[top:bottom, left:right] = cut(kept, frame) > 0
+    return result
+
+
+@pytest.mark.parametrize("hint", ["auto", "text", "clean"])
+@pytest.mark.parametrize(
+    "shape", [{}, {"half_degrees": 25}, {"apex": (250, 10), "radii": (30, 440)}, {"apex": (320, 40)}]
+)
+def test_a_fan_is_found_and_the_furniture_is_gone(hint, shape):
+    true = fan_mask(**shape)
+    frame = find_frame(furnish(np.where(true, speckle(), 0).astype(np.uint8)), hint)
+    found = frame_mask(frame)
+    assert frame.kind == "fan"
+    assert (found & true).sum() >= 0.995 * true.sum()  # nothing of the image is lost
+    assert (found & ~true).sum() <= 0.04 * true.sum()  # and little is added
+    assert not found[:90, 590:].any() and not found[40:200, 2:14].any()
+
+
+def test_a_fan_with_a_dark_side_keeps_its_straight_edges():
+    """Shadow on one side and a black cyst: the supporting lines still find the sector, not a bitten shape."""
+    true = fan_mask()
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    image = np.where(true, speckle(), 0)
+    image[(x - 330) ** 2 + (y - 250) ** 2 < 80**2] = 0
+    image[(x > 420) & (y > 150) & (y < 320)] = 0
+    found = frame_mask(find_frame(furnish(image.astype(np.uint8)), "auto"))
+    assert (found & true).sum() >= 0.99 * true.sum()
+    assert (found & ~true).sum() <= 0.06 * true.sum()
+
+
+def test_a_rectangle_is_found_to_a_few_pixels():
+    image = np.zeros((HEIGHT, WIDTH), np.uint8)
+    image[20:400, 90:560] = speckle()[20:400, 90:560]
+    for hint in ("auto", "rectangle"):
+        frame = find_frame(furnish(image), hint)
+        assert frame.kind == "rectangle" and not frame.polygon
+        np.testing.assert_allclose(frame.box, (90, 20, 560, 400), atol=4)
+
+
+def test_a_picture_without_a_screen_stays_whole():
+    """Dark shadow at the bottom of a cropped breast image was once taken for the screen and cut off."""
+    fading = speckle() * np.linspace(1, 0.08, HEIGHT)[:, None]
+    assert find_frame(fading.astype(np.uint8), "auto").box == (0, 0, WIDTH, HEIGHT)
+    assert find_frame(speckle(), "auto").box == (0, 0, WIDTH, HEIGHT)
+
+
+def test_the_full_hint_cuts_flat_margins_only():
+    image = np.full((HEIGHT, WIDTH), 3, np.uint8)
+    image[:, 50:600] = (speckle() * np.linspace(1, 0.05, HEIGHT)[:, None])[:, 50:600].astype(np.uint8)
+    assert find_frame(image, "full").box == (50, 0, 600, HEIGHT)
+
+
+def test_zero_border_is_exact():
+    true = fan_mask()
+    image = np.where(true, np.maximum(speckle(), 1), 0).astype(np.uint8)
+    rows, columns = true.any(1).nonzero()[0], true.any(0).nonzero()[0]
+    frame = find_frame(image, "zero border")
+    assert frame.box == (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    left, top, right, bottom = frame.box
+    assert (cut(image, frame) == image[top:bottom, left:right]).all()
+
+
+def test_very_dark_tissue_is_kept_on_a_clean_screen():
+    """Grey levels of 1 to 3 fill the lower half of a fetal fan; a threshold of 5 cut the skull's far side."""
+    true = fan_mask()
+    image = np.where(true, np.random.default_rng(0).integers(1, 4, true.shape), 0)
+    image[:200] = np.where(true, speckle(), 0)[:200]
+    found = frame_mask(find_frame(furnish(image.astype(np.uint8)), "clean"))
+    assert (found & true).sum() >= 0.99 * true.sum()
+
+
+def test_published_outline_wins_and_a_wrong_one_is_noticed():
+    """AUL 229 and 306: the outline is the liver's, not the scan area's."""
+    true = fan_mask()
+    image = np.where(true, speckle(), 0).astype(np.uint8)
+    corners = [(264, 31), (320, 50), (376, 31), (615, 338), (470, 415), (320, 440), (170, 415), (25, 338)]
+    frame = find_frame(image, "auto", corners)
+    assert frame.kind == "outline"
+    # Eight corners by hand cut slices off the arcs; the sector around them does not.
+    assert (frame_mask(frame) & true).sum() >= 0.985 * true.sum()
+    liver = [(250, 200), (400, 200), (400, 330), (250, 330)]
+    frame = find_frame(image, "auto", liver)
+    assert frame.kind == "fan" and (frame_mask(frame) & true).sum() >= 0.995 * true.sum()
+    assert find_frame(image, "auto", [(1, 1), (5, 5)]).kind == "fan"
+
+
+def test_the_middle_of_a_sector_lies_at_its_pixels():
+    """A frame is given in source pixels, not in those of the small working copy."""
+    true = fan_mask()
+    big = np.where(true, speckle(), 0).astype(np.uint8).repeat(3, 0).repeat(3, 1)
+    frame = find_frame(big, "auto")
+    small = find_frame(big[1::3, 1::3], "auto")
+    np.testing.assert_allclose(frame.box, np.array(small.box) * 3, atol=9)
+
+
+@pytest.mark.parametrize("shape", [(480, 640), (640, 480), (50, 20), (300, 300), (1000, 33)])
+def test_letterbox_keeps_the_aspect_ratio(shape):
+    square = letterbox(np.full(shape, 200, np.uint8), 128)
+    assert square.shape == (128, 128) and square.dtype == np.uint8
+    rows, columns = (square > 0).any(1).sum(), (square > 0).any(0).sum()
+    assert max(rows, columns) == 128
+    assert abs(min(rows, columns) - 128 * min(shape) / max(shape)) <= 1
+    # Centred: equal black on both sides.
+    assert (square == square[::-1, ::-1]).all() or (128 - min(rows, columns)) % 2
+
+
+def test_letterbox_averages_when_shrinking():
+    """One-pixel stripes become their mean grey; without averaging they would alias to black or white."""
+    stripes = np.zeros((512, 512), np.uint8)
+    stripes[:, ::2] = 200
+    np.testing.assert_allclose(letterbox(stripes, 128), 100, atol=1)
+
+
+def test_cut_blackens_outside_and_leaves_the_source():
+    image = np.full((20, 30), 9, np.uint8)
+    frame = Frame("hull", (5, 2, 25, 18), ((5, 2), (24, 2), (5, 17)))
+    piece = cut(image, frame)
+    assert piece.shape == (16, 20) and piece[0, 0] == 9 and piece[-1, -1] == 0
+    assert (image == 9).all()
+
+
+def test_find_frame_never_fails_on_odd_pictures():
+    rng = np.random.default_rng(0)
+    for shape in ((32, 32), (32, 400), (400, 32), (33, 47)):
+        for image in (
+            np.zeros(shape, np.uint8),
+            np.eye(*shape, dtype=np.uint8) * 255,
+            rng.integers(0, 256, shape).astype(np.uint8),
+            (rng.random(shape) < 0.01).astype(np.uint8) * 255,
+        ):
+            for hint in ("full", "zero border", *crop.SEARCHES):
+                left, top, right, bottom = find_frame(image, hint).box
+                assert 0 <= left < right <= shape[1] and 0 <= top < bottom <= shape[0]

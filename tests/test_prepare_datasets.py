@@ -1,0 +1,472 @@
+"""Whole runs of prepare_datasets.py on generated raw folders in the publishers' layouts, and on bad input."""
+
+import csv
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_preprocessing import prepare_datasets
+from data_preprocessing.prepare_datasets import Settings
+from usvar.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def speckle(number: int, width: int = 96, height: int = 80) -> np.ndarray:
+    """A picture that fills its frame; each number is another one."""
+    rng = np.random.default_rng(number)
+    coarse = Image.fromarray(rng.integers(40, 255, (6, 7)).astype(np.uint8))
+    smooth_HW = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    return (smooth_HW + rng.integers(-20, 21, (height, width))).clip(20, 255).astype(np.uint8)
+
+
+def save(path: Path, array: np.ndarray, **options: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+
+
+def own_pictures(raw: Path, classes: tuple[str, ...] = ("Cat", "Dog"), each: int = 20) -> None:
+    for c, name in enumerate(classes):
+        for i in range(each):
+            save(raw / "mine" / name / f"{i}.png", speckle(1000 * c + i))
+
+
+def prepare(raw: Path, out: Path, **settings: object) -> list[dict[str, str]]:
+    """Run once with one process; returns the manifest."""
+    prepare_datasets.main(Settings(raw, out, size=32, workers=1, **settings))
+    return manifest(out)
+
+
+def manifest(out: Path) -> list[dict[str, str]]:
+    with open(out / "manifest.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def rejected(out: Path) -> dict[str, str]:
+    with open(out / "rejected.csv", newline="", encoding="utf-8") as file:
+        return {row["source"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def everything(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Content and time of each file."""
+    return {
+        str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_mtime_ns)
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+def test_outputs_manifest_and_reports(tmp_path, capsys):
+    own_pictures(tmp_path / "raw")
+    before = everything(tmp_path / "raw")
+    rows = prepare(tmp_path / "raw", tmp_path / "out")
+    assert everything(tmp_path / "raw") == before  # raw data is never changed
+    assert len(rows) == 40
+    on_disk = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").glob("*/*/mine__*.png")}
+    assert on_disk == {row["file"] for row in rows}
+    for row in rows:
+        split, name, _ = row["file"].split("/")
+        assert (row["split"], row["class"]) == (split, name)
+        pixels = np.asarray(Image.open(tmp_path / "out" / row["file"]))
+        assert pixels.shape == (32, 32, 3) and (pixels[..., :1] == pixels).all()
+        assert hashlib.sha256(pixels.tobytes()).hexdigest() == row["sha256"]
+    for name in ("Cat", "Dog"):
+        assert {row["split"] for row in rows if row["class"] == name} == {"train", "val", "test"}
+        assert (tmp_path / "out" / "contact_sheets" / f"{name}.png").is_file()
+    assert (tmp_path / "out" / "per_class_by_split.png").is_file()
+    record = json.loads((tmp_path / "out" / "made_by.json").read_text())
+    assert record["settings"]["size"] == 32
+    assert capsys.readouterr().out.strip().splitlines()[-1].startswith("rejected 0 of 40")
+
+
+def test_publishers_layouts(tmp_path):
+    """Masks and second copies are never taken as images; each trap once stood in a real folder."""
+    raw = tmp_path / "raw"
+    for number in range(1, 5):
+        for c, label in enumerate(("benign", "malignant", "normal")):
+            folder = raw / "BUSI" / "Dataset_BUSI_with_GT" / label
+            save(folder / f"{label} ({number}).png", speckle(100 * c + number))
+            save(folder / f"{label} ({number})_mask.png", speckle(9000 + 100 * c + number))
+            save(folder / f"{label} ({number})_mask_1.png", speckle(9500 + 100 * c + number))
+            # AUL as it comes out of its nested archives: the class level doubled; Normal has no mass.
+            folder = raw / "AUL" / label.capitalize() / label.capitalize()
+            save(folder / "image" / f"{number}.jpg", speckle(400 + 100 * c + number), quality=95)
+            outline = folder / "segmentation" / "outline" / f"{number}.json"
+            outline.parent.mkdir(parents=True, exist_ok=True)
+            outline.write_text(json.dumps([[2, 2], [93, 2], [93, 77], [2, 77]]))
+        for split, start in (("training_set", 700), ("test_set", 750)):
+            save(raw / "HC18" / split / f"{number:03}_HC.png", speckle(start + number))
+        save(raw / "HC18" / "training_set" / f"{number:03}_2HC.png", speckle(770 + number))
+        save(raw / "HC18" / "training_set" / f"{number:03}_HC_Annotation.png", speckle(9800 + number))
+        save(raw / "HC18" / "training_set" / f"{number:03}_HC_Mask.png", speckle(9900 + number))
+        save(raw / "DDTI" / f"{number}_1.jpg", speckle(800 + number))
+        save(raw / "STU-Hospital" / "Hospital" / f"Test_Image_{number}.PNG", speckle(820 + number))
+        save(raw / "STU-Hospital" / "Hospital" / f"mask_{number}.png", speckle(9700 + number))
+        save(
+            raw / "ultrasound-nerve-segmentation" / "train" / f"{number}_1.tif",
+            speckle(840 + number),
+        )
+        save(
+            raw / "ultrasound-nerve-segmentation" / "train" / f"{number}_1_mask.tif",
+            speckle(9600 + number),
+        )
+        for frame in (0, 5):
+            save(
+                raw
+                / "covid19_ultrasound/data/image_dataset/regular"
+                / f"Reg+({number}).gif_frame{frame}.jpg",
+                speckle(860 + 10 * number + frame),
+            )
+        save(raw / "Simulated" / "Kidney" / f"patient{number:04}_view0.png", speckle(900 + number))
+        save(raw / "Simulated" / "Kidney" / f"patient{number:04}_view1.png", speckle(950 + number))
+    rows = prepare(raw, tmp_path / "out")
+    counts = defaultdict(int)
+    for row in rows:
+        counts[row["dataset"], row["class"]] += 1
+        assert "mask" not in row["source"].lower() and "Annotation" not in row["source"]
+    assert counts == {
+        **{("BUSI", f"Breast-{c}"): 4 for c in ("Benign", "Malignant", "Normal")},
+        **{("AUL", f"Liver-{c}"): 4 for c in ("Benign", "Malignant", "Normal")},
+        ("HC18", "Fetal-Head"): 12,
+        ("DDTI", "Thyroid-Nodule"): 4,
+        ("STU-Hospital", "Breast"): 4,
+        ("US-nerve", "Nerve"): 4,
+        ("COVID-LUS", "Lung-Regular"): 8,
+        ("Simulated", "Kidney"): 8,
+    }
+    assert {row["frame_kind"] for row in rows if row["dataset"] == "AUL"} == {"outline"}
+    for row in rows:
+        if row["dataset"] == "HC18":
+            # 001 of the test set is another examination than 001 of the training set.
+            assert ("test_set" in row["source"]) == (row["split"] == "test")
+    for name, together in (("HC18", 2), ("COVID-LUS", 2), ("Simulated", 2)):
+        patients = defaultdict(list)
+        for row in rows:
+            if row["dataset"] == name and row["split"] != "test":
+                patients[row["patient"]].append(row["split"])
+        assert patients and all(len(set(s)) == 1 for s in patients.values())
+        assert all(len(s) == together for s in patients.values())
+
+
+def test_camus_nifti_lists_and_the_transposed_copy(tmp_path):
+    """The official lists decide the split; the PNG copy, turned upright, is the same picture and dropped."""
+    sitk = pytest.importorskip("SimpleITK")
+    camus = tmp_path / "raw" / "CAMUS"
+    for number in range(1, 7):
+        patient = f"patient{number:04}"
+        for view, kind in (("2CH", np.float32), ("4CH", np.uint8)):
+            folder = camus / "database_nifti" / patient
+            folder.mkdir(parents=True, exist_ok=True)
+            array = speckle(number * 10 + int(view[0]))
+            sitk.WriteImage(
+                sitk.GetImageFromArray(array.astype(kind)), str(folder / f"{patient}_{view}_ED.nii.gz")
+            )
+            sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / f"{patient}_{view}_ED_gt.nii.gz"))
+        save(camus / "dataset_png/train/images" / f"{patient}_4CH_ED.png", speckle(number * 10 + 4).T)
+        save(camus / "dataset_png/train/labels" / f"{patient}_4CH_ED_gt.png", speckle(7000 + number).T)
+    lists = camus / "database_split"
+    lists.mkdir()
+    (lists / "subgroup_training.txt").write_text("patient0001\npatient0002\npatient0003\npatient0006\n")
+    (lists / "subgroup_validation.txt").write_text("patient0004\n")
+    (lists / "subgroup_testing.txt").write_text("patient0005\n")
+    rows = prepare(tmp_path / "raw", tmp_path / "out")
+    assert len(rows) == 12 and all(row["source"].endswith(".nii.gz") for row in rows)
+    by_patient = {row["patient"].split("/")[-1]: row["split"] for row in rows}
+    assert (by_patient["patient0004"], by_patient["patient0005"]) == ("val", "test")
+    assert {by_patient[f"patient000{n}"] for n in (1, 2, 3, 6)} == {"train"}
+    assert {r.split(" of ")[0] for r in rejected(tmp_path / "out").values()} == {"exact copy"}
+
+
+def test_mmotu_publishers_lists(tmp_path):
+    """Classes come from the lists (two blanks between name and index); one without entry is rejected."""
+    folder = tmp_path / "raw" / "MMOTU" / "OTU_2d"
+    for number in range(1, 9):
+        save(folder / "images" / f"{number}.JPG", speckle(number))
+        save(folder / "annotations" / f"{number}.PNG", speckle(500 + number))
+        save(folder / "annotations" / f"{number}_binary.PNG", speckle(600 + number))
+    (folder / "train_cls.txt").write_text("".join(f"{n}.JPG  5\n" for n in range(1, 6)))
+    (folder / "val_cls.txt").write_text("6.JPG  5\n7.JPG  5\n")
+    rows = prepare(tmp_path / "raw", tmp_path / "out")
+    assert {row["class"] for row in rows} == {"Ovary-Normal"} and len(rows) == 7
+    assert {Path(row["source"]).stem for row in rows if row["split"] == "test"} == {"6", "7"}
+    assert rejected(tmp_path / "out") == {
+        "MMOTU/OTU_2d/images/8.JPG": "not in the publisher's list of classes"
+    }
+
+
+@pytest.mark.parametrize("home", ["mine", "."])
+def test_own_folders_with_splits_are_kept(tmp_path, home):
+    for split, start, count in (("train", 0, 6), ("valid", 100, 2), ("test", 200, 2)):
+        for i in range(count):
+            save(tmp_path / "raw" / home / split / "Cat" / f"{i}.png", speckle(start + i))
+    rows = prepare(tmp_path / "raw", tmp_path / "out")
+    assert len(rows) == 10
+    for row in rows:
+        assert f"/{row['split']}" in f"/{row['source']}".replace("valid", "val")
+
+
+def test_missing_val_is_drawn_from_train_never_from_test(tmp_path):
+    for split, start, count in (("train", 0, 12), ("test", 200, 3)):
+        for i in range(count):
+            save(tmp_path / "raw" / "mine" / split / "Cat" / f"{i}.png", speckle(start + i))
+    rows = prepare(tmp_path / "raw", tmp_path / "out")
+    assert {row["split"] for row in rows if "/train/" in row["source"]} == {"train", "val"}
+    assert {row["split"] for row in rows if "/test/" in row["source"]} == {"test"}
+
+
+def test_raw_root_may_hold_the_class_folders_itself(tmp_path):
+    for i in range(5):
+        save(tmp_path / "photos" / "Cat" / f"{i}.png", speckle(i))
+    rows = prepare(tmp_path / "photos", tmp_path / "out")
+    assert len(rows) == 5 and rows[0]["dataset"] == "photos"
+
+
+def test_unknown_and_left_out_folders_are_said(tmp_path, capsys):
+    own_pictures(tmp_path / "raw")
+    save(tmp_path / "raw" / "BUSI_256" / "Dataset_BUSI_with_GT" / "benign" / "benign (1).png", speckle(1))
+    save(tmp_path / "raw" / "strange" / "a" / "b" / "c.png", speckle(2))
+    save(tmp_path / "raw" / "pairs" / "images" / "1.png", speckle(3))
+    save(tmp_path / "raw" / "pairs" / "masks" / "1.png", speckle(4))
+    rows = prepare(tmp_path / "raw", tmp_path / "out")
+    said = capsys.readouterr().out
+    for name, why in (("BUSI_256", "second copy"), ("strange", "not a known"), ("pairs", "looks like masks")):
+        assert any(line.startswith(f"{name}: left out") and why in line for line in said.splitlines())
+    assert {row["dataset"] for row in rows} == {"mine"}
+
+
+def test_second_run_has_nothing_to_do_and_changes_nothing(tmp_path, capsys):
+    own_pictures(tmp_path / "raw")
+    prepare(tmp_path / "raw", tmp_path / "out")
+    before = everything(tmp_path / "out")
+    capsys.readouterr()
+    prepare(tmp_path / "raw", tmp_path / "out")
+    assert "nothing to do" in capsys.readouterr().out
+    assert everything(tmp_path / "out") == before
+
+
+def test_only_what_is_new_is_read_and_written(tmp_path, monkeypatch):
+    """One picture added, one removed, one changed, one output lost: nothing else is touched."""
+    own_pictures(tmp_path / "raw", each=60)
+    cats = tmp_path / "raw" / "mine" / "Cat"
+    old = {row["source"]: row for row in prepare(tmp_path / "raw", tmp_path / "out")}
+    before = everything(tmp_path / "out")
+    save(cats / "new one.png", speckle(5000))
+    (cats / "3.png").unlink()
+    save(cats / "4.png", speckle(5001))
+    (tmp_path / "out" / old["mine/Cat/5.png"]["file"]).unlink()
+    calls = defaultdict(set)
+    for name in ("look", "write"):
+        real = getattr(prepare_datasets.work, name)
+
+        def spy(raw_root, record, *rest, name=name, real=real):
+            calls[name].add(record.source)
+            return real(raw_root, record, *rest)
+
+        monkeypatch.setattr(prepare_datasets.work, name, spy)
+    rows = {row["source"]: row for row in prepare(tmp_path / "raw", tmp_path / "out")}
+    assert calls["look"] == {"mine/Cat/new one.png", "mine/Cat/4.png"}
+    assert calls["write"] == {"mine/Cat/new one.png", "mine/Cat/4.png", "mine/Cat/5.png"}
+    assert "mine/Cat/3.png" not in rows
+    assert not (tmp_path / "out" / old["mine/Cat/3.png"]["file"]).exists()
+    assert rows["mine/Cat/4.png"]["sha256"] != old["mine/Cat/4.png"]["sha256"]
+    after = everything(tmp_path / "out")
+    for source, row in rows.items():
+        if source in old and source not in calls["write"]:
+            assert row == old[source] and after[row["file"]] == before[row["file"]]
+
+
+def test_same_result_for_any_order_and_number_of_processes(tmp_path):
+    own_pictures(tmp_path / "raw", each=12)
+    one = prepare(tmp_path / "raw", tmp_path / "one")
+    prepare_datasets.main(Settings(tmp_path / "raw", tmp_path / "two", size=32, workers=2))
+    assert manifest(tmp_path / "two") == one
+
+
+def test_another_size_writes_all_anew(tmp_path):
+    """After a size change, an interrupted run once left old sizes that counted as done."""
+    own_pictures(tmp_path / "raw")
+    prepare(tmp_path / "raw", tmp_path / "out")
+    prepare_datasets.main(Settings(tmp_path / "raw", tmp_path / "out", size=48, workers=1))
+    rows = manifest(tmp_path / "out")
+    assert {Image.open(tmp_path / "out" / row["file"]).size for row in rows} == {(48, 48)}
+    assert {row["output_size"] for row in rows} == {"48"}
+
+
+def test_a_run_that_is_stopped_goes_on(tmp_path):
+    """SIGTERM in the middle: no half-written file, exit code 143, the next run ends with the same files."""
+    own_pictures(tmp_path / "raw", each=60)
+    command = [sys.executable, str(ROOT / "data_preprocessing/prepare_datasets.py"), "--raw-root"]
+    command += [str(tmp_path / "raw"), "--out-root", str(tmp_path / "out"), "--size", "32", "--workers", "1"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("out/*/*/mine__*.png"))) < 20:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143 and "stopped:" in errors and "Traceback" not in errors
+    assert not (tmp_path / "out" / "manifest.csv").exists()
+    written = {p.name for p in tmp_path.glob("out/*/*/*.png")}
+    assert 20 <= len(written) < 120
+    rows = prepare(tmp_path / "raw", tmp_path / "out")
+    assert rows == prepare(tmp_path / "raw", tmp_path / "fresh")
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def bad_files(folder: Path) -> dict[str, str]:
+    """Write one of each kind of bad file; returns the start of the expected reason by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "text.png").write_text("this is no picture")
+    (folder / "notes.txt").write_text("nor is this")
+    (folder / "empty.png").write_bytes(b"")
+    save(folder / "whole.png", speckle(1, 200, 200))
+    data = (folder / "whole.png").read_bytes()
+    (folder / "whole.png").unlink()
+    (folder / "cut.png").write_bytes(data[: len(data) // 2])
+    save(folder / "dot.png", np.zeros((1, 1), np.uint8))
+    save(folder / "wide.png", np.zeros((32, 50_000), np.uint8))
+    save(folder / "black.png", np.zeros((64, 64), np.uint8))
+    Image.fromarray(speckle(2)).save(
+        folder / "film.gif", save_all=True, append_images=[Image.fromarray(speckle(3))]
+    )
+    os.mkfifo(folder / "pipe.png")
+    (folder / "out.png").symlink_to("/etc/hostname")
+    (folder / "nothing.png").symlink_to(folder / "gone.png")
+    (folder / "inside.png").symlink_to(folder / "0.png")
+    return {
+        "text.png": "not a picture",
+        "notes.txt": "not a picture",
+        "empty.png": "empty file",
+        "cut.png": "damaged or truncated",
+        "dot.png": "1 x 1 pixels",
+        "wide.png": "50000 x 32 pixels",
+        "black.png": "nothing in it",
+        "film.gif": "2 frames",
+        "pipe.png": "a device or pipe",
+        "out.png": "a link that leads out",
+        "nothing.png": "a link to nothing",
+        "inside.png": "exact copy of mine/Cat/0.png",
+    }
+
+
+def test_bad_files_are_listed_counted_and_not_replaced(tmp_path, capsys):
+    own_pictures(tmp_path / "raw", classes=("Cat",), each=12)
+    wanted = bad_files(tmp_path / "raw" / "mine" / "Cat")
+    rows = prepare(tmp_path / "raw", tmp_path / "out")
+    assert {Path(row["source"]).name for row in rows} == {f"{i}.png" for i in range(12)}
+    reasons = {Path(source).name: reason for source, reason in rejected(tmp_path / "out").items()}
+    assert reasons.keys() == wanted.keys()
+    for name, start in wanted.items():
+        assert reasons[name].startswith(start), (name, reasons[name])
+    last = capsys.readouterr().out.strip().splitlines()[-2:]
+    assert last[1].startswith(f"rejected {len(wanted)} of {12 + len(wanted)} (11 unreadable, 1 copies)")
+    assert last[0].startswith("WARNING: 46%")
+
+
+def test_copies_with_different_labels_are_dropped(tmp_path):
+    own_pictures(tmp_path / "raw")
+    save(tmp_path / "raw" / "mine" / "Dog" / "cat.bmp", speckle(7))  # the pixels of Cat/7.png
+    save(tmp_path / "raw" / "other" / "Cat" / "again.png", speckle(8))  # the pixels of Cat/8.png
+    rows = prepare(tmp_path / "raw", tmp_path / "out")
+    assert len(rows) == 39
+    reasons = rejected(tmp_path / "out")
+    label = "exact copies with different labels: Cat, Dog"
+    assert reasons == {
+        "mine/Cat/7.png": label,
+        "mine/Dog/cat.bmp": label,
+        "other/Cat/again.png": "exact copy of mine/Cat/8.png",
+    }
+
+
+def test_selection_mapping_and_exclusion(tmp_path):
+    own_pictures(tmp_path / "raw", classes=("Cat", "Dog", "Cow"), each=5)
+    choice = tmp_path / "choice.json"
+    choice.write_text(json.dumps({"Cat": "Pet", "Dog": "Pet", "Cow": None}))
+    rows = prepare(tmp_path / "raw", tmp_path / "out", selection=str(choice))
+    assert {row["class"] for row in rows} == {"Pet"} and len(rows) == 10
+    rows = prepare(tmp_path / "raw", tmp_path / "out", exclude_classes=("Dog",))
+    assert {row["class"] for row in rows} == {"Cat", "Cow"}
+    assert not (tmp_path / "out" / "contact_sheets" / "Pet.png").exists()
+
+
+def refused(tmp_path: Path, **settings: object) -> str:
+    """The message of an InputError; nothing may have been written."""
+    with pytest.raises(InputError) as caught:
+        prepare(tmp_path / "raw", tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
+    return str(caught.value)
+
+
+def test_missing_or_empty_raw_root(tmp_path):
+    assert "no folder" in refused(tmp_path)
+    (tmp_path / "raw").mkdir()
+    assert "has no folder" in refused(tmp_path)
+    (tmp_path / "raw" / "DDTI").mkdir()
+    assert "no usable picture" in refused(tmp_path)
+
+
+def test_small_classes_are_refused_by_name(tmp_path):
+    own_pictures(tmp_path / "raw")
+    save(tmp_path / "raw" / "mine" / "Cow" / "only.png", speckle(9999))
+    (tmp_path / "raw" / "mine" / "Empty").mkdir()
+    message = refused(tmp_path)
+    assert "Cow (1 image(s) in 1 group(s)), Empty (0 image(s) in 0 group(s))" in message
+    assert "--exclude-classes Cow Empty" in message
+    rows = prepare(tmp_path / "raw", tmp_path / "out", exclude_classes=("Cow", "Empty"))
+    assert {row["class"] for row in rows} == {"Cat", "Dog"}
+
+
+def test_nothing_readable_is_refused(tmp_path):
+    (tmp_path / "raw" / "mine" / "Cat").mkdir(parents=True)
+    (tmp_path / "raw" / "mine" / "Cat" / "a.png").write_text("no picture")
+    assert "none of the 1 pictures" in refused(tmp_path)
+
+
+def test_wrong_settings_are_refused(tmp_path):
+    own_pictures(tmp_path / "raw", each=4)
+    for settings, word in (
+        ({"selection": "misson"}, "'all' nor 'mission'"),
+        ({"selection": "mission"}, "keeps none"),
+        ({"exclude_classes": ("Horse",)}, "Horse is no class"),
+        ({"cap": -1}, "--cap"),
+        ({"warn_rejected": 2.0}, "--warn-rejected"),
+        ({"cap": 5}, "raise --cap"),
+    ):
+        assert word in refused(tmp_path, **settings)
+
+
+def test_a_folder_of_other_files_is_not_touched(tmp_path):
+    own_pictures(tmp_path / "raw", each=4)
+    save(tmp_path / "out" / "train" / "Cat" / "precious.png", speckle(1))
+    with pytest.raises(InputError, match="did not make"):
+        prepare(tmp_path / "raw", tmp_path / "out")
+    assert (tmp_path / "out" / "train" / "Cat" / "precious.png").is_file()
+    with pytest.raises(InputError, match="overlap"):
+        prepare(tmp_path / "raw", tmp_path / "raw" / "processed")
+
+
+@pytest.mark.parametrize("name", ["..x", "a:b", " Cat", "a\nb"])
+def test_unsafe_class_names_are_refused(tmp_path, name):
+    choice = tmp_path / "choice.json"
+    choice.write_text(json.dumps({"Cat": name if name != "..x" else "../x"}))
+    own_pictures(tmp_path / "raw", classes=("Cat",), each=4)
+    assert "cannot be a folder's name" in refused(tmp_path, selection=str(choice))
+
+
+def test_the_command_line_says_one_line_and_exits_2(tmp_path):
+    command = [sys.executable, "data_preprocessing/prepare_datasets.py", "--raw-root", str(tmp_path / "none")]
+    done = subprocess.run(
+        [*command, "--out-root", str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
