@@ -46,8 +46,9 @@ def curves(
     lines: Mapping[str, Mapping[str, float]] | None = None,
     log_panels: Sequence[str] = (),
     title: str = "",
+    x_label: str = "optimiser step",
 ) -> None:
-    """Curves over the optimiser step, panels side by side.
+    """Curves over the optimiser step or another whole number, panels side by side.
 
     Args:
         path: the PNG to write.
@@ -56,6 +57,7 @@ def curves(
         lines: panel title -> name -> height of a dotted horizontal line.
         log_panels: panels with a logarithmic axis.
         title: title of the whole figure.
+        x_label: what the numbers along the x axis are.
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -78,7 +80,7 @@ def curves(
         if name in log_panels:
             axis.set_yscale("log")
         axis.set_title(name)
-        axis.set_xlabel("optimiser step")
+        axis.set_xlabel(x_label)
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axis.legend(fontsize=7)
     if title:
@@ -94,25 +96,40 @@ def image_grid(
     title: str,
     heat_columns: Sequence[int] = (),
     inch: float = 1.25,
+    cell_names: Sequence[Sequence[str]] | None = None,
 ) -> None:
     """Grey pictures in a grid, one name a row and a column.
 
     Args:
         path: the PNG to write.
-        rows: pictures (H, W) uint8, row by row; rows may be shorter than the longest.
+        rows: pictures (H, W) uint8 of one shape, row by row; rows may be shorter than the longest.
         row_names: left of each row.
         column_names: above each column.
         title: above the grid.
         heat_columns: columns that hold an error in grey levels, drawn in colour from 0 to 64.
-        inch: side of a picture.
+        inch: height of a picture.
+        cell_names: one line above each picture, in place of the column names.
     """
     columns = len(column_names)
+    height, width = rows[0][0].shape
+    # In inches, so that names and title stand as close to a small grid as to a large one.
+    gap = 0.2 if cell_names else 0.05
+    head = 0.1 + 0.14 * max((name.count("\n") + 1 for name in column_names), default=1)
+    full_width = inch * width / height * columns + 1.1
+    full_height = (inch + gap) * len(rows) + head
     figure, axes = plt.subplots(
         len(rows),
         columns,
-        figsize=(inch * columns + 1.1, (inch + 0.05) * len(rows) + 0.6),
+        figsize=(full_width, full_height),
         squeeze=False,
-        gridspec_kw={"wspace": 0.04, "hspace": 0.04},
+        gridspec_kw={
+            "wspace": 0.04,
+            "hspace": gap / inch,
+            "left": 1.1 / full_width,
+            "right": 1,
+            "bottom": 0,
+            "top": 1 - head / full_height,
+        },
     )
     for row, (pictures, row_axes) in enumerate(zip(rows, axes, strict=True)):
         for column, axis in enumerate(row_axes):
@@ -126,7 +143,9 @@ def image_grid(
                     {"cmap": "magma", "vmax": 64} if column in heat_columns else {"vmax": 255}
                 )
                 axis.imshow(pictures[column], vmin=0, interpolation="nearest", **heat)
-            if row == 0:
+            if cell_names:
+                axis.set_title(cell_names[row][column] if column < len(pictures) else "", fontsize=7, pad=2)
+            elif row == 0:
                 axis.set_title(column_names[column], fontsize=8)
         row_axes[0].set_ylabel(row_names[row], rotation=0, ha="right", va="center", fontsize=8)
     figure.suptitle(title, fontsize=10, y=1.0, va="bottom")

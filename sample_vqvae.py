@@ -1,0 +1,257 @@
+"""How well the VQ-VAE rebuilds: split by split, class by class, scale by scale.
+
+    python sample_vqvae.py --data-root data/processed --vqvae runs/vqvae/best.pth
+    python sample_vqvae.py --data-root data/processed --vqvae runs/vqvae/best.pth --splits val --by-scale 0
+
+Reads <data-root>/{train,val,test}/<Class>/*.png and the VQ-VAE. Writes to <out-dir>:
+reconstruction_metrics.json (MSE, MAE, PSNR and SSIM of each split and class with mean, spread and count),
+scales_<Class>.png (rebuilt from 1, 2, ... all scales, the original at the right), quality_by_scale.png and
+worst_<n>.png. Images are streamed: memory does not grow with the data set.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from models import VQVAE
+from usvar import cli, distributed, images, metrics, plots, provenance
+from usvar.checkpoints import Loaded, load_vqvae
+from usvar.errors import InputError
+from usvar.files import write_json
+from usvar.training import batches
+
+# Columns of the printed table: metric -> (heading, decimals).
+TABLE = {"psnr_db": ("PSNR, dB", 2), "ssim": ("SSIM", 4), "mse": ("MSE", 5), "mae": ("MAE", 4)}
+# Examples in scales_<Class>.png come from val: what was trained on looks better than it is.
+EXAMPLE_SPLIT = "val"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is rebuilt and what is drawn."""
+
+    # Prepared images: <data-root>/{train,val,test}/<Class>/*.png.
+    data_root: Path
+
+    # Checkpoint of train_vqvae.py, or one in the published layout.
+    vqvae: Path
+
+    # Numbers and figures are written here.
+    out_dir: Path = Path("runs/reconstructions")
+
+    # Splits to measure, out of train, val and test.
+    splits: tuple[str, ...] = images.SPLITS
+
+    # Images a split, evenly spread over the classes' images, that are also measured after 1, 2, ... scales.
+    by_scale: int = 64
+
+    # Images in the figure of each class.
+    images_per_class: int = 4
+
+    # Images in the figure of the worst, by PSNR.
+    worst: int = 20
+
+    # Images at once.
+    batch_size: int = 16
+
+    # auto (a GPU if there is one), cpu, cuda or cuda:1.
+    device: str = "auto"
+
+
+def check(s: Settings, vqvae: Loaded) -> list[images.ImageFiles]:
+    """The splits' images, after refusing settings and images that do not fit, before anything is written."""
+    for name, least in (("by_scale", 0), ("images_per_class", 1), ("worst", 1), ("batch_size", 1)):
+        if getattr(s, name) < least:
+            raise InputError(
+                f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted {least} or more"
+            )
+    if not s.splits or (unknown := [split for split in s.splits if split not in images.SPLITS]):
+        found = unknown[0] if s.splits else "nothing"
+        raise InputError(f"--splits {found} was given, wanted some of {', '.join(images.SPLITS)}")
+    classes = images.find_classes(s.data_root)
+    found = [images.find_images(s.data_root, split, classes) for split in dict.fromkeys(s.splits)]
+    side = vqvae.model.quantize.v_patch_nums[-1] * vqvae.model.downsample
+    for files in found:
+        if (size := images.image_size(files)) != side:
+            raise InputError(
+                f"{files.root / files.split} holds images of {size} x {size} pixels, {s.vqvae} wants "
+                f"{side} x {side}: prepare with --size {side} or give another VQ-VAE"
+            )
+    return found
+
+
+def rebuild(model: VQVAE, grey_BHW: np.ndarray, every_scale: bool) -> tuple[Tensor, list[Tensor]]:
+    """Images as the network sees them, and rebuilt from 1, 2, ... all scales (or only from all)."""
+    image_B3HW = images.to_model_range(grey_BHW, next(model.parameters()).device)
+    rebuilt = model.img_to_reconstructed_img(image_B3HW, last_one=not every_scale)
+    return image_B3HW, rebuilt if every_scale else [rebuilt]
+
+
+@torch.no_grad()
+def measure(s: Settings, model: VQVAE, files: images.ImageFiles) -> dict[str, np.ndarray]:
+    """Errors of every image of a split: metric -> (N,)."""
+    side, found = images.image_size(files), []
+    with tqdm(total=len(files), desc=f"rebuild {files.split}", file=sys.stdout) as progress:
+        for rows in batches(len(files), s.batch_size):
+            image_B3HW, rebuilt = rebuild(model, images.read_images(files, rows, side), every_scale=False)
+            errors = metrics.image_errors(image_B3HW, rebuilt[-1])
+            found.append(torch.stack([errors[name] for name in metrics.METRICS]).cpu())
+            progress.update(len(rows))
+    return dict(zip(metrics.METRICS, torch.cat(found, dim=1).numpy(), strict=True))
+
+
+@torch.no_grad()
+def measure_by_scale(s: Settings, model: VQVAE, files: images.ImageFiles) -> dict[str, list[float] | int]:
+    """Mean PSNR and SSIM after 1, 2, ... all scales, over images spread evenly over the split."""
+    count, side = min(s.by_scale, len(files)), images.image_size(files)
+    # Files are in the order of their classes, so that even steps keep the shares of the classes.
+    chosen = np.linspace(0, len(files) - 1, count).round().astype(int)
+    sums_2S = torch.zeros(2, len(model.quantize.v_patch_nums), dtype=torch.float64)
+    with tqdm(total=count, desc=f"scale by scale, {files.split}", file=sys.stdout) as progress:
+        for rows in batches(count, s.batch_size):
+            grey_BHW = images.read_images(files, chosen[rows.start : rows.stop].tolist(), side)
+            image_B3HW, rebuilt = rebuild(model, grey_BHW, every_scale=True)
+            for scale, rebuilt_B3HW in enumerate(rebuilt):
+                errors = metrics.image_errors(image_B3HW, rebuilt_B3HW)
+                sums_2S[:, scale] += torch.stack([errors["psnr_db"].sum(), errors["ssim"].sum()]).cpu()
+            progress.update(len(rows))
+    psnr_db, ssim = (sums_2S / count).tolist()
+    return {"images": count, "psnr_db": psnr_db, "ssim": ssim}
+
+
+def summary(errors: dict[str, np.ndarray], chosen: np.ndarray) -> dict[str, object]:
+    """Count, and mean and standard deviation of each metric over some images of a split."""
+    count = int(chosen.sum())
+    if not count:
+        return {"count": 0}
+    moments = {
+        name: {"mean": float(values[chosen].mean()), "std": float(values[chosen].std())}
+        for name, values in errors.items()
+    }
+    return {"count": count, **moments}
+
+
+@torch.no_grad()
+def draw_scales(s: Settings, model: VQVAE, files: images.ImageFiles) -> None:
+    """A figure a class: rebuilt from 1, 2, ... all scales, then the original."""
+    sides = model.quantize.v_patch_nums
+    ends = np.cumsum(np.square(sides))
+    columns = [f"{n} scale{'s' * (n > 1)}\nK = {end}" for n, end in enumerate(ends, 1)]
+    for label, name in enumerate(files.classes):
+        rows = np.flatnonzero(files.label_N == label)
+        if not len(rows):
+            continue
+        rows = rows[np.linspace(0, len(rows) - 1, min(s.images_per_class, len(rows))).round().astype(int)]
+        grey_BHW = images.read_images(files, rows.tolist(), images.image_size(files))
+        _, rebuilt = rebuild(model, grey_BHW, every_scale=True)
+        pictures = [*map(images.to_uint8, rebuilt), grey_BHW]
+        plots.image_grid(
+            s.out_dir / f"scales_{name}.png",
+            [list(row) for row in zip(*pictures, strict=True)],
+            [f"image {row - rows[0] + 1}" for row in rows],
+            [*columns, "original"],
+            f"{name}: {files.split} images rebuilt from their first K tokens, scale by scale",
+        )
+
+
+@torch.no_grad()
+def draw_worst(s: Settings, model: VQVAE, worst: list[tuple[float, images.ImageFiles, int]]) -> None:
+    """The images that are rebuilt worst, original at the left and rebuilt at the right of each pair."""
+    pairs, names = [], []
+    for psnr_db, files, row in worst:
+        grey_BHW = images.read_images(files, [row], images.image_size(files))
+        _, rebuilt = rebuild(model, grey_BHW, every_scale=False)
+        pairs.append(np.hstack([grey_BHW[0], images.to_uint8(rebuilt[-1])[0]]))
+        names.append(f"{files.split}, {files.classes[files.label_N[row]]}, {psnr_db:.1f} dB")
+    columns = min(4, len(pairs))
+    plots.image_grid(
+        s.out_dir / f"worst_{s.worst}.png",
+        [pairs[i : i + columns] for i in range(0, len(pairs), columns)],
+        [""] * -(-len(pairs) // columns),
+        [""] * columns,
+        f"The {len(pairs)} images with the lowest PSNR: original at the left, rebuilt at the right",
+        cell_names=[names[i : i + columns] for i in range(0, len(pairs), columns)],
+    )
+
+
+def draw_by_scale(s: Settings, by_scale: dict[str, dict]) -> None:
+    """PSNR and SSIM over the number of scales, a curve a split."""
+    panels = {
+        title: {
+            f"{split} ({found['images']} images)": (range(1, len(found[name]) + 1), found[name])
+            for split, found in by_scale.items()
+        }
+        for title, name in (("PSNR, dB", "psnr_db"), ("SSIM", "ssim"))
+    }
+    plots.curves(
+        s.out_dir / "quality_by_scale.png",
+        panels,
+        title="VQ-VAE: quality by number of scales",
+        x_label="scales decoded",
+    )
+
+
+def print_table(splits: dict[str, dict]) -> None:
+    """One line a class and split: count, and mean and spread of each metric."""
+    width = max(len(name) for found in splits.values() for name in ("all classes", *found["classes"]))
+    heads = "".join(f"  {head:>18}" for head, _ in TABLE.values())
+    print(f"{'split':5}  {'class':{width}}  {'images':>6}{heads}   (mean ± standard deviation)")
+    for split, found in splits.items():
+        for name, row in (*found["classes"].items(), ("all classes", found["all"])):
+            cells = [
+                f"{row[metric]['mean']:.{digits}f} ± {row[metric]['std']:.{digits}f}" if row["count"] else "-"
+                for metric, (_, digits) in TABLE.items()
+            ]
+            print(f"{split:5}  {name:{width}}  {row['count']:6}{''.join(f'  {cell:>18}' for cell in cells)}")
+
+
+def main(s: Settings) -> None:
+    """Measure every split, then draw."""
+    device = distributed.start(s.device).device
+    vqvae = load_vqvae(s.vqvae, device)
+    model: VQVAE = vqvae.model
+    found = check(s, vqvae)
+
+    splits, by_scale, ranked = {}, {}, []
+    for files in found:
+        errors = measure(s, model, files)
+        of_class = {name: files.label_N == label for label, name in enumerate(files.classes)}
+        splits[files.split] = {
+            "all": summary(errors, np.ones(len(files), dtype=bool)),
+            "classes": {name: summary(errors, chosen) for name, chosen in of_class.items()},
+        }
+        ranked += [(float(psnr_db), files, row) for row, psnr_db in enumerate(errors["psnr_db"])]
+        if s.by_scale:
+            by_scale[files.split] = measure_by_scale(s, model, files)
+    ranked.sort(key=lambda entry: entry[0])
+    worst = ranked[: s.worst]
+
+    write_json(
+        s.out_dir / "reconstruction_metrics.json",
+        {
+            "made_by": provenance.made_by("sample_vqvae.py", s, {"vqvae": s.vqvae}),
+            "note": "mean and standard deviation over images; errors on grey values from 0 to 1",
+            "splits": splits,
+            "by_number_of_scales": by_scale,
+            "worst": [
+                {"path": files.paths[row], "class": files.classes[files.label_N[row]], "psnr_db": psnr_db}
+                for psnr_db, files, row in worst
+            ],
+        },
+    )
+    examples = next((files for files in found if files.split == EXAMPLE_SPLIT), found[0])
+    draw_scales(s, model, examples)
+    draw_worst(s, model, worst)
+    if by_scale:
+        draw_by_scale(s, by_scale)
+    print_table(splits)
+    print(f"done: {s.out_dir / 'reconstruction_metrics.json'}, figures in {s.out_dir}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Settings, __doc__)
