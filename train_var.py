@@ -139,7 +139,7 @@ class Settings:
     # auto (a GPU if there is one), cpu, cuda or cuda:1.
     device: str = "auto"
 
-    # Forward pass: auto (bfloat16 on a GPU that has it), float32 or bfloat16.
+    # Forward pass: auto (bfloat16 where the device has it), float32 or bfloat16.
     precision: str = "auto"
 
     # Compile the network with torch.compile: slower to start, faster to run on a GPU.

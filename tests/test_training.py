@@ -155,7 +155,11 @@ def test_a_batch_must_divide_by_the_processes():
 
 
 def test_precision_words():
-    assert training.amp_dtype(torch.device("cpu"), "auto") == torch.float32
+    able = torch.cpu.get_capabilities()
+    native = able.get("avx512_bf16") or able.get("amx_bf16")
+    wanted = torch.bfloat16 if native else torch.float32
+    assert training.amp_dtype(torch.device("cpu"), "auto") == wanted
+    assert training.amp_dtype(torch.device("cpu"), "float32") == torch.float32
     assert training.amp_dtype(torch.device("cpu"), "bfloat16") == torch.bfloat16
     with pytest.raises(InputError, match="half"):
         training.amp_dtype(torch.device("cpu"), "half")

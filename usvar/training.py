@@ -111,14 +111,19 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def amp_dtype(device: torch.device, precision: str) -> torch.dtype:
-    """The dtype of the forward pass: "auto" is bf16 on a GPU that has it and float32 elsewhere.
+    """The dtype of the forward pass: "auto" is bf16 on a GPU or CPU that computes in it, float32 elsewhere.
 
     Raises:
         InputError: for another word than auto, float32 or bfloat16.
     """
     if precision not in ("auto", "float32", "bfloat16"):
         raise InputError(f"--precision {precision} was given, wanted auto, float32 or bfloat16")
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported()
+    else:
+        # Without these instructions bf16 is emulated, and slower than float32.
+        able = torch.cpu.get_capabilities()
+        has_bf16 = able.get("avx512_bf16", False) or able.get("amx_bf16", False)
     return torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and has_bf16) else torch.float32
 
 

@@ -1,0 +1,127 @@
+"""Checkpoints: atomic, weights only, strict; published layouts read from their shapes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import VAR, VQVAE
+from usvar import checkpoints
+from usvar.errors import InputError
+
+
+def vqvae(**changes) -> VQVAE:
+    arguments = {"vocab_size": 16, "z_channels": 4, "ch": 32, "v_patch_nums": (1, 2)}
+    return VQVAE(**arguments | changes)
+
+
+def save_bare(path: Path, model: torch.nn.Module) -> Path:
+    torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"share_quant_resi": 1}, {"share_quant_resi": 0}, {"quant_resi": 0.0}]
+)
+def test_a_bare_vqvae_is_read_from_its_shapes(tmp_path, changes):
+    model = vqvae(**changes)
+    path = save_bare(tmp_path / "vae.pth", model)
+    loaded = checkpoints.load_vqvae(path, patch_nums=(1, 2))
+    image_B3HW = torch.rand(1, 3, 32, 32) * 2 - 1
+    assert torch.equal(loaded.model(image_B3HW)[0], model(image_B3HW)[0])
+    assert loaded.classes is None
+
+
+def test_a_bare_file_with_ten_scales_has_the_published_patch_numbers(tmp_path):
+    path = save_bare(tmp_path / "vae.pth", vqvae(v_patch_nums=checkpoints.PUBLISHED_PATCH_NUMS))
+    assert checkpoints.load_vqvae(path).model.quantize.v_patch_nums == checkpoints.PUBLISHED_PATCH_NUMS
+    other = save_bare(tmp_path / "other.pth", vqvae())
+    with pytest.raises(InputError, match="has 2 scales"):
+        checkpoints.load_vqvae(other)
+
+
+@pytest.mark.parametrize("shared_aln", [False, True])
+@pytest.mark.parametrize("in_trainer_file", [False, True])
+def test_a_published_var_is_read_from_its_shapes(tmp_path, shared_aln, in_trainer_file):
+    model = vqvae()
+    loaded_vqvae = checkpoints.load_vqvae(save_bare(tmp_path / "vae.pth", model), patch_nums=(1, 2))
+    sizes = {"num_classes": 3, "depth": 2, "embed_dim": 128, "num_heads": 2, "patch_nums": (1, 2)}
+    var = VAR(model, **sizes, shared_aln=shared_aln, attn_l2_norm=True).eval()
+    content = {"trainer": {"var_wo_ddp": var.state_dict()}} if in_trainer_file else var.state_dict()
+    torch.save(content, tmp_path / "var.pth")
+    loaded = checkpoints.load_var(tmp_path / "var.pth", loaded_vqvae)
+    label_B, input_BLC = torch.tensor([1]), torch.randn(1, 4, 4)
+    assert torch.equal(loaded.model(label_B, input_BLC), var(label_B, input_BLC))
+
+
+def test_our_own_files_say_what_they_are(tiny_vqvae, tiny_var):
+    loaded = checkpoints.load_vqvae(tiny_vqvae)
+    var = checkpoints.load_var(tiny_var, loaded)
+    assert not loaded.model.training and not var.model.training
+    assert not any(p.requires_grad for p in var.model.parameters())
+    assert len(loaded.sha256) == 64 and len(var.classes) == var.model.num_classes
+
+
+def test_a_var_of_another_vqvae_is_refused(tiny_var, tmp_path):
+    other = checkpoints.load_vqvae(save_bare(tmp_path / "vae.pth", vqvae()), patch_nums=(1, 2))
+    with pytest.raises(InputError, match="trained on tokens of a VQ-VAE"):
+        checkpoints.load_var(tiny_var, other)
+
+
+def test_kinds_are_not_mixed_up(tiny_vqvae, tiny_var):
+    with pytest.raises(InputError, match="holds no VQ-VAE"):
+        checkpoints.load_vqvae(tiny_var)
+    with pytest.raises(InputError, match="holds no VAR"):
+        checkpoints.load_var(tiny_vqvae, checkpoints.load_vqvae(tiny_vqvae))
+
+
+def test_shapes_and_keys_must_be_the_model_s(tmp_path):
+    """The predecessor loaded with strict=False, so that a wrong file gave noise instead of an error."""
+    state = vqvae().state_dict()
+    model = vqvae(vocab_size=32)
+    with pytest.raises(InputError, match=r"quantize\.\S+ of shape \(.*16"):
+        checkpoints.load_strictly(model, state, tmp_path)
+    del state["encoder.conv_in.bias"]
+    with pytest.raises(InputError, match=r"lacks encoder\.conv_in\.bias"):
+        checkpoints.load_strictly(vqvae(), state, tmp_path)
+    with pytest.raises(InputError, match="unknown tensor extra"):
+        checkpoints.load_strictly(vqvae(), vqvae().state_dict() | {"extra": torch.zeros(1)}, tmp_path)
+
+
+class Evil:
+    """Pickles into a call of print."""
+
+    def __reduce__(self):
+        return print, ("code of the file was run",)
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path, capsys):
+    torch.save({"model": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(InputError, match="Python objects"):
+        checkpoints.read_checkpoint(tmp_path / "evil.pth")
+    assert "code of the file" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.99])
+def test_a_cut_file_is_refused(tiny_vqvae, tmp_path, share):
+    content = tiny_vqvae.read_bytes()
+    (tmp_path / "cut.pth").write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(InputError, match=r"cut\.pth"):
+        checkpoints.read_checkpoint(tmp_path / "cut.pth")
+
+
+def test_a_missing_file_and_a_list_are_refused(tmp_path):
+    with pytest.raises(InputError, match="is missing"):
+        checkpoints.read_checkpoint(tmp_path / "no.pth")
+    torch.save([1], tmp_path / "list.pth")
+    with pytest.raises(InputError, match="holds a list"):
+        checkpoints.read_checkpoint(tmp_path / "list.pth")
+
+
+def test_a_failed_save_keeps_the_earlier_checkpoint(tmp_path):
+    path = tmp_path / "last.pth"
+    checkpoints.save_checkpoint(path, {"step": 1})
+    with pytest.raises(AttributeError):
+        checkpoints.save_checkpoint(path, {"step": lambda: 2})
+    assert checkpoints.read_checkpoint(path) == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pth"]

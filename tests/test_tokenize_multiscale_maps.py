@@ -1,0 +1,139 @@
+"""Images to token maps: the contract's arrays, views, restart, refusals."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_train_vqvae import ROOT
+
+import tokenize_multiscale_maps as script
+from usvar import images, tokens
+from usvar.checkpoints import load_vqvae
+from usvar.errors import InputError
+
+
+def settings(data: Path, vqvae: Path, out: Path, **changes) -> script.Settings:
+    chosen = {"data_root": data, "vqvae": vqvae, "out_dir": out, "views": 3, "batch_size": 4, "device": "cpu"}
+    return script.Settings(**chosen | changes)
+
+
+@pytest.fixture(scope="module")
+def made(tiny_data, tiny_vqvae, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("tokens")
+    script.main(settings(tiny_data, tiny_vqvae, out))
+    return out
+
+
+def test_tokens_are_those_of_the_model(made, tiny_data, tiny_vqvae):
+    model = load_vqvae(tiny_vqvae).model
+    for split, views in (("train", 3), ("val", 1), ("test", 1)):
+        maps = tokens.read_token_maps(made / split)
+        files = images.find_images(tiny_data, split, images.find_classes(tiny_data))
+        assert len(maps) == len(files) * views
+        assert maps.classes == files.classes
+        own = np.flatnonzero(maps.view_N == 0)
+        assert tuple(maps.path_N[own]) == files.paths and np.array_equal(maps.label_N[own], files.label_N)
+        image_B3HW = images.to_model_range(images.read_images(files, range(len(files)), 64))
+        idx_NL = torch.cat(model.img_to_idxBl(image_B3HW), dim=1).numpy()
+        assert (maps.idx_NL[own] == idx_NL).mean() > 0.995  # another batch size may round otherwise
+    assert maps.made_by["inputs"]["vqvae"]["sha256"] == load_vqvae(tiny_vqvae).sha256
+
+
+def test_views_differ_in_training_only_and_do_not_depend_on_the_batch(made, tiny_data, tiny_vqvae, tmp_path):
+    """Validation and test images were augmented by the predecessor."""
+    maps = tokens.read_token_maps(made / "train")
+    assert sorted(set(maps.view_N)) == [0, 1, 2]
+    first = maps.idx_NL[maps.path_N == maps.path_N[0]]
+    assert len(np.unique(first, axis=0)) == 3
+    assert (
+        set(tokens.read_token_maps(made / "val").view_N)
+        == set(tokens.read_token_maps(made / "test").view_N)
+        == {0}
+    )
+    script.main(settings(tiny_data, tiny_vqvae, tmp_path, batch_size=7))
+    assert (tokens.read_token_maps(tmp_path / "train").idx_NL == maps.idx_NL).mean() > 0.995
+
+
+def test_a_stopped_run_goes_on_and_a_finished_one_says_so(
+    made, tiny_data, tiny_vqvae, tmp_path, monkeypatch, capsys
+):
+    own, calls = script.tokenise, []
+    monkeypatch.setattr(script, "ROWS_PER_MARK", 8)
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return own(*arguments)
+
+    monkeypatch.setattr(script, "tokenise", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        script.main(settings(tiny_data, tiny_vqvae, tmp_path))
+    assert not (tmp_path / "train" / tokens.FILE_NAME).exists()
+    calls.clear()
+    calls.extend([0] * 100)
+    script.main(settings(tiny_data, tiny_vqvae, tmp_path))
+    assert len(calls) - 100 < 14 + 3 + 3  # 54 rows in fours would be 14 batches; 16 rows were kept
+    for split in images.SPLITS:
+        name = f"{split}/{tokens.FILE_NAME}"
+        first, second = (tokens.read_token_maps((out / name).parent) for out in (made, tmp_path))
+        assert np.array_equal(first.idx_NL, second.idx_NL)
+    assert not list(tmp_path.glob("*/partial*"))
+    capsys.readouterr()
+    script.main(settings(tiny_data, tiny_vqvae, tmp_path))
+    assert capsys.readouterr().out.count("nothing to do") == 3
+
+
+def test_a_new_image_or_setting_makes_the_tokens_anew(made, tiny_data, tiny_vqvae, tmp_path, capsys):
+    shutil.copytree(tiny_data, tmp_path / "data")
+    shutil.copytree(made, tmp_path / "tokens")
+    grey_HW = np.full((64, 64), 7, dtype=np.uint8)
+    images.save_png(tmp_path / "data" / "val" / "Heart" / "new.png", grey_HW)
+    script.main(settings(tmp_path / "data", tiny_vqvae, tmp_path / "tokens"))
+    assert capsys.readouterr().out.count("nothing to do") == 2
+    assert "val/Heart/new.png" in tokens.read_token_maps(tmp_path / "tokens" / "val").path_N
+
+
+def test_two_processes_write_the_same_archive(made, tiny_data, tiny_vqvae, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    flags = ["--data-root", tiny_data, "--vqvae", tiny_vqvae, "--out-dir", tmp_path, "--views", "3"]
+    done = subprocess.run(
+        [*command, "tokenize_multiscale_maps.py", *map(str, flags), "--device", "cpu"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    for split in images.SPLITS:
+        one, two = (tokens.read_token_maps(out / split) for out in (made, tmp_path))
+        assert (one.idx_NL == two.idx_NL).mean() > 0.995
+        assert one.path_N.tolist() == two.path_N.tolist()
+
+
+def test_images_of_another_size_are_refused(tiny_vqvae, tmp_path):
+    for split in images.SPLITS:
+        images.save_png(tmp_path / "data" / split / "Heart" / "a.png", np.zeros((32, 32), dtype=np.uint8))
+    with pytest.raises(InputError, match="prepare with --size 64"):
+        script.main(settings(tmp_path / "data", tiny_vqvae, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_checkpoint_is_one_line_and_exit_code_2(tiny_data, tmp_path):
+    (tmp_path / "best.pth").write_text(json.dumps({"model": "none"}))
+    command = [sys.executable, "tokenize_multiscale_maps.py", "--data-root", str(tiny_data)]
+    done = subprocess.run(
+        [*command, "--vqvae", str(tmp_path / "best.pth"), "--out-dir", str(tmp_path / "out")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
