@@ -1,0 +1,332 @@
+"""Change a part of an ultrasound image with the trained models, without training: in- and out-painting.
+
+    python edit_var.py --var runs/var/ar-ckpt-best.pth --vqvae runs/vqvae/best.pth \\
+        --image data/processed/val/Breast/x.png --class-name Breast --box 60 80 140 160
+    python edit_var.py ... --box 60 80 140 160 --outside True     # keep the box, change all around it
+    python edit_var.py ... --mask lesion.png --class-name Heart   # another class inside the white of the mask
+
+The image's token maps are forced at every scale where they lie in the part to keep; a token is free when its
+cell overlaps the part to change, and is drawn for the class. Writes to <out-dir>: edit_<i>.png, one for each
+seed, before_after.png, and edit.json. Edited images hold real pixels: they are no generated images, and no
+score may take them for such.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from models import VAR, VQVAE
+from models.helpers import image_seeds
+from usvar import checkpoints, cli, distributed, images, plots, provenance, training
+from usvar.errors import InputError
+from usvar.files import write_json
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is changed, into what, and how it is drawn."""
+
+    # Transformer: ar-ckpt-best.pth of train_var.py.
+    var: Path
+
+    # The VQ-VAE that made its tokens.
+    vqvae: Path
+
+    # A prepared image, grey, of the size that the models were trained on.
+    image: Path
+
+    # Class that the changed part is drawn for; that of the image, or another.
+    class_name: str
+
+    # The part in pixels, X0 Y0 X1 Y1 from the upper left corner; X1 and Y1 are the first pixels behind it.
+    box: tuple[int, int, int, int] | None = None
+
+    # The part as a picture of the image's size, white what is to be changed; instead of a box.
+    mask: Path | None = None
+
+    # Keep the part and change what is around it.
+    outside: bool = False
+
+    # Edited images and the figure are written here.
+    out_dir: Path = Path("runs/edits")
+
+    # Edited images, each from its own seed.
+    variants: int = 4
+
+    # A token is free when more than this share of its cell is to be changed: 0 frees each that is touched;
+    # towards 1 the coarse tokens, which decide on the whole picture, are kept.
+    overlap: float = 0.0
+
+    # Put the original's pixels back over the part to keep; off: everything comes out of the decoder.
+    paste: bool = True
+
+    # Pixels inside the changed part over which the original fades out, when pasting.
+    feather: int = 8
+
+    # Guidance; 0 is none.
+    cfg: float = 1.5
+
+    # Codes that may be drawn at a place; 0 is all.
+    top_k: int = 0
+
+    # Probability that the codes drawn from must reach together; 0 is all.
+    top_p: float = 0.95
+
+    # Divides the logits: below 1 is less varied, above 1 more.
+    temperature: float = 1.0
+
+    # Variants at once.
+    batch_size: int = 8
+
+    # auto (a GPU if there is one), cpu, cuda or cuda:1.
+    device: str = "auto"
+
+    # Seed that the variants' seeds are derived from.
+    seed: int = 0
+
+
+def check(s: Settings) -> None:
+    """Refuse settings that make no sense before anything is read."""
+    if (s.box is None) == (s.mask is None):
+        raise InputError(
+            f"{'neither --box nor' if s.box is None else 'both --box and'} --mask was given, wanted one: "
+            "say which part of the image is meant"
+        )
+    for name in ("variants", "batch_size"):
+        if getattr(s, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted 1 or more")
+    if not 0 <= s.overlap < 1 or s.feather < 0:
+        raise InputError(
+            f"--overlap {s.overlap:g} --feather {s.feather} were given, wanted overlap from 0 to below 1 and "
+            "feather of 0 or more"
+        )
+    if s.cfg < 0 or s.top_k < 0 or not 0 <= s.top_p <= 1 or s.temperature <= 0:
+        raise InputError(
+            f"--cfg {s.cfg:g} --top-k {s.top_k} --top-p {s.top_p:g} --temperature {s.temperature:g} were "
+            "given, wanted cfg and top-k of 0 or more, top-p from 0 to 1, temperature above 0"
+        )
+
+
+def class_label(s: Settings, loaded: checkpoints.Loaded) -> int:
+    """Label of the class named; a published file has no names, so there a number is the name."""
+    names = loaded.classes or tuple(str(i) for i in range(loaded.model.num_classes))
+    if s.class_name not in names:
+        raise InputError(f"--class-name {s.class_name} is not known to {s.var}, known are {', '.join(names)}")
+    return names.index(s.class_name)
+
+
+def box_region(box: tuple[int, int, int, int], size: int) -> np.ndarray:
+    """(H, W) bool, True inside the box.
+
+    Raises:
+        InputError: when it is empty or reaches outside the image.
+    """
+    x0, y0, x1, y1 = box
+    if x0 >= x1 or y0 >= y1:
+        raise InputError(
+            f"--box {x0} {y0} {x1} {y1} is empty, wanted X0 below X1 and Y0 below Y1: give its upper left "
+            "corner, then its lower right one"
+        )
+    if min(x0, y0) < 0 or max(x1, y1) > size:
+        raise InputError(
+            f"--box {x0} {y0} {x1} {y1} reaches outside the image, wanted numbers from 0 to {size}"
+        )
+    region_HW = np.zeros((size, size), dtype=bool)
+    region_HW[y0:y1, x0:x1] = True
+    return region_HW
+
+
+def mask_region(path: Path, size: int) -> np.ndarray:
+    """(H, W) bool, True where the picture is white.
+
+    Raises:
+        InputError: when it cannot be read, or has another size than the image.
+    """
+    try:
+        with Image.open(path) as picture:
+            grey_HW = np.asarray(picture.convert("L"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"{path} cannot be read as a mask ({error}): give a picture in black and white"
+        ) from error
+    if grey_HW.shape != (size, size):
+        raise InputError(
+            f"{path} is {grey_HW.shape[1]} x {grey_HW.shape[0]}, the image is {size} x {size}: "
+            "draw the mask on the image"
+        )
+    return grey_HW >= 128
+
+
+def region_to_change(s: Settings, size: int) -> np.ndarray:
+    """(H, W) bool, True where the image is to be made anew; never nothing and never all."""
+    region_HW = box_region(s.box, size) if s.box is not None else mask_region(s.mask, size)
+    if region_HW.all() or not region_HW.any():
+        what = "the whole image" if region_HW.all() else "nothing"
+        given = "--box" if s.box is not None else f"{s.mask}"
+        raise InputError(
+            f"{given} marks {what}, wanted a part of it: mark less or more (white is the part meant), "
+            "or make whole images with sample_var.py"
+        )
+    return ~region_HW if s.outside else region_HW
+
+
+def known_tokens(
+    idx_Bl: list[Tensor], change_HW: np.ndarray, patch_nums: tuple[int, ...], overlap: float = 0.0
+) -> Tensor:
+    """The tokens to keep; those that are to be drawn become -1.
+
+    Args:
+        idx_Bl: token maps of the image, (B, l) a scale.
+        change_HW: bool, True where the image is to be made anew.
+        patch_nums: tokens a side of each scale.
+        overlap: share of its cell above which a token is free, 0 to 1.
+
+    Returns:
+        (B, L) int64.
+    """
+    change_11HW = torch.from_numpy(change_HW)[None, None].float()
+    known = []
+    for idx, side in zip(idx_Bl, patch_nums, strict=True):
+        # A cell that does not end on a pixel's edge takes in the pixels that it cuts, as this pooling does.
+        free_1l = (F.adaptive_avg_pool2d(change_11HW, side) > overlap).flatten(1)
+        known.append(idx.masked_fill(free_1l.to(idx.device), -1))
+    return torch.cat(known, dim=1)
+
+
+def fade(change_HW: np.ndarray, feather: int) -> np.ndarray:
+    """Weight of the new pixels: 0 in the part to keep, rising to 1 over `feather` pixels inside the other.
+
+    In a part that is narrower it reaches 1 in the middle. The image's border is no edge.
+
+    Returns:
+        (H, W) float32.
+    """
+    eroded_11HW = torch.from_numpy(change_HW)[None, None].float()
+    layers = [eroded_11HW]
+    while len(layers) < max(1, feather):
+        eroded_11HW = -F.max_pool2d(-eroded_11HW, kernel_size=3, stride=1, padding=1)
+        if not eroded_11HW.any():
+            break
+        layers.append(eroded_11HW)
+    return (sum(layers) / len(layers))[0, 0].numpy()
+
+
+@torch.no_grad()
+def draw_variants(
+    model: VAR, vae: VQVAE, known_1L: Tensor, label: int, seeds: list[int], **sampling: float
+) -> np.ndarray:
+    """Draw the free tokens once for each seed, and decode.
+
+    Args:
+        model: transformer.
+        vae: its VQ-VAE.
+        known_1L: tokens to keep, -1 where free.
+        label: class that the free ones are drawn for.
+        seeds: one for each variant.
+        sampling: cfg, top_k, top_p, temperature of `VAR.generate_tokens`.
+
+    Returns:
+        (B, H, W) uint8, nothing pasted.
+    """
+    _, f_hat = model.generate_tokens(label, seeds=seeds, known_BL=known_1L.expand(len(seeds), -1), **sampling)
+    return images.to_uint8(vae.fhat_to_img(f_hat))
+
+
+def paste(original_HW: np.ndarray, new_BHW: np.ndarray, change_HW: np.ndarray, feather: int) -> np.ndarray:
+    """New pixels where the image was to be changed, the original's elsewhere, (B, H, W) uint8."""
+    weight_HW = fade(change_HW, feather)
+    mixed_BHW = original_HW + weight_HW * (new_BHW.astype(np.float32) - original_HW)
+    return mixed_BHW.round().astype(np.uint8)
+
+
+def show_region(image_HW: np.ndarray, change_HW: np.ndarray) -> np.ndarray:
+    """The image with the part to keep dimmed and a white line around the part to change."""
+    inner_HW = -F.max_pool2d(-torch.from_numpy(change_HW)[None].float(), 3, stride=1, padding=1)[0].numpy()
+    shown_HW = np.where(change_HW, image_HW, image_HW * 0.35)
+    return np.where(change_HW & (inner_HW == 0), 255, shown_HW).astype(np.uint8)
+
+
+def main(s: Settings) -> None:
+    """Read, edit, write."""
+    check(s)
+    world = distributed.start(s.device)
+    vqvae = checkpoints.load_vqvae(s.vqvae, world.device)
+    loaded = checkpoints.load_var(s.var, vqvae, world.device)
+    vae, model = vqvae.model, loaded.model
+    label = class_label(s, loaded)
+    size = model.patch_nums[-1] * vae.downsample
+    if not s.image.is_file():
+        raise InputError(f"--image {s.image} is missing: give a prepared picture")
+    image_HW = images.read_image(s.image)
+    if image_HW.shape != (size, size):
+        raise InputError(
+            f"{s.image} is {image_HW.shape[1]} x {image_HW.shape[0]}, the models take {size} x {size}: "
+            f"run prepare_datasets.py with --size {size} on it"
+        )
+    change_HW = region_to_change(s, size)
+
+    idx_Bl = vae.img_to_idxBl(images.to_model_range(image_HW[None], world.device))
+    known_1L = known_tokens(idx_Bl, change_HW, model.patch_nums, s.overlap)
+    seeds = image_seeds(s.seed, s.variants, "edit")
+    sampling = {name: getattr(s, name) for name in ("cfg", "top_k", "top_p", "temperature")}
+    decoded_BHW = np.concatenate(
+        [
+            draw_variants(model, vae, known_1L, label, seeds[rows.start : rows.stop], **sampling)
+            for rows in training.batches(s.variants, s.batch_size)
+        ]
+    )
+    edited_BHW = paste(image_HW, decoded_BHW, change_HW, s.feather) if s.paste else decoded_BHW
+
+    inputs = {"var": s.var, "vqvae": s.vqvae, "image": s.image} | ({"mask": s.mask} if s.mask else {})
+    free_S = [int((part < 0).sum()) for part in known_1L.split([v * v for v in model.patch_nums], dim=1)]
+    variants = []
+    for i, (seed, picture) in enumerate(zip(seeds, edited_BHW, strict=True)):
+        images.save_png(s.out_dir / f"edit_{i}.png", picture)
+        difference_HW = np.abs(picture.astype(np.float32) - image_HW)
+        variants.append(
+            {
+                "path": f"edit_{i}.png",
+                "seed": seed,
+                "prefix_tokens": int((known_1L >= 0).sum()),
+                "mean_change_in_grey_levels": {
+                    "changed_part": float(difference_HW[change_HW].mean()),
+                    "kept_part": float(difference_HW[~change_HW].mean()),
+                },
+            }
+        )
+    rebuilt_HW = images.to_uint8(vae.idxBl_to_img(idx_Bl, same_shape=True, last_one=True))[0]
+    rows = {"as decoded\n(first: rebuilt)": [rebuilt_HW, show_region(rebuilt_HW, change_HW), *decoded_BHW]}
+    if s.paste:
+        name = f"kept pixels pasted\n({s.feather} pixels soft)"
+        rows = {name: [image_HW, show_region(image_HW, change_HW), *edited_BHW]} | rows
+    names = ["original" if s.paste else "rebuilt", "to change: bright"]
+    names += [f"seed {i}" for i in range(s.variants)]
+    what = "around the part" if s.outside else "inside the part"
+    title = f"{s.image.stem}: made anew {what} as {s.class_name}, guidance {s.cfg:g}, top-p {s.top_p:g}"
+    plots.image_grid(s.out_dir / "before_after.png", list(rows.values()), list(rows), names, title)
+    write_json(
+        s.out_dir / "edit.json",
+        {
+            "made_by": provenance.made_by("edit_var.py", s, inputs),
+            "class": s.class_name,
+            "share_of_pixels_to_change": float(change_HW.mean()),
+            "free_tokens_of_each_scale": dict(
+                zip((f"{v}x{v}" for v in model.patch_nums), free_S, strict=True)
+            ),
+            "kept_pixels_pasted_back": s.paste,
+            "samples": variants,
+        },
+    )
+    print(
+        f"{s.variants} edits of {change_HW.mean():.0%} of the pixels, {sum(free_S)} of {model.L} tokens drawn "
+        f"as {s.class_name}: see {s.out_dir / 'before_after.png'}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, Settings, __doc__)
