@@ -323,8 +323,8 @@ def main(s: Settings) -> None:
         },
     )
     print(
-        f"{s.variants} edits of {change_HW.mean():.0%} of the pixels, {sum(free_S)} of {model.L} tokens drawn "
-        f"as {s.class_name}: see {s.out_dir / 'before_after.png'}"
+        f"{s.variants} edits of {change_HW.mean():.0%} of the pixels, {sum(free_S)} of {model.L} tokens "
+        f"drawn as {s.class_name}: see {s.out_dir / 'before_after.png'}"
     )
 
 
