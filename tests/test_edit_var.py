@@ -1,0 +1,201 @@
+"""Editing: what is to be kept is kept, the rest is drawn for the class, and wrong input is one clear line."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import edit_var
+from models import VAR, VQVAE
+from usvar import checkpoints, cli, images
+from usvar.errors import InputError
+
+BOX = (0, 0, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def models(tiny_var, tiny_vqvae) -> tuple[VAR, VQVAE]:
+    vqvae = checkpoints.load_vqvae(tiny_vqvae)
+    return checkpoints.load_var(tiny_var, vqvae).model, vqvae.model
+
+
+@pytest.fixture
+def settings(tiny_data, tiny_var, tiny_vqvae, tmp_path) -> edit_var.Settings:
+    return edit_var.Settings(
+        var=tiny_var,
+        vqvae=tiny_vqvae,
+        image=tiny_data / "val" / "Heart" / "made__0.png",
+        class_name="Heart",
+        box=BOX,
+        out_dir=tmp_path / "edits",
+        variants=2,
+        device="cpu",
+    )
+
+
+def region(size: int = 64, box: tuple[int, int, int, int] = BOX) -> np.ndarray:
+    return edit_var.box_region(box, size)
+
+
+def token_maps(patch_nums: tuple[int, ...]) -> list[torch.Tensor]:
+    return [torch.arange(side * side)[None] for side in patch_nums]
+
+
+def edited(settings: edit_var.Settings) -> np.ndarray:
+    edit_var.main(settings)
+    paths = (settings.out_dir / f"edit_{i}.png" for i in range(settings.variants))
+    return np.stack([images.read_image(path) for path in paths])
+
+
+def test_a_token_is_free_when_its_cell_overlaps_the_part():
+    known = edit_var.known_tokens(token_maps((1, 2, 4)), region(), (1, 2, 4))
+    maps = [(part < 0)[0].nonzero()[:, 0].tolist() for part in known.split([1, 4, 16], dim=1)]
+    assert maps == [[0], [0], [0, 1, 4, 5]]
+    one_more = edit_var.known_tokens(token_maps((4,)), region(box=(0, 0, 33, 32)), (4,))
+    assert (one_more < 0)[0].nonzero()[:, 0].tolist() == [0, 1, 2, 4, 5, 6]
+
+
+def test_a_cell_that_cuts_a_pixel_is_free_on_both_sides():
+    """64 / 3 is no whole number: pixel 21 belongs to the first and to the second cell."""
+    known = edit_var.known_tokens(token_maps((3,)), region(box=(21, 21, 22, 22)), (3,))
+    assert (known < 0)[0].nonzero()[:, 0].tolist() == [0, 1, 3, 4]
+
+
+def test_overlap_keeps_the_coarse_tokens():
+    known = edit_var.known_tokens(token_maps((1, 2, 4)), region(), (1, 2, 4), overlap=0.5)
+    assert [int((part < 0).sum()) for part in known.split([1, 4, 16], dim=1)] == [0, 1, 4]
+
+
+def test_all_free_is_plain_generation(models):
+    model, vae = models
+    known = edit_var.known_tokens(token_maps((1, 2, 4)), np.ones((64, 64), bool), (1, 2, 4))
+    assert (known == -1).all()
+    found = edit_var.draw_variants(model, vae, known, 1, [5, 6], cfg=1.5)
+    _, f_hat = model.generate_tokens(1, seeds=[5, 6], cfg=1.5)
+    np.testing.assert_array_equal(found, images.to_uint8(vae.fhat_to_img(f_hat)))
+
+
+def test_none_free_is_the_reconstruction(models, settings):
+    model, vae = models
+    image = images.to_model_range(images.read_image(settings.image)[None])
+    known = edit_var.known_tokens(vae.img_to_idxBl(image), np.zeros((64, 64), bool), (1, 2, 4))
+    found = edit_var.draw_variants(model, vae, known, 0, [1])
+    rebuilt = images.to_uint8(vae.img_to_reconstructed_img(image, last_one=True))
+    assert np.abs(found.astype(int) - rebuilt).max() <= 1  # rounding
+
+
+def test_fading_starts_inside_the_part_and_ignores_the_border_of_the_image():
+    weight = edit_var.fade(region(), 4)
+    assert (weight[~region()] == 0).all()
+    assert weight[0, 28:33].tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert weight[0, 0] == 1.0
+    # A part narrower than the fade is not lost.
+    assert edit_var.fade(region(box=(20, 20, 23, 60)), 8).max() == 1.0
+    assert set(np.unique(edit_var.fade(region(), 0))) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_the_part_to_keep_is_the_original_and_the_other_differs_by_seed(settings, outside):
+    found = edited(dataclasses.replace(settings, outside=outside))
+    change = ~region() if outside else region()
+    original = images.read_image(settings.image)
+    assert (found[:, ~change] == original[~change]).all()
+    assert (found[0] != found[1])[change].mean() > 0.3
+    content = json.loads((settings.out_dir / "edit.json").read_text())
+    assert content["share_of_pixels_to_change"] == pytest.approx(0.75 if outside else 0.25)
+    free = {"1x1": 1, "2x2": 3, "4x4": 12} if outside else {"1x1": 1, "2x2": 1, "4x4": 4}
+    assert content["free_tokens_of_each_scale"] == free
+    # Real tokens are in it, so no score may take it for generated.
+    assert [row["prefix_tokens"] for row in content["samples"]] == [21 - sum(free.values())] * 2
+    assert (settings.out_dir / "before_after.png").is_file()
+
+
+def test_the_class_decides_what_is_drawn_and_the_same_command_draws_the_same(settings, tmp_path):
+    first = edited(settings)
+    np.testing.assert_array_equal(edited(dataclasses.replace(settings, out_dir=tmp_path / "again")), first)
+    other = edited(dataclasses.replace(settings, class_name="Liver", out_dir=tmp_path / "other"))
+    assert (other != first)[:, region()].mean() > 0.3
+
+
+def test_a_mask_is_the_same_as_its_box_and_variants_do_not_depend_on_the_batch(settings, tmp_path):
+    path = tmp_path / "mask.png"
+    Image.fromarray(region()).save(path)  # one bit a pixel
+    by_mask = dataclasses.replace(
+        settings, box=None, mask=path, out_dir=tmp_path / "by_mask", variants=3, batch_size=2
+    )
+    assert (edited(by_mask)[:2] == edited(settings)).all()
+
+
+def test_without_pasting_everything_is_decoded(settings):
+    found = edited(dataclasses.replace(settings, paste=False))
+    assert (found != images.read_image(settings.image))[:, ~region()].mean() > 0.3
+
+
+def saved(path: Path, array: np.ndarray) -> Path:
+    Image.fromarray(array).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"box": None}, "neither --box nor --mask"),
+        ({"mask": Path("x.png")}, "both --box and --mask"),
+        ({"box": (5, 5, 5, 9)}, "is empty"),
+        ({"box": (-1, 5, 7, 9)}, "reaches outside"),
+        ({"box": (0, 0, 65, 9)}, "reaches outside"),
+        ({"box": (0, 0, 64, 64)}, "marks the whole image"),
+        ({"class_name": "Lung"}, "known are Heart, Kidney, Liver"),
+        ({"image": Path("missing.png")}, "is missing"),
+        ({"variants": 0}, "wanted 1 or more"),
+        ({"cfg": -1.0}, "wanted cfg"),
+        ({"overlap": 1.0}, "wanted overlap"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_written(settings, change, message):
+    with pytest.raises(InputError, match=message):
+        edit_var.main(dataclasses.replace(settings, **change))
+    assert not settings.out_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros((64, 64), np.uint8), "marks nothing"),
+        (np.full((64, 64), 255, np.uint8), "marks the whole image"),
+        (np.zeros((32, 64), np.uint8), "64 x 32, the image is 64 x 64"),
+        (None, "cannot be read as a mask"),
+    ],
+)
+def test_wrong_masks_are_refused(settings, tmp_path, mask, message):
+    path = tmp_path / "mask.png"
+    path.write_bytes(b"no picture") if mask is None else saved(path, mask)
+    with pytest.raises(InputError, match=message):
+        edit_var.main(dataclasses.replace(settings, box=None, mask=path))
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [(np.zeros((32, 32), np.uint8), "32 x 32, the models take 64 x 64"), (None, "cannot be read")],
+)
+def test_wrong_images_are_refused(settings, tmp_path, picture, message):
+    path = tmp_path / "image.png"
+    path.write_bytes(b"\x89PNG") if picture is None else saved(path, picture)
+    with pytest.raises(InputError, match=message):
+        edit_var.main(dataclasses.replace(settings, image=path))
+
+
+def test_from_the_command_line_a_wrong_class_is_one_line_and_code_2(settings, monkeypatch, capsys):
+    flags = {"var": settings.var, "vqvae": settings.vqvae, "image": settings.image, "class-name": "Lung"}
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["edit_var.py", *words, "--box", "0", "0", "9", "9"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(edit_var.main, edit_var.Settings, edit_var.__doc__)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --class-name Lung") and error.count("\n") == 1
