@@ -111,7 +111,7 @@ def image_grid(
         cell_names: one line above each picture, in place of the column names.
     """
     columns = len(column_names)
-    height, width = rows[0][0].shape
+    height, width = rows[0][0].shape[:2]
     # In inches, so that names and title stand as close to a small grid as to a large one.
     gap = 0.2 if cell_names else 0.05
     head = 0.1 + 0.14 * max((name.count("\n") + 1 for name in column_names), default=1)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from usvar.checkpoints import Loaded
 from usvar.errors import InputError
 from usvar.files import atomic_path, write_json
 
@@ -126,6 +127,31 @@ def read_token_maps(folder: Path) -> TokenMaps:
         made_by=made_by,
     )
     _check(maps)
+    return maps
+
+
+def read_token_maps_of(vqvae: Loaded, path: Path, folder: Path) -> TokenMaps:
+    """Read a split's archive, which must have been made by a certain VQ-VAE.
+
+    Args:
+        vqvae: the loaded VQ-VAE.
+        path: its checkpoint, for the message.
+        folder: see `read_token_maps`.
+
+    Raises:
+        InputError: as `read_token_maps`, and when another VQ-VAE made the tokens.
+    """
+    maps, patch_nums = read_token_maps(folder), tuple(vqvae.model.quantize.v_patch_nums)
+    if maps.vqvae_sha256 != vqvae.sha256:
+        raise InputError(
+            f"{maps.file} was made by a VQ-VAE with SHA-256 {maps.vqvae_sha256[:12]}, {path} has "
+            f"{vqvae.sha256[:12]}: run tokenize_multiscale_maps.py again with --vqvae {path}"
+        )
+    if maps.patch_nums != patch_nums or maps.vocab_size != vqvae.model.vocab_size:
+        raise InputError(
+            f"{maps.file} has patch numbers {maps.patch_nums} and {maps.vocab_size} codes, {path} has "
+            f"{patch_nums} and {vqvae.model.vocab_size}: tokenise again"
+        )
     return maps
 
 

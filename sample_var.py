@@ -1,0 +1,470 @@
+"""Generate images with the transformer: a sweep over the scale boundaries K, with and without a real prefix.
+
+    python sample_var.py --var runs/var/ar-ckpt-best.pth --vqvae runs/vqvae/best.pth --tokens-dir runs/tokens
+    python sample_var.py ... --modes plain --images-per-class 1000 --out-dir runs/generated   # for evaluation
+
+The first K tokens of an image are given, the others are predicted scale by scale, and all are decoded:
+  plain  K = 0: nothing is given but the class.
+  tp     teacher prefix: the first K tokens of a real image, drawn at random for each sample.
+  nop    no prefix from an image: each of the K tokens is drawn by its frequency in the class at its place.
+
+Reads both models and the token maps of train (for nop) and of the split named (for tp). Writes to <out-dir>:
+scale_<i>_K<tokens>/<mode>/<Class>/<index>.png (i scales given), <mode>_<Class>.png with K along the columns
+and the real image at the right, sweep_<mode>.png with one row a class, variety_<Class>.png, and samples.json,
+which says of each file how it was made. Run the same command again and only what is missing is made.
+"""
+
+import itertools
+import json
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from models import VAR, VQVAE
+from models.helpers import image_seeds, scale_boundaries, split_scales
+from usvar import cli, distributed, images, plots, provenance, tokens, training
+from usvar.checkpoints import Loaded, load_var, load_vqvae
+from usvar.errors import InputError
+from usvar.files import atomic_path, remove_stale_temporaries, write_json
+
+# Settings that do not change an image that is already there: they may differ when a run goes on.
+MAY_CHANGE = (
+    "var",
+    "vqvae",
+    "tokens_dir",
+    "out_dir",
+    "data_root",
+    "modes",
+    "prefix_tokens",
+    "classes",
+    "images_per_class",
+    "variety",
+    "figure_rows",
+    "save_tokens",
+    "batch_size",
+    "device",
+)
+# Images decoded at once: the decoder needs far more memory an image than the transformer.
+DECODE_CHUNK = 16
+
+MODES = {
+    "plain": "K = 0: generated from the class alone",
+    "tp": "the first K tokens are those of a real image (prefix_source), the others are generated; where "
+    "generated_tokens is 0 the picture is just that image's reconstruction by the VQ-VAE",
+    "nop": "the first K tokens are drawn from the frequencies of the class at each place in the training "
+    "split, the others are generated; where generated_tokens is 0 the transformer had no part in it",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is generated, and how tokens are drawn."""
+
+    # Transformer: ar-ckpt-best.pth of train_var.py, or one in the published layout.
+    var: Path
+
+    # The VQ-VAE that made its tokens.
+    vqvae: Path
+
+    # Token maps: <tokens-dir>/{train,val,test}/tokens_multiscale_maps.npz.
+    tokens_dir: Path
+
+    # Images, figures and samples.json are written here; a run goes on with what is missing.
+    out_dir: Path = Path("runs/samples")
+
+    # Prepared images, to show the real ones as they are; without it they are decoded from their tokens.
+    data_root: Path | None = None
+
+    # plain (K = 0), tp (real prefix) and nop (prefix from frequencies).
+    modes: tuple[Literal["plain", "tp", "nop"], ...] = ("plain", "tp", "nop")
+
+    # Values of K, each on a scale boundary; none given: 0 and all boundaries.
+    prefix_tokens: tuple[int, ...] = ()
+
+    # Names of the classes; none given: all.
+    classes: tuple[str, ...] = ()
+
+    # Split whose images give prefixes and stand at the right of the figures.
+    split: str = "val"
+
+    # Images of each class, for each mode and K.
+    images_per_class: int = 8
+
+    # Plain images in variety_<Class>.png, made in addition if images_per_class is smaller; 0: no such figure.
+    variety: int = 16
+
+    # Samples a class in the figures, at most images_per_class.
+    figure_rows: int = 4
+
+    # Guidance by the class, growing with the scale; 0 is none.
+    cfg: float = 1.5
+
+    # Codes that may be drawn at a place; 0 is all.
+    top_k: int = 0
+
+    # Probability that the codes drawn from must reach together, 0 to 1; 0 is all.
+    top_p: float = 0.95
+
+    # Divides the logits: below 1 is less varied, above 1 more; one number, or one a scale.
+    temperature: tuple[float, ...] = (1.0,)
+
+    # Take the most likely token: plain samples of a class are then all the same.
+    greedy: bool = False
+
+    # Blend codes by a Gumbel-softmax, as the published sampler can: smoother, but not what the tokens say.
+    more_smooth: bool = False
+
+    # Also write the tokens of each image, <index>.npy beside the picture.
+    save_tokens: bool = False
+
+    # Images at once; an image does not depend on it.
+    batch_size: int = 32
+
+    # auto (a GPU if there is one), cpu, cuda or cuda:1.
+    device: str = "auto"
+
+    # Transformer and decoder: float32, bfloat16, or auto (bfloat16 on a GPU that has it).
+    precision: str = "float32"
+
+    # Seed of all images; image i of a class is the same however many are made.
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture, as samples.json tells of it."""
+
+    # Relative to the out-dir.
+    file: str
+    class_name: str
+    label: int
+    index: int
+    mode: str
+    # Scales given, and the tokens they have.
+    scales: int
+    K: int
+    generated_tokens: int
+    seed: int
+    # Whether any token was given: such a picture must never be scored as generated.
+    prefixed: bool
+    # The real image that gave the prefix (tp) or the frequencies (nop).
+    prefix_source: str | None
+    # Row of the real image in the token file of the split: prefix in tp, for comparison elsewhere.
+    real_row: int
+
+
+def check(s: Settings, var: Loaded, maps: dict[str, tokens.TokenMaps]) -> None:
+    """Refuse settings and files that do not fit each other, before anything is written."""
+    classes, S = maps["train"].classes, len(maps["train"].patch_nums)
+    boundaries = scale_boundaries(maps["train"].patch_nums)
+    for name, least in (("images_per_class", 1), ("figure_rows", 1), ("batch_size", 1), ("variety", 0)):
+        if getattr(s, name) < least:
+            raise InputError(
+                f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted {least} or more"
+            )
+    if not (math.isfinite(s.cfg) and s.cfg >= 0):
+        raise InputError(f"--cfg {s.cfg} was given, wanted 0 (no guidance) or more")
+    if s.top_k < 0:
+        raise InputError(f"--top-k {s.top_k} was given, wanted 0 (all codes) or more")
+    if not 0 <= s.top_p <= 1:
+        raise InputError(f"--top-p {s.top_p} was given, wanted 0 to 1")
+    if len(s.temperature) not in (1, S) or not all(math.isfinite(t) and t > 0 for t in s.temperature):
+        raise InputError(
+            f"--temperature {' '.join(map(str, s.temperature))} was given, wanted one number above 0, "
+            f"or {S}, one a scale"
+        )
+    if s.greedy and s.more_smooth:
+        raise InputError("--greedy and --more-smooth were given together: the second is random, choose one")
+    if unknown := [name for name in s.classes if name not in classes]:
+        raise InputError(f"--classes {unknown[0]} was given, known are {', '.join(classes)}")
+    if wrong := [K for K in s.prefix_tokens if K not in boundaries]:
+        raise InputError(
+            f"--prefix-tokens {wrong[0]} is no scale boundary, wanted some of "
+            f"{' '.join(map(str, boundaries))}"
+        )
+    if any(names.classes != classes for names in maps.values()):
+        raise InputError(
+            f"{maps[s.split].file.parent / 'classes.json'} lists {', '.join(maps[s.split].classes)}, that of "
+            f"train {', '.join(classes)}: tokenise all splits from one prepared folder"
+        )
+    if var.classes is not None and var.classes != classes:
+        raise InputError(
+            f"{s.tokens_dir} has the classes {', '.join(classes)}, {s.var} was trained with "
+            f"{', '.join(var.classes)}: give the token maps that it was trained on"
+        )
+    if var.model.num_classes != len(classes):
+        raise InputError(
+            f"{s.tokens_dir} has {len(classes)} classes, {s.var} has {var.model.num_classes}: "
+            "give the token maps that it was trained on"
+        )
+
+
+def plan(s: Settings, maps: dict[str, tokens.TokenMaps]) -> list[Sample]:
+    """Every picture to be made. A row of a figure keeps its seed and its real image while K rises."""
+    real, classes, per_class = maps[s.split], maps["train"].classes, max(s.images_per_class, s.variety)
+    chosen = [label for label, name in enumerate(classes) if not s.classes or name in s.classes]
+    seeds, real_rows = {}, {}
+    for label in chosen:
+        seeds[label] = image_seeds(s.seed, per_class, f"sample {classes[label]}")
+        # Another image for each sample, as long as there are any; then from the first again.
+        (order_seed,) = image_seeds(s.seed, 1, f"real {classes[label]}")
+        rows = np.random.default_rng(order_seed).permutation(tokens.rows_of_class(real, label))
+        real_rows[label] = np.resize(rows, per_class)
+        if "nop" in s.modes:
+            tokens.rows_of_class(maps["train"], label)
+    samples = []
+    for scales, K in enumerate(boundaries := scale_boundaries(real.patch_nums)):
+        if s.prefix_tokens and K not in s.prefix_tokens:
+            continue
+        for mode in [mode for mode in MODES if mode in s.modes and (mode == "plain") == (K == 0)]:
+            for label in chosen:
+                for index in range(per_class if mode == "plain" else s.images_per_class):
+                    row, name = int(real_rows[label][index]), classes[label]
+                    source = {"tp": str(real.path_N[row]), "nop": "frequencies in the training split"}
+                    samples.append(
+                        Sample(
+                            file=f"scale_{scales}_K{K}/{mode}/{name}/{index:05d}.png",
+                            class_name=name,
+                            label=label,
+                            index=index,
+                            mode=mode,
+                            scales=scales,
+                            K=K,
+                            generated_tokens=boundaries[-1] - K,
+                            seed=seeds[label][index],
+                            prefixed=K > 0,
+                            prefix_source=source.get(mode),
+                            real_row=row,
+                        )
+                    )
+    if not samples:
+        raise InputError(
+            f"--modes {' '.join(s.modes)} with --prefix-tokens {' '.join(map(str, s.prefix_tokens))} makes "
+            "nothing: plain is K = 0, tp and nop are K above 0"
+        )
+    return samples
+
+
+def is_there(s: Settings, sample: Sample) -> bool:
+    """Whether an earlier run made the picture, and its tokens if they are wanted."""
+    path = s.out_dir / sample.file
+    return path.is_file() and (not s.save_tokens or path.with_suffix(".npy").is_file())
+
+
+def in_batches(samples: list[Sample], size: int) -> Iterator[list[Sample]]:
+    """Samples of one mode and K in pieces of `size`."""
+    for _, group in itertools.groupby(samples, key=lambda sample: (sample.K, sample.mode)):
+        same = list(group)
+        yield from (same[rows.start : rows.stop] for rows in training.batches(len(same), size))
+
+
+def given_tokens(s: Settings, batch: list[Sample], maps: dict[str, tokens.TokenMaps]) -> Tensor | None:
+    """What is given of each image, (B, L) with -1 where a token is free; None when nothing is."""
+    mode, K, real = batch[0].mode, batch[0].K, maps[s.split]
+    if mode == "plain":
+        return None
+    given_BL = torch.full((len(batch), real.idx_NL.shape[1]), -1)
+    if mode == "tp":
+        given_BL[:, :K] = tokens.as_tensor(real.idx_NL, [sample.real_row for sample in batch])[:, :K]
+    else:
+        labels, seeds = ([getattr(sample, name) for sample in batch] for name in ("label", "seed"))
+        given_BL[:, :K] = torch.from_numpy(tokens.draw_from_position_prior(maps["train"], labels, K, seeds))
+    return given_BL
+
+
+def decode(vae: VQVAE, f_hat_BChw: Tensor) -> np.ndarray:
+    """Quantised maps to grey images, (B, H, W) uint8."""
+    return np.concatenate(
+        [images.to_uint8(vae.fhat_to_img(part_BChw)) for part_BChw in f_hat_BChw.split(DECODE_CHUNK)]
+    )
+
+
+@torch.no_grad()
+def generate(
+    s: Settings, model: VAR, vae: VQVAE, batch: list[Sample], given_BL: Tensor | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens (B, L) and grey images (B, H, W) uint8 of samples with one mode and K."""
+    device = next(model.parameters()).device
+    with training.autocast(device, training.amp_dtype(device, s.precision)):
+        idx_BL, f_hat_BChw = model.generate_tokens(
+            [sample.label for sample in batch],
+            seeds=[sample.seed for sample in batch],
+            cfg=s.cfg,
+            top_k=s.top_k,
+            top_p=s.top_p,
+            temperature=s.temperature if len(s.temperature) > 1 else s.temperature[0],
+            greedy=s.greedy,
+            more_smooth=s.more_smooth,
+            known_BL=given_BL,
+        )
+        return idx_BL.cpu().numpy(), decode(vae, f_hat_BChw)
+
+
+def write_samples(s: Settings, batch: list[Sample], idx_BL: np.ndarray, grey_BHW: np.ndarray) -> None:
+    """Write pictures, and tokens before them, so that a picture says that both are there."""
+    for sample, idx_L, grey_HW in zip(batch, idx_BL, grey_BHW, strict=True):
+        path = s.out_dir / sample.file
+        if s.save_tokens:
+            with atomic_path(path.with_suffix(".npy")) as temporary:
+                np.save(temporary, idx_L.astype(np.int32))
+        images.save_png(path, grey_HW)
+
+
+@torch.no_grad()
+def real_images(
+    s: Settings, vae: VQVAE, real: tokens.TokenMaps, samples: list[Sample]
+) -> dict[int, np.ndarray]:
+    """The real images of the figures by their row in the token file, (H, W) uint8 each."""
+    rows = sorted({sample.real_row for sample in samples if sample.index < s.figure_rows})
+    if s.data_root is not None:
+        return {row: images.read_image(s.data_root / str(real.path_N[row])) for row in rows}
+    grey, device = [], next(vae.parameters()).device
+    for part in training.batches(len(rows), DECODE_CHUNK):
+        idx_BL = tokens.as_tensor(real.idx_NL, rows[part.start : part.stop]).to(device)
+        maps = split_scales(idx_BL, real.patch_nums)
+        grey.extend(images.to_uint8(vae.idxBl_to_img(maps, same_shape=True, last_one=True)))
+    return dict(zip(rows, grey, strict=True))
+
+
+def drawing_settings(s: Settings) -> str:
+    """How tokens were drawn, for titles."""
+    drawn = "greedy" if s.greedy else f"top-k {s.top_k}, top-p {s.top_p:g}"
+    if not s.greedy and s.temperature != (1.0,):
+        drawn += f", temperature {' '.join(f'{t:g}' for t in s.temperature)}"
+    return f"guidance {s.cfg:g}, {drawn}"
+
+
+def figure_paths(s: Settings, samples: list[Sample]) -> dict[Path, list[list[Sample]]]:
+    """Every figure, with the samples of its rows."""
+    figures: dict[Path, list[list[Sample]]] = {}
+    names = list(dict.fromkeys(sample.class_name for sample in samples))
+    row_of: dict[tuple[str, str, int], list[Sample]] = {}
+    for sample in samples:
+        row_of.setdefault((sample.mode, sample.class_name, sample.index), []).append(sample)
+    for mode in ("tp", "nop"):
+        if (mode, names[0], 0) not in row_of:
+            continue
+        rows = {
+            name: [
+                row_of.get(("plain", name, i), []) + row_of[mode, name, i]
+                for i in range(min(s.figure_rows, s.images_per_class))
+            ]
+            for name in names
+        }
+        figures |= {s.out_dir / f"{mode}_{name}.png": rows[name] for name in names}
+        figures[s.out_dir / f"sweep_{mode}.png"] = [rows[name][0] for name in names]
+    if s.variety and ("plain", names[0], 0) in row_of:
+        for name in names:
+            plain = [row_of["plain", name, i][0] for i in range(s.variety)]
+            figures[s.out_dir / f"variety_{name}.png"] = [plain[i : i + 4] for i in range(0, len(plain), 4)]
+    return figures
+
+
+def draw_figure(s: Settings, path: Path, rows: list[list[Sample]], real: dict[int, np.ndarray]) -> None:
+    """One figure from the pictures on disk: a sweep with K along the columns, or the variety of a class."""
+    pictures = [[images.read_image(s.out_dir / sample.file) for sample in row] for row in rows]
+    first, mode = rows[0], rows[0][-1].mode
+    if mode == "plain":
+        title = f"{first[0].class_name}: {sum(map(len, rows))} samples, nothing given but the class\n"
+        names, columns = [""] * len(rows), [""] * len(first)
+    else:
+        is_overview = path.name == f"sweep_{mode}.png"
+        names = [row[0].class_name if is_overview else f"sample {row[0].index + 1}" for row in rows]
+        columns = [
+            "K = 0\nplain" if not x.K else f"K = {x.K}\n{x.scales} scale{'s' * (x.scales > 1)}" for x in first
+        ]
+        if first[-1].generated_tokens == 0:
+            columns[-1] += "\nnothing generated"
+        columns.append(f"real\n({s.split})")
+        pictures = [[*row, real[samples[0].real_row]] for row, samples in zip(pictures, rows, strict=True)]
+        prefix = (
+            "the first K tokens of the real image at the right"
+            if mode == "tp"
+            else "the first K tokens drawn by their frequency in the class"
+        )
+        subject = "All classes" if is_overview else first[0].class_name
+        shown = "decoded from its tokens" if s.data_root is None else "as prepared"
+        title = f"{subject}: {prefix}, the others generated\n(real image {shown}) "
+    plots.image_grid(path, pictures, names, columns, title + drawing_settings(s))
+
+
+def read_earlier(path: Path) -> dict[str, Any] | None:
+    """What an earlier run wrote in samples.json, or None."""
+    if not path.is_file():
+        return None
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        return {name: earlier[name] for name in ("made_by", "complete", "samples")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no record of this script ({error}): choose another --out-dir") from error
+
+
+def main(s: Settings) -> None:
+    """Generate what is missing, then draw."""
+    device = distributed.start(s.device).device
+    training.amp_dtype(device, s.precision)
+    if s.split not in images.SPLITS:
+        raise InputError(f"--split {s.split} was given, wanted train, val or test")
+    vqvae = load_vqvae(s.vqvae, device)
+    var = load_var(s.var, vqvae, device)
+    model, vae = var.model, vqvae.model
+    maps = {
+        split: tokens.read_token_maps_of(vqvae, s.vqvae, s.tokens_dir / split)
+        for split in dict.fromkeys(("train", s.split))
+    }
+    check(s, var, maps)
+    samples = plan(s, maps)
+    files = {"var": s.var, "vqvae": s.vqvae, "train_tokens": maps["train"].file}
+    record = provenance.made_by("sample_var.py", s, files | {"real_tokens": maps[s.split].file})
+    listing_path = s.out_dir / "samples.json"
+    earlier = read_earlier(listing_path)
+    if earlier:
+        training.refuse_other_settings(listing_path, earlier["made_by"], record, MAY_CHANGE)
+    missing = [sample for sample in samples if not is_there(s, sample)]
+    figures = figure_paths(s, samples)
+    is_same = earlier and earlier["complete"] and earlier["made_by"]["settings"] == record["settings"]
+    if is_same and not missing and all(path.is_file() for path in figures):
+        print(f"nothing to do: {s.out_dir} has all {len(samples)} images and {len(figures)} figures")
+        return
+    real = real_images(s, vae, maps[s.split], samples)
+
+    run = training.RunFolder(s.out_dir, record)
+    for folder in {(s.out_dir / sample.file).parent for sample in missing}:
+        remove_stale_temporaries(folder)
+    # Images of earlier runs with other classes or more of them stay, and stay listed.
+    listed = {
+        entry["file"]: entry
+        for entry in (earlier["samples"] if earlier else [])
+        if (s.out_dir / entry["file"]).is_file()
+    } | {sample.file: asdict(sample) for sample in samples}
+    listing = {
+        "made_by": record,
+        "complete": False,
+        "modes": MODES,
+        "boundaries": scale_boundaries(maps["train"].patch_nums),
+        "classes": list(maps["train"].classes),
+        "samples": list(listed.values()),
+    }
+    # Before the first image: at no time is there one whose prefix is not on record.
+    write_json(listing_path, listing)
+    with tqdm(total=len(missing), desc="sample", unit="image", file=sys.stdout) as progress:
+        for batch in in_batches(missing, s.batch_size):
+            write_samples(s, batch, *generate(s, model, vae, batch, given_tokens(s, batch, maps)))
+            progress.update(len(batch))
+    for path, rows in tqdm(figures.items(), desc="draw", unit="figure", file=sys.stdout):
+        draw_figure(s, path, rows, real)
+    write_json(listing_path, listing | {"complete": True})
+    run.close()
+    print(f"done: {len(missing)} new of {len(samples)} images, {len(figures)} figures in {s.out_dir}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Settings, __doc__)
