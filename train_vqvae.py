@@ -384,7 +384,8 @@ def main(s: Settings) -> None:
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     model = VQVAE(**arguments, test_mode=False).to(device, memory_format=layout)
     averaged = copy.deepcopy(model).requires_grad_(False).eval()
-    network: nn.Module = world.wrap(model)
+    # With few scales, some of the four shared phi serve none of them.
+    network: nn.Module = world.wrap(model, some_unused=True)
     if s.compile:
         network = torch.compile(network)
     optimiser = torch.optim.AdamW(

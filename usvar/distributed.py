@@ -43,12 +43,17 @@ class World:
         local = batch // self.size
         return slice(self.rank * local, (self.rank + 1) * local)
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model as it is, or in DistributedDataParallel when there are several processes."""
+    def wrap(self, model: nn.Module, some_unused: bool = False) -> nn.Module:
+        """The model as it is, or in DistributedDataParallel when there are several processes.
+
+        Args:
+            model: on this process's device.
+            some_unused: whether parameters may be left without a gradient; costs a walk over the graph a step.
+        """
         if self.size == 1:
             return model
         # Buffers (counts of used codes) are summed over processes by the model itself.
-        return DistributedDataParallel(model, broadcast_buffers=False)
+        return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=some_unused)
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean over processes."""

@@ -1,0 +1,246 @@
+"""The VQ-VAE's training script: files, resume, several processes, the codebook, refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train_vqvae
+from models import VQVAE
+from models.quant import code_counts
+from usvar import cli, images, training
+from usvar.checkpoints import load_vqvae, read_checkpoint
+from usvar.distributed import World
+from usvar.errors import InputError
+
+ALONE = World(0, 1, torch.device("cpu"))
+ROOT = Path(__file__).resolve().parent.parent
+TIMINGS = ("seconds_per_step", "waiting_share")
+
+
+def settings(data: Path, out: Path, **changes) -> train_vqvae.Settings:
+    chosen = {
+        "data_root": data,
+        "out_dir": out,
+        "vocab_size": 32,
+        "z_channels": 4,
+        "ch": 32,
+        "patch_nums": (1, 2, 4),
+        "codebook_start_images": 4,
+        "revive_every": 2,
+        "batch_size": 2,
+        "steps": 4,
+        "log_every": 2,
+        "eval_every": 4,
+        "save_every": 4,
+        "device": "cpu",
+        "precision": "float32",
+    }
+    return train_vqvae.Settings(**chosen | changes)
+
+
+def log_without_timings(out: Path) -> list[dict]:
+    rows = training.read_log(out / "log.jsonl")
+    return [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows]
+
+
+def assert_same(first, second) -> None:
+    """Nested checkpoints, bit for bit."""
+    assert type(first) is type(second)
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_same(first[key], second[key])
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second)
+        for a, b in zip(first, second, strict=True):
+            assert_same(a, b)
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    else:
+        assert first == second
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_data, tmp_path_factory) -> Path:
+    """A run of four steps without a stop."""
+    out = tmp_path_factory.mktemp("vqvae") / "straight"
+    train_vqvae.main(settings(tiny_data, out))
+    return out
+
+
+def test_a_run_writes_what_the_next_stages_read(straight, tiny_data):
+    for name in ("loss_curves", "quality_curves", "reconstructions", "codebook_usage"):
+        assert (straight / f"{name}.png").stat().st_size > 5000
+    best = load_vqvae(straight / "best.pth")
+    assert best.config["image_size"] == 64
+    assert best.classes == images.find_classes(tiny_data)
+    assert best.made_by["script"] == "train_vqvae.py" and best.made_by["settings"]["ch"] == 32
+    codes_VC = np.load(straight / "codebook_weight.npy")
+    assert np.array_equal(codes_VC, best.model.quantize.embedding.weight.numpy())
+    rows = log_without_timings(straight)
+    assert [row["step"] for row in rows] == [2, 4, 4]
+    assert {"train_sse", "train_vq", "train_total"} <= rows[0].keys()
+    assert abs(rows[0]["train_total"] - rows[0]["train_sse"] - rows[0]["train_vq"]) < 1e-2
+    assert len(rows[2]["val_usage"]) == len(rows[2]["val_perplexity"]) == 3
+    assert json.loads((straight / "settings.json").read_text())["settings"]["steps"] == 4
+
+
+@pytest.mark.parametrize("stop_at", [2, 3])
+def test_stopped_and_resumed_is_the_same_as_not_stopped(straight, tiny_data, tmp_path, monkeypatch, stop_at):
+    """Bit for bit, also when the stop comes between two log lines."""
+    own = training.ema_update
+
+    def interrupt(averaged, model, step, decay):
+        own(averaged, model, step, decay)
+        if step == stop_at - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(training, "ema_update", interrupt)
+    with pytest.raises(cli.Stopped, match=f"step {stop_at} is in"):
+        train_vqvae.main(settings(tiny_data, tmp_path))
+    assert read_checkpoint(tmp_path / "last.pth")["step"] == stop_at
+    monkeypatch.undo()
+    train_vqvae.main(settings(tiny_data, tmp_path))
+    for name in ("last.pth", "best.pth"):
+        first, second = (read_checkpoint(out / name) for out in (straight, tmp_path))
+        for content in (first, second):
+            del content["made_by"]  # names the output folder
+        assert_same(first, second)
+    assert log_without_timings(tmp_path) == log_without_timings(straight)
+
+
+def test_a_finished_run_says_so_and_changes_nothing(straight, tiny_data, capsys):
+    before = (straight / "last.pth").read_bytes()
+    train_vqvae.main(settings(tiny_data, straight))
+    assert "nothing to do" in capsys.readouterr().out
+    assert (straight / "last.pth").read_bytes() == before
+
+
+def test_other_settings_do_not_go_on_from_a_checkpoint(straight, tiny_data):
+    with pytest.raises(InputError, match="learning_rate"):
+        train_vqvae.main(settings(tiny_data, straight, learning_rate=1.0))
+
+
+def test_two_processes_give_the_curve_of_one(straight, tiny_data, tmp_path):
+    """Half the batch each; the codebook's start, its revival and the validation see the whole."""
+    s = settings(tiny_data, tmp_path)
+    flags = []
+    for name, value in vars(s).items():
+        values = map(str, value) if isinstance(value, tuple) else [str(value)]
+        flags += [f"--{name.replace('_', '-')}", *values]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, "train_vqvae.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    for one, two in zip(log_without_timings(straight), log_without_timings(tmp_path), strict=True):
+        assert one.keys() == two.keys()
+        for name in ("train_sse", "train_vq", "val_sse", "val_psnr_db", "val_ssim"):
+            if name in one:
+                assert two[name] == pytest.approx(one[name], rel=2e-3), name
+
+
+def test_validation_sees_the_images_as_they_are(tiny_data, straight):
+    """The predecessor augmented validation images and fed [0, 1] to a decoder that clamps to [-1, 1]."""
+    s = settings(tiny_data, straight)
+    files = images.find_images(tiny_data, "val", images.find_classes(tiny_data))
+    pixels_NHW = images.read_images(files, range(len(files)), 64)
+    model = load_vqvae(straight / "best.pth").model
+    scores = train_vqvae.validate(s, model, pixels_NHW, ALONE, torch.float32)
+    image_B3HW = torch.from_numpy(pixels_NHW)[:, None].expand(-1, 3, -1, -1) / 127.5 - 1
+    with torch.no_grad():
+        rebuilt_B3HW, _, vq = model(image_B3HW)
+    sse = (rebuilt_B3HW.clamp(-1, 1) - image_B3HW).square().sum((1, 2, 3)).mean().item()
+    assert scores["val_sse"] == pytest.approx(sse, rel=1e-4)
+    assert scores["val_vq"] == pytest.approx(3 * 64 * 64 * vq.item(), rel=1e-3)
+    row = next(row for row in training.read_log(straight / "log.jsonl") if "val_sse" in row)
+    assert scores["val_sse"] == pytest.approx(row["val_sse"], rel=1e-5)
+
+
+def untrained(vocab_size: int = 256) -> VQVAE:
+    torch.manual_seed(0)
+    return VQVAE(vocab_size, z_channels=8, ch=32, v_patch_nums=(1, 2, 4), test_mode=False).eval()
+
+
+def codes_in_use(model: VQVAE, image_B3HW: torch.Tensor) -> list[int]:
+    counts_SV = code_counts(model.img_to_idxBl(image_B3HW), model.vocab_size)
+    return (counts_SV > 0).sum(1).tolist()
+
+
+def test_the_codebook_starts_where_the_features_are():
+    """From N(0, 1) an untrained net uses a handful of codes and one at the coarsest scale."""
+    model = untrained()
+    image_B3HW = torch.rand(16, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    image_B3HW *= torch.linspace(0, 1, 16).view(-1, 1, 1, 1)
+    before = codes_in_use(model, image_B3HW)
+    train_vqvae.start_codebook(model, train_vqvae.encode(model, image_B3HW, ALONE), seed=0)
+    after = codes_in_use(model, image_B3HW)
+    assert after[0] >= 8 and sum(after) > 2 * sum(before), (before, after)
+
+
+def test_unused_codes_are_replaced_everywhere(tmp_path):
+    model, averaged = untrained(), untrained()
+    s = settings(tmp_path, tmp_path, vocab_size=256)
+    optimiser = torch.optim.AdamW(model.parameters())
+    image_B3HW = torch.rand(4, 3, 64, 64) * 2 - 1
+    rebuilt, _, vq = model.train()(image_B3HW)
+    (rebuilt.mean() + vq).backward()
+    optimiser.step()
+    hits_SV = torch.ones(3, 256)
+    hits_SV[:, :100] = 0
+    model.quantize.ema_vocab_hit_SV.copy_(hits_SV)
+    codes_VC = model.quantize.embedding.weight
+    before = codes_VC.detach().clone()
+    replaced = train_vqvae.revive_codes(s, model, averaged, optimiser, image_B3HW, ALONE, step=0)
+    assert replaced == 100
+    assert (codes_VC[:100] != before[:100]).any(1).all() and torch.equal(codes_VC[100:], before[100:])
+    assert torch.equal(averaged.quantize.embedding.weight[:100], codes_VC[:100])
+    assert (optimiser.state[codes_VC]["exp_avg"][:100] == 0).all()
+    assert (optimiser.state[codes_VC]["exp_avg"][100:] != 0).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"patch_nums": (1, 2, 5)}, "--patch-nums 1 2 3 4"),
+        ({"patch_nums": (2, 1, 4)}, "rising"),
+        ({"ch": 20}, "--ch 20"),
+        ({"steps": 0}, "--steps 0"),
+        ({"class_balance": 2.0}, "--class-balance 2.0"),
+        ({"device": "cuda:99"}, "cuda:99|no GPU"),
+        ({"precision": "half"}, "half"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_written(tiny_data, tmp_path, changes, named):
+    with pytest.raises(InputError, match=named):
+        train_vqvae.main(settings(tiny_data, tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_folder_is_one_line_and_exit_code_2(tmp_path):
+    command = [
+        sys.executable,
+        "train_vqvae.py",
+        "--data-root",
+        str(tmp_path),
+        "--out-dir",
+        str(tmp_path / "o"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tiny_data, tmp_path):
+    with pytest.raises(InputError, match="lower --learning-rate"):
+        train_vqvae.main(settings(tiny_data, tmp_path, learning_rate=1e18, clip=1e30, save_every=1))
+    kept = read_checkpoint(tmp_path / "last.pth")
+    assert kept["step"] < 4
