@@ -142,7 +142,7 @@ class SelfAttention(nn.Module):
             q,
             k,
             v,
-            attn_mask=None if attn_bias is None else attn_bias.to(q.dtype),
+            attn_mask=attn_bias,
             dropout_p=self.attn_drop if self.training else 0.0,
             scale=self.scale,
         )

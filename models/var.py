@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from models.basic_var import AdaLNBeforeHead, AdaLNSelfAttn, KeyValueCache
 from models.helpers import (
     filter_top_k_top_p,
-    gumbel_softmax_with_rng,
+    gumbel_noise,
     image_seeds,
     next_scale_mask,
     sample_with_top_k_top_p,
@@ -29,6 +29,11 @@ from models.helpers import (
     scale_spans,
 )
 from models.vqvae import VQVAE
+
+
+def smooth_temperature(scale: int, num_scales: int) -> float:
+    """Temperature of the blend that more_smooth makes: lower at finer scales. The published constants."""
+    return max(0.27 * (1 - 0.95 * scale_position(scale, num_scales)), 0.005)
 
 
 class SharedAdaLin(nn.Linear):
@@ -278,9 +283,9 @@ class VAR(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Draw token maps, coarse to fine, with a key/value cache; dropout is off whatever the mode.
 
-        Every image has its own stream, with one number for each of its L places. So a sample does not depend
-        on the batch (up to float rounding of the batched arithmetic, which moves a token only when it falls
-        between two), nor on which other tokens are given.
+        Every image, place and code has its own random number, a hash of the image's seed. So a sample does
+        not depend on the batch, the device, or which other tokens are given: only rounding of the arithmetic
+        differs, which changes a token when its two best codes are that near.
 
         Args:
             label_B: one class for all, or one an image (long, B); -1 or num_classes means "no class".
@@ -320,9 +325,6 @@ class VAR(nn.Module):
             bool(free)
             for free in torch.stack([(known_BL[:, a:b] < 0).any() for a, b in self.begin_ends]).cpu()
         ]
-        streams = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-        uniform_BL = torch.stack([torch.rand(self.L, generator=s, device="cpu") for s in streams]).to(device)
-
         quantize = self.vae_quant_proxy[0]
         guided = cfg != 0
         if guided:
@@ -353,16 +355,18 @@ class VAR(nn.Module):
                     if greedy:
                         drawn_Bl = logits_BlV.argmax(dim=-1)
                     else:
-                        drawn_Bl = sample_with_top_k_top_p(logits_BlV, uniform_BL[:, start:end], top_k, top_p)
+                        gumbel_BlV = gumbel_noise(seeds, range(start, end), self.V, device)
+                        drawn_Bl = sample_with_top_k_top_p(logits_BlV, gumbel_BlV, top_k, top_p)
                     idx_Bl = torch.where(known_Bl < 0, drawn_Bl, known_Bl)
                 else:
                     idx_Bl = known_Bl
                 idx_list.append(idx_Bl)
                 h_BChw = quantize.codes_to_map(idx_Bl, self.patch_nums[si])
                 if more_smooth and free_S[si]:
-                    weights_BlV = self._smooth_weights(
-                        logits_BlV, scale_position(si, S), top_k, top_p, streams
-                    )
+                    # Places beyond L give noise that is unrelated to that of the tokens.
+                    gumbel_BlV = gumbel_noise(seeds, range(self.L + start, self.L + end), self.V, device)
+                    logits_BlV = filter_top_k_top_p(logits_BlV, top_k, top_p) * (1 + scale_position(si, S))
+                    weights_BlV = ((logits_BlV + gumbel_BlV) / smooth_temperature(si, S)).softmax(dim=-1)
                     smooth_BChw = quantize.blend_to_map(weights_BlV, self.patch_nums[si])
                     free_B1hw = rearrange(known_Bl < 0, "B (h w) -> B 1 h w", h=self.patch_nums[si])
                     h_BChw = torch.where(free_B1hw, smooth_BChw, h_BChw)
@@ -372,18 +376,6 @@ class VAR(nn.Module):
                     if guided:
                         x_BlD = x_BlD.repeat(2, 1, 1)
         return torch.cat(idx_list, dim=1), f_hat
-
-    def _smooth_weights(
-        self, logits_BlV: Tensor, position: float, top_k: int, top_p: float, streams: list[torch.Generator]
-    ) -> Tensor:
-        """Weights to blend codes with, sharper at finer scales. The constants are the published ones."""
-        tau = max(0.27 * (1 - 0.95 * position), 0.005)
-        logits_BlV = filter_top_k_top_p(logits_BlV, top_k, top_p) * (1 + position)
-        weights = [
-            gumbel_softmax_with_rng(logits_lV, tau=tau, rng=stream)
-            for logits_lV, stream in zip(logits_BlV, streams, strict=True)
-        ]
-        return torch.stack(weights)
 
     def _labels(self, label_B: int | Sequence[int] | Tensor, B: int) -> Tensor:
         """One label an image, with "no class" as num_classes."""

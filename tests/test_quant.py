@@ -24,6 +24,11 @@ def latent(batch: int = 2, side: int = 4) -> Tensor:
     return torch.randn(batch, 6, side, side, generator=torch.Generator().manual_seed(1))
 
 
+def fair_share(batch: int) -> Tensor:
+    """Hits of a code in each scale if all 32 codes were hit equally often: (S, 1)."""
+    return torch.tensor([[batch * pn * pn / 32] for pn in PATCH_NUMS])
+
+
 def distances(a_NC: Tensor, b_MC: Tensor) -> Tensor:
     return torch.cdist(a_NC, b_MC, compute_mode="donot_use_mm_for_euclid_dist")
 
@@ -198,9 +203,8 @@ def test_hits_are_a_moving_average_that_eval_mode_leaves_alone():
 def test_usage_margin_follows_the_size_of_each_map():
     """Fault of the published code: all scales were held to what the largest map would get."""
     vq = quantizer()
-    fair_S1 = torch.tensor([[8 * pn * pn / 32] for pn in PATCH_NUMS])
     for factor, percent in [(1.01, 100.0), (0.99, 0.0)]:
-        vq.ema_vocab_hit_SV.copy_((factor * USED_SHARE * fair_S1).expand(3, 32))
+        vq.ema_vocab_hit_SV.copy_((factor * USED_SHARE * fair_share(8)).expand(3, 32))
         assert vq.usage_percent(batch_size=8) == [percent] * 3
 
 
@@ -209,7 +213,12 @@ def _count_on_two_processes(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     vq = quantizer().train()
     _, usages, _ = vq(latent(4).chunk(2)[rank], ret_usages=True)
-    torch.save({"hits": vq.ema_vocab_hit_SV, "usages": torch.tensor(usages)}, f"{folder}/{rank}.pt")
+    hits_SV = vq.ema_vocab_hit_SV.clone()
+    # A little less than the margin for the 4 images of both processes is a lot more than that for 2.
+    vq.ema_vocab_hit_SV.copy_((0.99 * USED_SHARE * fair_share(4)).expand(3, 32))
+    below = vq.usage_percent(batch_size=2)
+    results = {"hits": hits_SV, "usages": torch.tensor(usages), "below": torch.tensor(below)}
+    torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -221,6 +230,7 @@ def test_two_processes_count_what_one_would(tmp_path):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert torch.equal(found["hits"], vq.ema_vocab_hit_SV)
         assert found["usages"].tolist() == usages
+        assert found["below"].tolist() == [0.0] * 3
 
 
 def test_counts_usage_and_perplexity_of_known_maps():

@@ -114,8 +114,8 @@ def test_a_failing_sample_leaves_nothing_behind(monkeypatch):
     var = tiny().train()
     var.cond_drop_rate = 0.0
     label_B, _, x_BLC = inputs_of(var)
-    logits, sample = var(label_B, x_BLC), var.generate_tokens(label_B, seeds=SEEDS)
     attributes = {name: set(vars(module)) for name, module in var.named_modules()}
+    logits, sample = var(label_B, x_BLC), var.generate_tokens(label_B, seeds=SEEDS)
     quantize = var.vae_quant_proxy[0]
     whole = quantize.get_next_autoregressive_input
 
