@@ -290,9 +290,11 @@ def main(s: Settings) -> None:
         difference_HW = np.abs(picture.astype(np.float32) - image_HW)
         variants.append(
             {
-                "path": f"edit_{i}.png",
+                "file": f"edit_{i}.png",
                 "seed": seed,
-                "prefix_tokens": int((known_1L >= 0).sum()),
+                # Real tokens are in it: it must never be scored as generated.
+                "prefixed": True,
+                "kept_tokens": int((known_1L >= 0).sum()),
                 "mean_change_in_grey_levels": {
                     "changed_part": float(difference_HW[change_HW].mean()),
                     "kept_part": float(difference_HW[~change_HW].mean()),

@@ -125,6 +125,10 @@ def check(s: Settings) -> None:
     for name in ("images_per_class", "extractor_steps", "neighbours", "likelihood_images", "batch_size"):
         if getattr(s, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted 1 or more")
+    if s.extractor is not None and not s.extractor.is_file():
+        raise InputError(
+            f"--extractor {s.extractor} is missing: leave it out to train one, or correct the path"
+        )
     if s.extractor_pixels < 32:
         raise InputError(f"--extractor-pixels {s.extractor_pixels} was given, wanted 32 or more")
     if s.cfg < 0 or s.top_k < 0 or not 0 <= s.top_p <= 1 or s.temperature <= 0:
@@ -192,38 +196,30 @@ def draw_samples(s: Settings, model: VAR, vae: VQVAE, classes: tuple[str, ...]) 
 
 
 def refuse_prefixed(folder: Path) -> None:
-    """Refuse a folder whose samples began with tokens of a real image: they would be scored as generated."""
+    """Refuse a folder in which a picture holds given tokens of a real image or of the position prior.
+
+    sample_var.py and edit_var.py list their pictures in samples.json and edit.json, up to three folders above
+    them; a moved folder still has K in its name.
+    """
     folder = folder.resolve()
     for place in (folder, *list(folder.parents)[:3]):
         named = re.fullmatch(r"scale_\d+_K(\d+)", place.name)
-        prefix = int(named[1]) if named else 0
-        if not prefix and (place / "samples.json").is_file():
-            try:
-                listing = json.loads((place / "samples.json").read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise InputError(
-                    f"samples.json beside {folder.name} cannot be read ({error}): sample again"
-                ) from error
-            prefix = _longest_prefix(listing, folder.relative_to(place).as_posix())
-        if prefix:
+        found = place.name if named and int(named[1]) else None
+        for listing in (place / "samples.json", place / "edit.json"):
+            if found is None and listing.is_file():
+                try:
+                    entries = json.loads(listing.read_text(encoding="utf-8"))["samples"]
+                    given = [entry["file"] for entry in entries if entry["prefixed"]]
+                except (ValueError, KeyError, TypeError) as error:
+                    raise InputError(
+                        f"{listing} does not say which pictures have a prefix ({error!r}): sample again"
+                    ) from error
+                found = next((name for name in given if (place / name).is_relative_to(folder)), None)
+        if found is not None:
             raise InputError(
-                f"{folder.name} holds samples that began with {prefix} given tokens, wanted plain samples "
-                "(K = 0): give that folder of sample_var.py, or leave --generated out"
+                f"--generated {folder.name} holds pictures that began with given tokens ({found}), wanted "
+                "plain samples (K = 0): give scale_0_K0/plain of sample_var.py, or leave --generated out"
             )
-
-
-def _longest_prefix(listing: Any, inside: str) -> int:
-    """Most prefix tokens that samples.json states for a picture below `inside`."""
-    entries = listing.get("samples", []) if isinstance(listing, dict) else listing
-    begin = "" if inside == "." else f"{inside}/"
-    return max(
-        (
-            int(entry.get("prefix_tokens") or entry.get("K") or bool(entry.get("prefixed")))
-            for entry in entries
-            if isinstance(entry, dict) and str(entry.get("path", entry.get("file", ""))).startswith(begin)
-        ),
-        default=0,
-    )
 
 
 def read_generated(s: Settings, folder: Path, classes: tuple[str, ...], size: int) -> ImageSet:

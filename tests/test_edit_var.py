@@ -110,8 +110,8 @@ def test_the_part_to_keep_is_the_original_and_the_other_differs_by_seed(settings
     assert content["share_of_pixels_to_change"] == pytest.approx(0.75 if outside else 0.25)
     free = {"1x1": 1, "2x2": 3, "4x4": 12} if outside else {"1x1": 1, "2x2": 1, "4x4": 4}
     assert content["free_tokens_of_each_scale"] == free
-    # Real tokens are in it, so no score may take it for generated.
-    assert [row["prefix_tokens"] for row in content["samples"]] == [21 - sum(free.values())] * 2
+    assert [row["kept_tokens"] for row in content["samples"]] == [21 - sum(free.values())] * 2
+    assert all(row["prefixed"] for row in content["samples"])
     assert (settings.out_dir / "before_after.png").is_file()
 
 

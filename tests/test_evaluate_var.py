@@ -1,0 +1,259 @@
+"""The evaluation as a whole on tiny models: what it writes, what it leaves out, what it refuses."""
+
+import dataclasses
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CLASSES, speckled_disc
+
+import evaluate_var
+from usvar import cli, images, report
+from usvar.errors import InputError
+from usvar.evaluation import ImageSet
+
+FIGURES = (
+    "samples",
+    "kernel_distance",
+    "neighbours",
+    "confusion",
+    "copies",
+    "nearest_pairs",
+    "variety",
+    "physics",
+    "bits_per_token",
+)
+
+
+@pytest.fixture(scope="module")
+def more_data(tiny_data, tmp_path_factory) -> Path:
+    """The tiny images with eight test images a class: enough for every measure."""
+    root = tmp_path_factory.mktemp("more") / "data"
+    shutil.copytree(tiny_data, root)
+    stream = np.random.default_rng(1)
+    for label, name in enumerate(CLASSES):
+        for i in range(3, 8):
+            images.save_png(root / "test" / name / f"made__{i}.png", speckled_disc(label, stream))
+    return root
+
+
+@pytest.fixture(scope="module")
+def settings(more_data, tiny_var, tiny_vqvae, tiny_tokens, tmp_path_factory) -> evaluate_var.Settings:
+    return evaluate_var.Settings(
+        data_root=more_data,
+        var=tiny_var,
+        vqvae=tiny_vqvae,
+        tokens_dir=tiny_tokens,
+        out_dir=tmp_path_factory.mktemp("evaluation"),
+        images_per_class=5,
+        extractor_steps=4,
+        extractor_pixels=32,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def result(settings) -> dict:
+    evaluate_var.main(settings)
+    return json.loads((settings.out_dir / "metrics.json").read_text(encoding="utf-8"))
+
+
+def test_every_set_has_every_number_with_its_counts_and_hash(settings, result):
+    assert re.fullmatch("[0-9a-f]{64}", result["extractor"]["sha256"])
+    assert result["extractor"]["stamp"].endswith(result["extractor"]["sha256"][:12])
+    for name, groups in result["distances"].items():
+        assert list(groups) == ["pooled", *CLASSES]
+        for entry in groups.values():
+            assert entry["real_test_images"] in (24, 8) and entry["images"] > 0
+            assert entry["US-KD_spread"] > 0
+            for key in ("precision", "recall", "density", "coverage"):
+                assert entry[f"US-{key}"] >= 0, name
+    assert result["counts"]["generated"] == dict.fromkeys(CLASSES, 5)
+    assert result["left_out"] == []
+    assert "FID" not in json.dumps(result["distances"])
+
+
+def test_the_other_measures_are_there(result):
+    fidelity = result["class_fidelity"]
+    assert np.sum(fidelity["generated"]["table"]) == 15 and np.sum(fidelity["real_test"]["table"]) == 24
+    for entry in result["copies"].values():
+        assert set(entry["planted_copies_detected"]) == {"rebuilt by the VQ-VAE", "augmented as in training"}
+        assert 0 <= entry["share_below"] <= 1
+    assert set(result["variety"]) == {"real_test", "real_train", "generated", "position_prior"}
+    bits = result["bits_per_token"]
+    # Train has two views of each image; the augmented one is not scored.
+    assert [bits[split]["images"] for split in images.SPLITS] == [18, 12, 9]
+    assert len(bits["test"]["bits_per_token_of_each_scale"]) == 3
+
+
+def test_the_distances_are_the_same_again_with_the_extractor_kept(settings, result, tmp_path):
+    kept = settings.out_dir / "extractor.pth"
+    again = dataclasses.replace(settings, out_dir=tmp_path, extractor=kept, extractor_steps=1)
+    evaluate_var.main(again)
+    found = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert found["extractor"]["sha256"] == result["extractor"]["sha256"]
+    assert found["distances"] == result["distances"]
+
+
+class Page(HTMLParser):
+    """Tags with their attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+
+def test_the_page_holds_all_figures_and_asks_no_network(settings, result):
+    text = (settings.out_dir / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(pictures) == len(FIGURES)
+    assert all(picture["src"].startswith("data:image/png;base64,") for picture in pictures)
+    assert all(len(picture["alt"]) > 20 for picture in pictures)
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe"}
+    assert not re.search(r"https?://|url\(|@import", text)
+    assert "color-scheme: light dark" in text and 'name="viewport"' in text
+    assert all((settings.out_dir / "figures" / f"{name}.png").is_file() for name in FIGURES)
+    for words in ("diagnosis", "privacy", "extractor hash", "Small sets are noisy"):
+        assert words in text
+    assert text.count(result["extractor"]["stamp"]) > 5
+
+
+def test_names_of_classes_cannot_inject_markup():
+    assert "<script>" not in report.table(["a"], [["<script>"]], "<script>") + report.paragraph("<script>")
+
+
+def test_what_tiny_sets_do_not_carry_is_left_out_with_its_reason(settings, result, tiny_data, tmp_path):
+    """Three test images a class: no distances; a folder without one class: it is missed, not forgotten."""
+    folder = tmp_path / "generated"
+    stream = np.random.default_rng(2)
+    for label in (0, 2):
+        for i in range(4):
+            images.save_png(folder / CLASSES[label] / f"{i}.png", speckled_disc(label, stream))
+    small = dataclasses.replace(
+        settings,
+        data_root=tiny_data,
+        out_dir=tmp_path / "out",
+        generated=folder,
+        extractor=settings.out_dir / "extractor.pth",
+    )
+    evaluate_var.main(small)
+    found = json.loads((small.out_dir / "metrics.json").read_text(encoding="utf-8"))
+    assert "US-KD" not in found["distances"]["generated"]["pooled"]
+    reasons = " ".join(row["what"] for row in found["left_out"])
+    for what in ("distances, pooled", "near copies in pixels", "variety, Kidney, generated"):
+        assert what in reasons
+    assert "share_below" not in found["copies"]["pixels"]
+    assert found["counts"]["generated"]["Kidney"] == 0
+    assert found["class_fidelity"]["generated"]["per_class"][1]["share"] is None
+
+
+def spots(centres: list[float], per_class: int, seed: int) -> ImageSet:
+    """Made-up features around a centre a class; the images play no part."""
+    rng, labels = np.random.default_rng(seed), np.arange(len(centres)).repeat(per_class)
+    features = rng.normal(0, 0.3, (len(labels), 8)) + np.array(centres)[labels][:, None]
+    return ImageSet(np.zeros((len(labels), 1, 1), np.uint8), labels, features)
+
+
+def test_a_class_of_few_test_images_does_not_make_everything_precise(settings):
+    """Past fault: the balls of three test images of a class reached far into the others, so that pictures
+    like none of the classes had a precision of 0.98."""
+    test = spots([0, 3, 30], 12, 0).take(np.r_[:24, 24:27])
+    nowhere = spots([15, 15, 15], 12, 1)
+    left_out: list = []
+    sets = {name: nowhere for name in report.SETS}
+    found = evaluate_var.all_distances(settings, sets, test, CLASSES, left_out)["generated"]["pooled"]
+    assert found["US-precision"] == 0.0
+    assert {"what": "Liver in the pooled distances", "why": "under 4 test images"} in left_out
+
+
+def test_a_class_that_was_not_generated_raises_the_pooled_distance(settings):
+    test, whole = spots([0, 3], 30, 0), spots([0, 3], 30, 1)
+    lacking = whole.take(np.flatnonzero(whole.label_N == 0))
+    kd = {}
+    for name, generated in (("whole", whole), ("lacking", lacking)):
+        sets = {key: spots([0, 3], 30, 2) for key in report.SETS} | {"generated": generated}
+        chosen = evaluate_var.equal_counts(sets, 2, 0)
+        entry = evaluate_var.all_distances(settings, chosen, test, CLASSES[:2], [])["generated"]["pooled"]
+        kd[name] = entry["US-KD"]
+    assert kd["lacking"] > 10 * abs(kd["whole"])
+
+
+def listed(folder: Path, prefixed: bool, file: str) -> None:
+    entry = {"file": file, "prefixed": prefixed, "K": 5 if prefixed else 0}
+    (folder / "samples.json").write_text(json.dumps({"samples": [entry]}), encoding="utf-8")
+
+
+def test_prefixed_samples_are_never_scored(settings, tmp_path):
+    for name in ("scale_2_K5/tp", "scale_0_K0/plain"):
+        images.save_png(tmp_path / name / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
+    by_name = dataclasses.replace(settings, generated=tmp_path / "scale_2_K5" / "tp")
+    with pytest.raises(InputError, match=r"given tokens \(scale_2_K5\)"):
+        evaluate_var.main(by_name)
+    # A folder with another name is known by samples.json above it.
+    (tmp_path / "scale_2_K5").rename(tmp_path / "mine")
+    listed(tmp_path, True, "mine/tp/Heart/0.png")
+    with pytest.raises(InputError, match=r"given tokens \(mine/tp/Heart/0\.png\)"):
+        evaluate_var.refuse_prefixed(tmp_path / "mine" / "tp")
+    evaluate_var.refuse_prefixed(tmp_path / "scale_0_K0" / "plain")
+    (tmp_path / "samples.json").write_text("[1, 2]", encoding="utf-8")
+    with pytest.raises(InputError, match="does not say which"):
+        evaluate_var.refuse_prefixed(tmp_path / "scale_0_K0" / "plain")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images_per_class": 0}, "wanted 1 or more"),
+        ({"extractor_pixels": 16}, "wanted 32 or more"),
+        ({"top_p": 1.5}, "top-p from 0 to 1"),
+        ({"data_root": Path("nothing")}, "holds nothing"),
+        ({"generated": Path("nothing")}, "is no folder"),
+        ({"tokens_dir": Path("nothing")}, "is missing"),
+        ({"extractor": Path("nothing.pth")}, "is missing"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        evaluate_var.main(dataclasses.replace(settings, out_dir=tmp_path / "out", **change))
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_an_extractor_of_other_training_images_is_refused(settings, result, tmp_path):
+    """It may have been trained on what is the test split here."""
+    root = tmp_path / "data"
+    shutil.copytree(settings.data_root, root)
+    (root / "train" / "Heart" / "made__0.png").unlink()
+    other = dataclasses.replace(settings, data_root=root, extractor=settings.out_dir / "extractor.pth")
+    with pytest.raises(InputError, match="trained on other images"):
+        evaluate_var.main(dataclasses.replace(other, out_dir=tmp_path / "out"))
+    with pytest.raises(InputError, match="is no extractor"):
+        evaluate_var.main(dataclasses.replace(other, out_dir=tmp_path / "out", extractor=settings.var))
+
+
+def test_generated_images_of_another_size_or_class_are_refused(settings, tmp_path):
+    images.save_png(tmp_path / "small" / "Heart" / "0.png", np.zeros((32, 32), np.uint8))
+    images.save_png(tmp_path / "lung" / "Lung" / "0.png", np.zeros((64, 64), np.uint8))
+    for name, message in (("small", "32 pixels a side"), ("lung", "holds the class 'Lung'")):
+        with pytest.raises(InputError, match=message):
+            evaluate_var.main(dataclasses.replace(settings, out_dir=tmp_path, generated=tmp_path / name))
+
+
+def test_from_the_command_line_a_wrong_folder_is_one_line_and_code_2(settings, monkeypatch, capsys):
+    flags = {name: getattr(settings, name.replace("-", "_")) for name in ("var", "vqvae", "tokens-dir")}
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["evaluate_var.py", *words, "--data-root", "nothing"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(evaluate_var.main, evaluate_var.Settings, evaluate_var.__doc__)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: nothing holds nothing") and error.count("\n") == 1
