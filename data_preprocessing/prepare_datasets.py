@@ -429,11 +429,11 @@ def write_reports(
         shown = sorted(members, key=lambda row: share_of(settings.seed, "sheet", row["source"]))[
             :SHEET_PICTURES
         ]
-        pairs = [(kept[row["source"]], looks[row["source"]].frame) for row in shown]
+        pictures = [(kept[row["source"]], looks[row["source"]].frame, out / row["file"]) for row in shown]
         title = (
             f"{name}: {len(shown)} of {len(members)}; original with the crop drawn on it, beside the result"
         )
-        jobs.append((settings.raw_root, pairs, settings.size, sheets / f"{name}.png", title))
+        jobs.append((settings.raw_root, pictures, sheets / f"{name}.png", title))
     for _ in in_parallel("contact sheets", work.draw_sheet, jobs, settings.workers):
         pass
     for path in sheets.glob("*.png"):

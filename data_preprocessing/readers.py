@@ -16,7 +16,7 @@ PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
 PILLOW_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm")
 ITK_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd")
 # Pixels a side: below, nothing can be seen; above, it is no ultrasound screen but may fill the memory.
-SMALLEST_SIDE = 32
+SMALLEST_SIDE = 16
 LARGEST_SIDE = 10_000
 # What Pillow raises on broken files, found by feeding it truncated and scrambled ones.
 BROKEN = (
@@ -45,8 +45,8 @@ def is_picture_name(name: str) -> bool:
 def read_grey(path: Path, turn: str = "") -> np.ndarray:
     """Read one still picture.
 
-    Colour becomes luma, alpha is dropped, EXIF rotation is applied. More than 8 bits are scaled by the picture's own
-    range. Files with several frames are refused: which frame is meant cannot be known here.
+    Colour becomes luma, alpha is dropped, EXIF rotation is applied. More than 8 bits are scaled by the
+    picture's own range. Files with several frames are refused: which one is meant cannot be known here.
 
     Args:
         path: a regular file.

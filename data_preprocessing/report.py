@@ -91,4 +91,4 @@ def contact_sheet(path: Path, tiles: Sequence[np.ndarray], title: str) -> None:
         row, column = divmod(number, PAIRS_ACROSS)
         sheet.paste(Image.fromarray(tile), (column * (width + 6) + 3, row * (height + 6) + 20))
     with atomic_path(path) as temporary:
-        sheet.save(temporary)
+        sheet.save(temporary, compress_level=3)

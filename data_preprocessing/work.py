@@ -15,6 +15,7 @@ from data_preprocessing.discover import Record
 from data_preprocessing.readers import Unreadable, read_grey
 from data_preprocessing.report import contact_sheet, pair_tile
 from data_preprocessing.splits import SMALL_SIDE, dhash
+from usvar.errors import InputError
 from usvar.files import atomic_path
 
 
@@ -80,19 +81,29 @@ def write(raw_root: Path, record: Record, frame: Frame, size: int, target: Path)
 
     Returns:
         Hex SHA-256 of the output's RGB pixels.
+
+    Raises:
+        InputError: when the picture was changed or removed since `look`.
     """
-    grey_HW = letterbox(cut(read_grey(raw_root / record.source, record.turn), frame), size)
+    try:
+        grey_HW = letterbox(cut(read_grey(raw_root / record.source, record.turn), frame), size)
+    except (OSError, Unreadable) as error:
+        raise InputError(
+            f"{record.source} changed while it was prepared ({error}): leave the raw data alone, run again"
+        ) from None
     rgb = Image.fromarray(grey_HW).convert("RGB")
     with atomic_path(target) as temporary:
-        rgb.save(temporary)
+        # Level 3 packs speckle as small as the default 6 does, in less than half the time.
+        rgb.save(temporary, compress_level=3)
     return hashlib.sha256(rgb.tobytes()).hexdigest()
 
 
-def draw_sheet(raw_root: Path, rows: list[tuple[Record, Frame]], size: int, target: Path, title: str) -> None:
-    """Draw a class's contact sheet."""
+def draw_sheet(raw_root: Path, rows: list[tuple[Record, Frame, Path]], target: Path, title: str) -> None:
+    """Draw a class's contact sheet from raw pictures, their frames and the prepared images."""
     tiles = []
-    for record, frame in rows:
+    for record, frame, prepared in rows:
         grey_HW = read_grey(raw_root / record.source, record.turn)
-        result_HW = letterbox(cut(grey_HW, frame), size)
+        with Image.open(prepared) as picture:
+            result_HW = np.asarray(picture.convert("L"))
         tiles.append(pair_tile(grey_HW, frame, result_HW, f"{frame.kind} | {record.source[-50:]}"))
     contact_sheet(target, tiles, title)

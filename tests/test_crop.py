@@ -84,6 +84,8 @@ def test_a_picture_without_a_screen_stays_whole():
     """Dark shadow at the bottom of a cropped breast image was once taken for the screen and cut off."""
     fading = speckle() * np.linspace(1, 0.08, HEIGHT)[:, None]
     assert find_frame(fading.astype(np.uint8), "auto").box == (0, 0, WIDTH, HEIGHT)
+    dim = speckle() * np.linspace(1, 0.3, HEIGHT)[:, None]
+    assert find_frame(dim.astype(np.uint8), "rectangle").box == (0, 0, WIDTH, HEIGHT)
     assert find_frame(speckle(), "auto").box == (0, 0, WIDTH, HEIGHT)
 
 
