@@ -82,6 +82,13 @@ def test_neighbour_measures_of_identical_and_of_disjoint_sets():
     assert far == {"precision": 0.0, "recall": 0.0, "density": 0.0, "coverage": 0.0}
 
 
+def test_neighbour_measures_by_hand():
+    """Balls of real images reach to 1, those of fakes to about 100: the four numbers are all different."""
+    real, fake = np.arange(10.0)[:, None], np.array([[-100.0], [4.5], [100.0]])
+    found = evaluation.manifold_measures(fake, real, 1)
+    assert found == pytest.approx({"precision": 1 / 3, "recall": 1.0, "density": 2 / 3, "coverage": 0.2})
+
+
 def test_mode_collapse_lowers_recall_and_coverage_but_not_precision():
     real, good = gaussian(200, 0, dims=3), gaussian(200, 1, dims=3)
     collapsed = real[:5].repeat(40, axis=0) + 0.01 * gaussian(200, 2, dims=3)
