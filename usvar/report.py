@@ -30,8 +30,8 @@ CAUTIONS = (
     "Numbers named US-... stand on a network trained on this data set. They compare only under the same "
     "extractor hash, and not with any published FID or KID.",
     "Small sets are noisy: look at the counts and spreads beside each number before reading a difference.",
-    "The extractor was trained on the training images, so the line of real training images lies a little "
-    "above zero even when both splits come from one source.",
+    "The extractor was trained on the training images, so the line of real training images may lie a "
+    "little above zero even when both splits come from one source.",
 )
 STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8881; }
@@ -405,8 +405,8 @@ def evaluation_page(result: dict[str, Any], folder: Path) -> str:
     reading = (
         "Pooled US-KD to the real test images: "
         + ", ".join(f"{title} {number(pooled[name])}" for name, title in SETS.items())
-        + ". Generated images can at best reach the tokenizer's ceiling, and have learned nothing beyond "
-        "frequencies if they stand at the trivial generator."
+        + ". Nothing decoded by this VQ-VAE can be expected below the tokenizer's ceiling; a transformer that "
+        "has learned anything beyond frequencies stands below the trivial generator."
     )
     sections = [
         ("", [paragraph(f"Generated images {source}, judged against the real test split.")]),
