@@ -368,6 +368,13 @@ def figure_paths(s: Settings, samples: list[Sample]) -> dict[Path, list[list[Sam
     return figures
 
 
+def scales_named(sample: Sample) -> str:
+    """How much of a picture was given, for the head of a column."""
+    if sample.generated_tokens == 0:
+        return {"tp": "just rebuilt", "nop": "all drawn so"}[sample.mode]
+    return f"{sample.scales} scale{'s' * (sample.scales > 1)}"
+
+
 def draw_figure(s: Settings, path: Path, rows: list[list[Sample]], real: dict[int, np.ndarray]) -> None:
     """One figure from the pictures on disk: a sweep with K along the columns, or the variety of a class."""
     pictures = [[images.read_image(s.out_dir / sample.file) for sample in row] for row in rows]
@@ -378,11 +385,7 @@ def draw_figure(s: Settings, path: Path, rows: list[list[Sample]], real: dict[in
     else:
         is_overview = path.name == f"sweep_{mode}.png"
         names = [row[0].class_name if is_overview else f"sample {row[0].index + 1}" for row in rows]
-        columns = [
-            "K = 0\nplain" if not x.K else f"K = {x.K}\n{x.scales} scale{'s' * (x.scales > 1)}" for x in first
-        ]
-        if first[-1].generated_tokens == 0:
-            columns[-1] += "\nnothing generated"
+        columns = ["K = 0\nplain" if not x.K else f"K = {x.K}\n{scales_named(x)}" for x in first]
         columns.append(f"real\n({s.split})")
         pictures = [[*row, real[samples[0].real_row]] for row, samples in zip(pictures, rows, strict=True)]
         prefix = (
@@ -392,7 +395,7 @@ def draw_figure(s: Settings, path: Path, rows: list[list[Sample]], real: dict[in
         )
         subject = "All classes" if is_overview else first[0].class_name
         shown = "decoded from its tokens" if s.data_root is None else "as prepared"
-        title = f"{subject}: {prefix}, the others generated\n(real image {shown}) "
+        title = f"{subject}: {prefix}, the others generated\nreal image {shown}; "
     plots.image_grid(path, pictures, names, columns, title + drawing_settings(s))
 
 

@@ -148,7 +148,8 @@ def image_grid(
             elif row == 0:
                 axis.set_title(column_names[column], fontsize=8)
         row_axes[0].set_ylabel(row_names[row], rotation=0, ha="right", va="center", fontsize=8)
-    figure.suptitle(title, fontsize=10, y=1.0, va="bottom")
+    # Over the middle of the pictures, not of the figure with its row names.
+    figure.suptitle(title, fontsize=10, x=(1.1 / full_width + 1) / 2, y=1.0, va="bottom")
     save(figure, path)
 
 

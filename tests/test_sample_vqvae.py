@@ -1,0 +1,160 @@
+"""sample_vqvae.py: errors by split, class and scale against numbers worked out here, figures, refusals."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, COUNTS, PATCH_NUMS
+from PIL import Image
+
+import sample_vqvae
+from sample_vqvae import Settings
+from usvar import images
+from usvar.checkpoints import load_vqvae
+from usvar.errors import InputError
+from usvar.images import SPLITS
+
+
+@pytest.fixture(scope="module")
+def run(tiny_data, tiny_vqvae, tmp_path_factory):
+    """One run over all splits: its settings and what it measured."""
+    out = tmp_path_factory.mktemp("reconstructions")
+    s = Settings(
+        tiny_data, tiny_vqvae, out, by_scale=6, images_per_class=2, worst=5, batch_size=4, device="cpu"
+    )
+    sample_vqvae.main(s)
+    return s, json.loads((out / "reconstruction_metrics.json").read_text())
+
+
+def errors_of(s: Settings, split: str, name: str, scales: int) -> np.ndarray:
+    """PSNR in dB of a class's pictures, rebuilt one by one from the first `scales` scales."""
+    model, found = load_vqvae(s.vqvae).model, []
+    for path in sorted((s.data_root / split / name).glob("*.png")):
+        grey_1HW = images.read_image(path)[None]
+        rebuilt = model.img_to_reconstructed_img(images.to_model_range(grey_1HW))[scales - 1]
+        share = (rebuilt.mean(1).clamp(-1, 1).numpy() + 1) / 2
+        found.append(-10 * np.log10(np.mean((share - grey_1HW / 255.0) ** 2)))
+    return np.array(found)
+
+
+def test_every_split_and_class_has_its_mean_spread_and_count(run):
+    s, measured = run
+    assert list(measured["splits"]) == list(SPLITS)
+    for split, found in measured["splits"].items():
+        assert found["all"]["count"] == COUNTS[split] * len(CLASSES)
+        assert {name: row["count"] for name, row in found["classes"].items()} == dict.fromkeys(
+            CLASSES, COUNTS[split]
+        )
+        for metric in ("mse", "mae", "psnr_db", "ssim"):
+            means = [row[metric]["mean"] for row in found["classes"].values()]
+            assert found["all"][metric]["mean"] == pytest.approx(np.mean(means), rel=1e-5)
+    psnr_db = errors_of(s, "val", "Kidney", len(PATCH_NUMS))
+    row = measured["splits"]["val"]["classes"]["Kidney"]["psnr_db"]
+    assert row["mean"] == pytest.approx(psnr_db.mean(), abs=1e-3)
+    assert row["std"] == pytest.approx(psnr_db.std(), abs=1e-3)
+
+
+def test_quality_by_scale_ends_at_what_all_scales_give(tiny_data, tiny_vqvae, tmp_path):
+    s = Settings(tiny_data, tiny_vqvae, tmp_path, ("test",), by_scale=99, batch_size=5, device="cpu")
+    sample_vqvae.main(s)
+    measured = json.loads((tmp_path / "reconstruction_metrics.json").read_text())
+    found = measured["by_number_of_scales"]["test"]
+    assert found["images"] == COUNTS["test"] * len(CLASSES) and len(found["ssim"]) == len(PATCH_NUMS)
+    everything = measured["splits"]["test"]["all"]
+    assert found["psnr_db"][-1] == pytest.approx(everything["psnr_db"]["mean"], abs=1e-4)
+    assert found["ssim"][-1] == pytest.approx(everything["ssim"]["mean"], abs=1e-5)
+    first_scale = np.concatenate([errors_of(s, "test", name, 1) for name in CLASSES])
+    assert found["psnr_db"][0] == pytest.approx(first_scale.mean(), abs=1e-3)
+
+
+def test_the_worst_are_the_lowest_of_all_splits_in_order(run):
+    s, measured = run
+    everything = [
+        (value, split, name)
+        for split in SPLITS
+        for name in CLASSES
+        for value in errors_of(s, split, name, len(PATCH_NUMS))
+    ]
+    worst = sorted(everything)[:5]
+    assert [entry["psnr_db"] for entry in measured["worst"]] == pytest.approx(
+        [value for value, _, _ in worst], abs=1e-3
+    )
+    assert [entry["path"].split("/")[:2] for entry in measured["worst"]] == [[a, b] for _, a, b in worst]
+
+
+def test_figures_and_what_made_them(run, capsys):
+    s, measured = run
+    for name in (*(f"scales_{name}" for name in CLASSES), "worst_5", "quality_by_scale"):
+        with Image.open(s.out_dir / f"{name}.png") as picture:
+            assert min(picture.size) > 100
+    made_by = measured["made_by"]
+    assert made_by["script"] == "sample_vqvae.py" and len(made_by["inputs"]["vqvae"]["sha256"]) == 64
+    sample_vqvae.print_table(measured["splits"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(SPLITS) * (len(CLASSES) + 1)
+    assert f"{measured['splits']['val']['classes']['Liver']['psnr_db']['mean']:.2f} ±" in lines[7]
+
+
+def test_a_class_without_images_in_a_split_counts_nothing(tiny_data, tiny_vqvae, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(tiny_data, root)
+    shutil.rmtree(root / "val" / "Liver")
+    sample_vqvae.main(Settings(root, tiny_vqvae, tmp_path / "out", ("val",), by_scale=0, device="cpu"))
+    found = json.loads((tmp_path / "out" / "reconstruction_metrics.json").read_text())["splits"]["val"]
+    assert found["classes"]["Liver"] == {"count": 0} and found["all"]["count"] == 2 * COUNTS["val"]
+    assert not (tmp_path / "out" / "scales_Liver.png").exists()
+    assert not (tmp_path / "out" / "quality_by_scale.png").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"splits": ("val", "vall")}, "vall was given, wanted some of train, val, test"),
+        ({"splits": ()}, "wanted some of train, val, test"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"data_root": Path("nowhere")}, "holds nothing, wanted the folders train, val and test"),
+        ({"vqvae": Path("nowhere.pth")}, "nowhere.pth is missing"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_anything_is_written(
+    wrong, message, tiny_data, tiny_vqvae, tmp_path
+):
+    arguments = {"data_root": tiny_data, "vqvae": tiny_vqvae, "out_dir": tmp_path / "out", "device": "cpu"}
+    with pytest.raises(InputError, match=message):
+        sample_vqvae.main(Settings(**(arguments | wrong)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_of_another_size_are_refused(tiny_vqvae, tmp_path):
+    """The tokeniser's network runs on any size: without this check the numbers would be of other scales."""
+    for split in SPLITS:
+        images.save_png(tmp_path / split / "Heart" / "a.png", np.full((32, 32), 90, np.uint8))
+    with pytest.raises(InputError, match=r"32 x 32 pixels, .* wants 64 x 64: prepare with --size 64"):
+        sample_vqvae.main(Settings(tmp_path, tiny_vqvae, tmp_path / "out", device="cpu"))
+
+
+def test_the_command_line(tiny_data, tiny_vqvae, tmp_path):
+    """A damaged picture half-way is one line and exit code 2, and leaves no numbers."""
+    root, script = tmp_path / "data", Path(sample_vqvae.__file__)
+    shutil.copytree(tiny_data, root)
+    damaged = root / "val" / "Liver" / "made__1.png"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    flags = ["--data-root", root, "--vqvae", tiny_vqvae, "--out-dir", tmp_path / "out", "--splits", "val"]
+    command = [sys.executable, script, *flags, "--device", "cpu", "--by-scale", "0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "made__1.png cannot be read" in line and "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "reconstruction_metrics.json").exists()
+
+
+def test_weights_keep_no_gradients(tiny_vqvae):
+    model = load_vqvae(tiny_vqvae).model
+    image_B3HW, rebuilt = sample_vqvae.rebuild(model, np.zeros((2, 64, 64), np.uint8), every_scale=True)
+    assert len(rebuilt) == len(PATCH_NUMS) and not any(part.requires_grad for part in rebuilt)
+    assert torch.equal(image_B3HW, torch.full_like(image_B3HW, -1.0))
