@@ -405,8 +405,8 @@ def evaluation_page(result: dict[str, Any], folder: Path) -> str:
     reading = (
         "Pooled US-KD to the real test images: "
         + ", ".join(f"{title} {number(pooled[name])}" for name, title in SETS.items())
-        + ". Nothing decoded by this VQ-VAE can be expected below the tokenizer's ceiling; a transformer that "
-        "has learned anything beyond frequencies stands below the trivial generator."
+        + ". Nothing decoded by this VQ-VAE can be expected below the tokenizer's ceiling; a transformer "
+        "that has learned anything beyond frequencies stands below the trivial generator."
     )
     sections = [
         ("", [paragraph(f"Generated images {source}, judged against the real test split.")]),
