@@ -118,7 +118,7 @@ def main(settings: Settings) -> None:
     for source, record in kept.items():
         output = index.outputs.get(key(record))
         same = output is not None and (output.file, output.size) == (files[source], settings.size)
-        if same and (settings.out_root / output.file).is_file():
+        if same and length_of(settings.out_root / output.file) == output.bytes:
             outputs[source] = output
     removed = remove_outputs(settings.out_root, {output.file for output in outputs.values()})
     todo = sorted(set(files) - set(outputs))
@@ -130,9 +130,9 @@ def main(settings: Settings) -> None:
         for s in todo
     ]
     try:
-        for job, sha256 in in_parallel("write", work.write, jobs, settings.workers):
-            source = job[1].source
-            outputs[source] = index.outputs[key(job[1])] = Output(files[source], settings.size, sha256)
+        for (_, record, *_), (sha256, length) in in_parallel("write", work.write, jobs, settings.workers):
+            output = Output(files[record.source], settings.size, sha256, length)
+            outputs[record.source] = index.outputs[key(record)] = output
     finally:
         index.save(settings.out_root, records)
 
@@ -242,6 +242,8 @@ class Output:
     size: int
     # Of its RGB pixels.
     sha256: str
+    # Length of the file.
+    bytes: int
 
 
 class Index:
@@ -345,6 +347,14 @@ def picture(record: Record, seen: work.Look) -> Picture:
         seen.dhash,
         base64.b64decode(seen.small),
     )
+
+
+def length_of(path: Path) -> int:
+    """Length of a file in bytes, -1 when it is missing."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def remove_outputs(out_root: Path, wanted: set[str]) -> int:
