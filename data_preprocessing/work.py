@@ -94,7 +94,7 @@ def write(raw_root: Path, record: Record, frame: Frame, size: int, target: Path)
         ) from None
     rgb = Image.fromarray(grey_HW).convert("RGB")
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed when whole, but not forced to the disk one by one, which can cost more than all the rest: after a
+    # Renamed when whole, but not forced to the disk one by one, which can cost more than all else: after a
     # crash of the machine the index notices a file whose length is wrong.
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{target.name}")
     try:
