@@ -125,7 +125,7 @@ class Settings:
     # Also write the tokens of each image, <index>.npy beside the picture.
     save_tokens: bool = False
 
-    # Images at once; an image does not depend on it.
+    # Images at once. Tokens do not depend on it; a grey level may, by rounding.
     batch_size: int = 32
 
     # auto (a GPU if there is one), cpu, cuda or cuda:1.
