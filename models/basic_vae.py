@@ -1,8 +1,7 @@
 """Encoder and decoder of the VQ-VAE: the convolutional pair of VQGAN, four times halved and doubled.
 
-Source: P. Esser et al., "Taming Transformers for High-Resolution Image Synthesis" (2021), table 7; the layout
-    of
-weights is that of the published VAR checkpoints.
+Source: P. Esser et al., "Taming Transformers for High-Resolution Image Synthesis" (2021), table 7; the
+layout of weights is that of the published VAR checkpoints.
 
 Axes: B images, C channels, H W pixels of the level at hand; h w the latent grid.
 """

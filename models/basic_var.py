@@ -28,9 +28,8 @@ MAX_SCALE = 100.0
 class KeyValueCache:
     """Keys and values of one attention layer for the scales done so far.
 
-    It belongs to one sampling call and is handed down as an argument: the layers keep nothing, so a call that
-        fails
-    leaves nothing behind.
+    It belongs to one sampling call and is handed down as an argument: the layers keep nothing, so a call
+    that fails leaves nothing behind.
 
     Args:
         length: tokens there will be in the end; the room is taken once, at the first scale.

@@ -3,8 +3,7 @@
 Each scale looks up, at its own resolution, what the coarser scales left over, and adds its share at full
 resolution.
 Source: K. Tian et al., "Visual Autoregressive Modeling" (2024), section 3.3, algorithms 1 and 2;
-    data-dependent start
-and revival of codes after P. Dhariwal et al., "Jukebox" (2020), section 3.1.
+data-dependent start and revival of codes after P. Dhariwal et al., "Jukebox" (2020), section 3.1.
 
 Axes: B images, C channels, h w latent grid, l tokens of one scale, L tokens of all scales, N = B * l places,
 S scales, V codebook size.

@@ -1,13 +1,11 @@
 """VAR: a transformer that predicts the next, finer token map from all coarser ones, given the class.
 
 Source: K. Tian et al., "Visual Autoregressive Modeling: Scalable Image Generation via Next-Scale Prediction"
-    (2024),
-section 3.2; classifier-free guidance after J. Ho and T. Salimans (2022). A drop-in for the published class:
+(2024), section 3.2; classifier-free guidance after J. Ho and T. Salimans (2022). A drop-in for the published class:
 same constructor, methods and state_dict. Attention is PyTorch's scaled_dot_product_attention.
 
-Axes: B images, C channels, h w latent grid, l tokens of one scale, L tokens of all scales (coarse first), S
-    scales,
-V codebook size, D width.
+Axes: B images, C channels, h w latent grid, l tokens of one scale, L tokens of all scales (coarse first),
+S scales, V codebook size, D width.
 """
 
 import contextlib
@@ -296,8 +294,7 @@ class VAR(nn.Module):
             temperature: divides the guided logits; one for all or one a scale.
             greedy: take the most likely token; no randomness.
             more_smooth: blend codes by a Gumbel-softmax whose temperature falls with the scale, instead of
-                taking the
-                drawn one: nicer to look at, but f_hat is then not that of the tokens.
+                taking the drawn one: nicer to look at, but f_hat is then not that of the tokens.
             known_BL: long (B, L), -1 where a token is free; others are taken as they are (a prefix of real
                 tokens, or the part to keep when editing). None leaves all free.
 
