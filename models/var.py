@@ -1,8 +1,8 @@
 """VAR: a transformer that predicts the next, finer token map from all coarser ones, given the class.
 
 Source: K. Tian et al., "Visual Autoregressive Modeling: Scalable Image Generation via Next-Scale Prediction"
-(2024), section 3.2; classifier-free guidance after J. Ho and T. Salimans (2022). A drop-in for the published class:
-same constructor, methods and state_dict. Attention is PyTorch's scaled_dot_product_attention.
+(2024), section 3.2; classifier-free guidance after J. Ho and T. Salimans (2022). A drop-in for the published
+class: same constructor, methods and state_dict. Attention is PyTorch's scaled_dot_product_attention.
 
 Axes: B images, C channels, h w latent grid, l tokens of one scale, L tokens of all scales (coarse first),
 S scales, V codebook size, D width.
