@@ -12,14 +12,14 @@ out=${1:-demo}
 say() { printf '\n== %s\n' "$*"; }
 
 say "1/9 simulate raw pictures from scatterers, beam and attenuation"
-python data_preprocessing/simulate_ultrasound.py --out-root "$out/raw/Simulated" --images-per-class 90 --size 192
+python data_preprocessing/simulate_ultrasound.py --out-root "$out/raw/Simulated" --images-per-class 75 --size 192
 
 say "2/9 crop, letterbox, split by patient"
 python data_preprocessing/prepare_datasets.py --raw-root "$out/raw" --out-root "$out/processed" --size 64
 
 say "3/9 train the multi-scale VQ-VAE"
 python train_vqvae.py --data-root "$out/processed" --out-dir "$out/vqvae" --ch 32 --vocab-size 512 \
-    --patch-nums 1 2 3 4 --batch-size 8 --steps 900 --learning-rate 1e-3 --ema-decay 0.99 \
+    --patch-nums 1 2 3 4 --batch-size 8 --steps 1200 --learning-rate 1.5e-3 --ema-decay 0.99 \
     --log-every 50 --eval-every 300 --save-every 100
 
 say "4/9 how well it rebuilds"
@@ -45,7 +45,8 @@ python edit_var.py --var "$out/var/ar-ckpt-best.pth" --vqvae "$out/vqvae/best.pt
 
 say "9/9 evaluate: good, varied, useful, copied?"
 python evaluate_var.py --data-root "$out/processed" --var "$out/var/ar-ckpt-best.pth" \
-    --vqvae "$out/vqvae/best.pth" --tokens-dir "$out/tokens" --out-dir "$out/evaluation"
+    --vqvae "$out/vqvae/best.pth" --tokens-dir "$out/tokens" --out-dir "$out/evaluation" \
+    --images-per-class 16 --extractor-steps 200 --extractor-pixels 64
 
 cat <<END
 

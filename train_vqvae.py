@@ -121,7 +121,7 @@ class Settings:
     # auto (a GPU if there is one), cpu, cuda or cuda:1.
     device: str = "auto"
 
-    # Forward pass: auto (bfloat16 where the device has it), float32 or bfloat16; the quantiser stays in float32.
+    # Forward pass: auto (bfloat16 where the device has it), float32 or bfloat16; the quantiser is float32.
     precision: str = "auto"
 
     # Compile the network with torch.compile: slower to start, faster to run on a GPU.

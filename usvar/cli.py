@@ -76,7 +76,7 @@ def parse(settings_class: type[S], description: str | None, arguments: list[str]
 
 
 def _flag_error(box: str) -> str:
-    """The statement and the suggestions of tyro's box; its frame is of lines or, in an ASCII terminal, absent."""
+    """The statement and the suggestions of tyro's box, whose frame is absent in an ASCII terminal."""
     rows = [row.strip(" │╭╮╰╯") for row in box.splitlines()][1:]
     blocks = [one_line(block) for block in re.split("[─-]{8,}", "\n".join(rows))]
     blocks = [block for block in blocks if block]

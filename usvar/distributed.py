@@ -48,7 +48,7 @@ class World:
 
         Args:
             model: on this process's device.
-            some_unused: whether parameters may be left without a gradient; costs a walk over the graph a step.
+            some_unused: whether parameters may be left without a gradient; costs a walk over the graph.
         """
         if self.size == 1:
             return model
