@@ -97,6 +97,15 @@ def test_maps_that_do_not_fit_are_refused(tmp_path, changes, named):
         tokens.read_token_maps(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["../../x", "a/b", "..", "", 3])
+def test_a_class_name_that_is_a_path_is_refused(tmp_path, name):
+    """Class names become folders of generated images."""
+    tokens.write_token_maps(tmp_path, **maps())
+    (tmp_path / "classes.json").write_text(json.dumps(["A", name]))
+    with pytest.raises(InputError, match="is no class name"):
+        tokens.read_token_maps(tmp_path)
+
+
 def test_a_file_that_is_cut_or_missing_is_refused(tmp_path):
     with pytest.raises(InputError, match="is missing"):
         tokens.read_token_maps(tmp_path)

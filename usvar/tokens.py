@@ -194,6 +194,12 @@ def _check(maps: TokenMaps) -> None:
         raise InputError(f"{maps.file}: idx is {maps.idx_NL.dtype}, wanted integers: tokenise again")
     if count == 0:
         raise InputError(f"{maps.file} holds no token map: tokenise again")
+    for name in maps.classes:
+        # Class names become folders of generated images: none may lead out of the output folder.
+        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name:
+            raise InputError(
+                f"{maps.file.parent / 'classes.json'}: {name!r} is no class name: tokenise again"
+            )
     if maps.label_N.min() < 0 or maps.label_N.max() >= len(maps.classes):
         raise InputError(
             f"{maps.file}: labels go from {maps.label_N.min()} to {maps.label_N.max()}, classes.json has "
