@@ -151,13 +151,8 @@ def read_split(s: Settings, split: str, classes: tuple[str, ...], size: int) -> 
 
 def read_token_splits(s: Settings, vqvae: checkpoints.Loaded, classes: tuple[str, ...]) -> dict[str, Any]:
     """Token maps of the three splits, refused when they do not belong to these models and classes."""
-    maps = {split: tokens.read_token_maps(s.tokens_dir / split) for split in images.SPLITS}
+    maps = {split: tokens.read_token_maps_of(vqvae, s.vqvae, s.tokens_dir / split) for split in images.SPLITS}
     for found in maps.values():
-        if found.vqvae_sha256 != vqvae.sha256:
-            raise InputError(
-                f"{found.file} was made by a VQ-VAE with SHA-256 {found.vqvae_sha256[:12]}, {s.vqvae} has "
-                f"{vqvae.sha256[:12]}: tokenise again with --vqvae {s.vqvae}"
-            )
         if found.classes != classes:
             raise InputError(
                 f"{found.file} has the classes {', '.join(found.classes)}, {s.data_root} has "

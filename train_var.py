@@ -154,22 +154,6 @@ class Settings:
         return max(1, round(self.warmup * self.steps))
 
 
-def read_tokens(s: Settings, split: str, model: VQVAE, sha256: str) -> tokens.TokenMaps:
-    """Token maps of a split, refused when they were not made by the VQ-VAE given."""
-    maps = tokens.read_token_maps(s.tokens_dir / split)
-    if maps.vqvae_sha256 != sha256:
-        raise InputError(
-            f"{maps.file} was made by a VQ-VAE with SHA-256 {maps.vqvae_sha256[:12]}, {s.vqvae} has "
-            f"{sha256[:12]}: run tokenize_multiscale_maps.py again with --vqvae {s.vqvae}"
-        )
-    if maps.patch_nums != tuple(model.quantize.v_patch_nums) or maps.vocab_size != model.vocab_size:
-        raise InputError(
-            f"{maps.file} has patch numbers {maps.patch_nums} and {maps.vocab_size} codes, {s.vqvae} has "
-            f"{tuple(model.quantize.v_patch_nums)} and {model.vocab_size}: tokenise again"
-        )
-    return maps
-
-
 def check(s: Settings, train: tokens.TokenMaps, val: tokens.TokenMaps) -> None:
     """Refuse settings and splits that do not fit each other, before anything is written."""
     if s.width % s.heads:
@@ -301,7 +285,9 @@ def main(s: Settings) -> None:
     dtype = training.amp_dtype(device, s.precision)
     vqvae = load_vqvae(s.vqvae, device)
     vae: VQVAE = vqvae.model
-    train, val = (read_tokens(s, split, vae, vqvae.sha256) for split in ("train", "val"))
+    train, val = (
+        tokens.read_token_maps_of(vqvae, s.vqvae, s.tokens_dir / split) for split in ("train", "val")
+    )
     check(s, train, val)
     spans = scale_spans(train.patch_nums)
     lengths = [end - start for start, end in spans]

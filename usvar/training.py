@@ -220,7 +220,7 @@ def refuse_other_settings(path: Path, before: dict, now: dict, may_change: tuple
     for role, file in now["inputs"].items():
         if before["inputs"].get(role, {}).get("sha256") != file["sha256"]:
             raise InputError(
-                f"{path} was trained with another {role} file than {file['path']}: "
+                f"{path} was made with another {role} file than {file['path']}: "
                 "give that file to go on, or another --out-dir to start anew"
             )
 
