@@ -19,8 +19,8 @@ python data_preprocessing/prepare_datasets.py --raw-root "$out/raw" --out-root "
 
 say "3/9 train the multi-scale VQ-VAE"
 python train_vqvae.py --data-root "$out/processed" --out-dir "$out/vqvae" --ch 32 --vocab-size 512 \
-    --patch-nums 1 2 3 4 --batch-size 8 --steps 1200 --learning-rate 1.5e-3 --ema-decay 0.99 \
-    --log-every 50 --eval-every 300 --save-every 100
+    --patch-nums 1 2 3 4 --batch-size 8 --steps 1050 --learning-rate 1.5e-3 --ema-decay 0.99 \
+    --log-every 50 --eval-every 350 --save-every 100
 
 say "4/9 how well it rebuilds"
 python sample_vqvae.py --data-root "$out/processed" --vqvae "$out/vqvae/best.pth" --out-dir "$out/reconstructions"
@@ -36,7 +36,7 @@ python train_var.py --tokens-dir "$out/tokens" --vqvae "$out/vqvae/best.pth" --o
 
 say "7/9 generate: sweep over K, with and without a real prefix"
 python sample_var.py --var "$out/var/ar-ckpt-best.pth" --vqvae "$out/vqvae/best.pth" --tokens-dir "$out/tokens" \
-    --out-dir "$out/samples" --images-per-class 6
+    --data-root "$out/processed" --out-dir "$out/samples" --images-per-class 6
 
 say "8/9 edit: generate a part of a real picture anew"
 image=$(find "$out/processed/test/Breast-Benign" -name '*.png' | sort | head -n 1)
