@@ -22,7 +22,7 @@ from torch import Tensor
 
 from models import VAR, VQVAE
 from models.helpers import image_seeds
-from usvar import checkpoints, cli, distributed, images, plots, provenance, training
+from usvar import checkpoints, cli, distributed, images, plots, provenance, tokens, training
 from usvar.errors import InputError
 from usvar.files import write_json
 
@@ -105,11 +105,7 @@ def check(s: Settings) -> None:
             f"--overlap {s.overlap:g} --feather {s.feather} were given, wanted overlap from 0 to below 1 and "
             "feather of 0 or more"
         )
-    if s.cfg < 0 or s.top_k < 0 or not 0 <= s.top_p <= 1 or s.temperature <= 0:
-        raise InputError(
-            f"--cfg {s.cfg:g} --top-k {s.top_k} --top-p {s.top_p:g} --temperature {s.temperature:g} were "
-            "given, wanted cfg and top-k of 0 or more, top-p from 0 to 1, temperature above 0"
-        )
+    tokens.check_drawing(s.cfg, s.top_k, s.top_p, s.temperature)
 
 
 def class_label(s: Settings, loaded: checkpoints.Loaded) -> int:

@@ -131,11 +131,7 @@ def check(s: Settings) -> None:
         )
     if s.extractor_pixels < 32:
         raise InputError(f"--extractor-pixels {s.extractor_pixels} was given, wanted 32 or more")
-    if s.cfg < 0 or s.top_k < 0 or not 0 <= s.top_p <= 1 or s.temperature <= 0:
-        raise InputError(
-            f"--cfg {s.cfg:g} --top-k {s.top_k} --top-p {s.top_p:g} --temperature {s.temperature:g} were "
-            "given, wanted cfg and top-k of 0 or more, top-p from 0 to 1, temperature above 0"
-        )
+    tokens.check_drawing(s.cfg, s.top_k, s.top_p, s.temperature)
 
 
 def read_split(s: Settings, split: str, classes: tuple[str, ...], size: int) -> ImageSet:

@@ -20,12 +20,10 @@ import hashlib
 import io
 import json
 import os
-import signal
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -288,21 +286,6 @@ class Index:
             write_text(path, text)
 
 
-@contextmanager
-def stop_on_signals() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into cli.Stopped inside the block."""
-
-    def stop(number: int, _: Any) -> None:
-        raise cli.Stopped(number, "the same command goes on")
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def in_parallel(
     title: str, work_on: Callable, jobs: list[tuple], workers: int
 ) -> Iterator[tuple[tuple, Any]]:
@@ -313,12 +296,12 @@ def in_parallel(
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(workers or cores, len(jobs))
-    with stop_on_signals():
+    with cli.stop_on_signals():
         if workers <= 1:
             for job in tqdm(jobs, title, disable=not jobs):
                 yield job, work_on(*job)
             return
-        pool = ProcessPoolExecutor(workers, initializer=work.start_worker)
+        pool = ProcessPoolExecutor(workers, initializer=cli.start_worker)
         try:
             waiting = iter(jobs)
             running = {pool.submit(work_on, *job): job for job in islice(waiting, 16 * workers)}

@@ -27,13 +27,12 @@ import csv
 import io
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy import fft, ndimage
@@ -822,30 +821,15 @@ def make(task: tuple[Path, str, int, int, int, int]) -> None:
     save_png(out_root / image_name(class_name, index, views), image)
 
 
-def start_worker() -> None:
-    """Leave Ctrl-C to the parent, which lets the images in work be finished."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def make_all(tasks: list[tuple], workers: int) -> None:
     """Make all images, over the cores; a signal ends it after the images in work."""
-
-    def stop(number: int, _: Any) -> None:
-        raise cli.Stopped(number, "run the same command again to go on")
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     workers = max(1, min(workers or os.cpu_count() or 1, len(tasks)))
-    try:
-        with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
-            try:
-                for _ in tqdm(pool.map(make, tasks), "simulate", len(tasks)):
-                    pass
-            finally:
-                pool.shutdown(cancel_futures=True)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with cli.stop_on_signals(), ProcessPoolExecutor(workers, initializer=cli.start_worker) as pool:
+        try:
+            for _ in tqdm(pool.map(make, tasks), "simulate", len(tasks)):
+                pass
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def table(settings: Settings) -> str:

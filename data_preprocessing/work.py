@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import os
-import signal
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -45,12 +44,6 @@ class Look:
         if frame:
             frame = Frame(frame["kind"], tuple(frame["box"]), tuple(map(tuple, frame["polygon"])))
         return cls(frame=frame, **values)
-
-
-def start_worker() -> None:
-    """Leave Ctrl-C to the parent, which stops the pool and saves what was found."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def look(raw_root: Path, record: Record) -> Look:

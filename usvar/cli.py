@@ -7,8 +7,9 @@ saving (the same command goes on from there).
 import contextlib
 import io
 import re
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import tyro
@@ -54,6 +55,27 @@ def run(main: Callable[[S], Any], settings_class: type[S], description: str | No
     except KeyboardInterrupt:
         print("stopped: run the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into Stopped inside the block, for work over a pool of processes."""
+
+    def stop(number: int, _: Any) -> None:
+        raise Stopped(number, "run the same command again to go on")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def start_worker() -> None:
+    """First call in a process of a pool: leave Ctrl-C to the parent, which stops the pool."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def parse(settings_class: type[S], description: str | None, arguments: list[str]) -> S:

@@ -214,6 +214,19 @@ def _check(maps: TokenMaps) -> None:
             )
 
 
+def check_drawing(cfg: float, top_k: int, top_p: float, temperature: float) -> None:
+    """Refuse settings with which no token can be drawn.
+
+    Raises:
+        InputError: names the four settings and their ranges.
+    """
+    if cfg < 0 or top_k < 0 or not 0 <= top_p <= 1 or temperature <= 0:
+        raise InputError(
+            f"--cfg {cfg:g} --top-k {top_k} --top-p {top_p:g} --temperature {temperature:g} were "
+            "given, wanted cfg and top-k of 0 or more, top-p from 0 to 1, temperature above 0"
+        )
+
+
 def as_tensor(idx_NL: np.ndarray, rows: Sequence[int] | np.ndarray) -> Tensor:
     """Some rows as (B, L) int64, copied out of the memory map."""
     return torch.from_numpy(np.ascontiguousarray(idx_NL[np.asarray(rows)]).astype(np.int64))
