@@ -8,11 +8,12 @@ import hashlib
 import os
 import re
 import stat
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from data_preprocessing.catalogue import CATALOGUE, LEFT_OUT, DataSet, Facts, Layout, plain_name
-from data_preprocessing.readers import is_picture_name
+from data_preprocessing.catalogue import CATALOGUE, LEFT_OUT, DataSet, File, Layout, plain_name
+from data_preprocessing.readers import is_picture_name, may_have_frames
 from usvar.errors import InputError
 
 # Names of split folders in a person's own data.
@@ -27,11 +28,12 @@ OWN_SPLITS = {
 # Names that say that a folder holds no pictures of its own class.
 MASK_WORDS = re.compile(r"(^|[^a-z])(masks?|gt|annot\w*|labels?|segmentations?)($|[^a-z])", re.IGNORECASE)
 SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx")
+ARCHIVE = re.compile(r"\.(zip|rar|7z|tar|tgz|tar\.gz|z\d\d|change2zip)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Record:
-    """A picture, as far as its path tells."""
+    """A picture, or a file of several frames before they are chosen, as far as path and lists tell."""
 
     # Path below the raw root, with forward slashes.
     source: str
@@ -51,6 +53,19 @@ class Record:
     outline_ns: int = 0
     bytes: int = 0
     modified_ns: int = 0
+    # How frames are chosen, see catalogue.Layout; `labels` is a file, `frames` the numbers that lists name.
+    take: str = "still"
+    frames: tuple[int, ...] = ()
+    labels: str = ""
+    axis: int = 0
+    array: str = ""
+    # The frame in the file.
+    number: int = 0
+
+    @property
+    def id(self) -> str:
+        """The picture's name in lists: its path, and the frame's number in a volume or video."""
+        return self.source if self.take == "still" else f"{self.source}#{self.number}"
 
 
 @dataclass
@@ -60,28 +75,23 @@ class Found:
     records: list[Record] = field(default_factory=list)
     # source -> reason.
     rejected: dict[str, str] = field(default_factory=dict)
+    # source -> reason, of pictures that --include would bring back.
+    left_out: dict[str, str] = field(default_factory=dict)
     # One printed line for each folder: read as what, or why not.
     notes: list[str] = field(default_factory=list)
     # Class folders without a file, which must not go unnoticed.
     empty_classes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class File:
-    """A regular file below a data set's folder."""
-
-    path: Path
-    # Below the data set's folder, with forward slashes.
-    relative: str
-    bytes: int
-    modified_ns: int
-
-
-def discover(raw_root: Path) -> Found:
+def discover(raw_root: Path, include: Sequence[str] = ()) -> Found:
     """All pictures below `raw_root`, in a fixed order.
 
+    Args:
+        include: words of the catalogue's `left_out` that bring back what is left out by default.
+
     Raises:
-        InputError: when the folder is missing or nothing in it can be read as a data set.
+        InputError: when the folder is missing, nothing in it can be read as a data set, or a publisher's
+            list is broken.
     """
     if not raw_root.is_dir():
         raise InputError(
@@ -89,17 +99,25 @@ def discover(raw_root: Path) -> Found:
         )
     found = Found()
     folders = sorted(path for path in raw_root.iterdir() if path.is_dir() and not _hidden(path.name))
+    packed = sorted(path.name for path in raw_root.iterdir() if ARCHIVE.search(path.name))
+    if packed:
+        found.notes.append(
+            f"WARNING: {', '.join(packed)} in {raw_root}: still packed, unpack to {raw_root / '<DataSet>'}"
+        )
     if not folders:
         raise InputError(
-            f"--raw-root {raw_root} has no folder, wanted <raw-root>/<DataSet>/... or <raw-root>/<Class>/*: "
-            "unpack the data there"
+            f"--raw-root {raw_root} has no folder"
+            + (f", only the archive {packed[0]}" if packed else "")
+            + ", wanted <raw-root>/<DataSet>/... or <raw-root>/<Class>/*: unpack the data there"
         )
     if {path.name.lower() for path in folders} & {"train", "training"}:
         _read_own(raw_root, raw_root, found)
     else:
+        entries_of = {folder: entries_in(folder) for folder in folders}
+        present = {entry.name for entries in entries_of.values() for entry in entries}
         for folder in folders:
-            _read_folder(raw_root, folder, found)
-        if not found.records and not found.rejected:
+            _read_folder(raw_root, folder, entries_of[folder], present, frozenset(include), found)
+        if not found.records and not found.rejected and not found.left_out:
             # No data set among them: they may be the class folders themselves.
             _read_own(raw_root, raw_root, found)
     if not found.records and not found.rejected:
@@ -111,6 +129,7 @@ def discover(raw_root: Path) -> Found:
     loose = sum(path.is_file() and is_picture_name(path.name) for path in raw_root.iterdir())
     if loose:
         found.notes.append(f"{loose} pictures directly in {raw_root}: left out, they have no class folder")
+    _make_names_unique(found)
     return found
 
 
@@ -118,40 +137,64 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_FILES
 
 
-def _read_folder(raw_root: Path, folder: Path, found: Found) -> None:
+def _read_folder(
+    raw_root: Path,
+    folder: Path,
+    entries: list[DataSet],
+    present: set[str],
+    include: frozenset[str],
+    found: Found,
+) -> None:
     for name, reason in LEFT_OUT.items():
         if plain_name(name) == plain_name(folder.name):
             found.notes.append(f"{folder.name}: left out, {reason}")
             return
-    entry = _entry_of(folder)
-    if entry is not None:
-        files, refused = walk(folder)
-        records, unlisted = _read_entry(entry, folder, files)
-        if records:
-            found.records += records
-            found.rejected.update(
-                {f"{folder.name}/{relative}": why for relative, why in (refused | unlisted).items()}
-            )
-            found.notes.append(f"{folder.name}: {entry.name}, {len(records)} pictures")
-            return
-    if not _read_own(raw_root, folder, found):
+    files, refused = walk(folder) if entries else ([], {})
+    taken: set[str] = set()
+    for entry in entries:
+        if entry.same_as in present:
+            found.notes.append(f"{folder.name}: {entry.name} left out, the same pictures as {entry.same_as}")
+            taken.update(file.relative for file in files)
+            continue
+        entry = next((e for e in CATALOGUE if e.name == entry.same_as), entry)
+        part = _read_entry(entry, folder, files, include, taken)
+        if part.records or part.left_out:
+            found.records += part.records
+            found.rejected |= part.rejected | {f"{folder.name}/{file}": why for file, why in refused.items()}
+            found.left_out |= part.left_out
+            left = f", {len(part.left_out)} left out by default" if part.left_out else ""
+            found.notes.append(f"{folder.name}: {entry.name}, {len(part.records)} files{left}")
+    if taken or _read_own(raw_root, folder, found):
+        return
+    packed = sorted(path.name for path in folder.rglob("*") if ARCHIVE.search(path.name))[:3]
+    inside = sorted(path.name for path in folder.iterdir() if not _hidden(path.name))[:5]
+    if entries:
+        wanted = " or ".join(entry.marker or entry.layouts[0].pattern for entry in entries)
+        why = f"named like {entries[0].name}, but no path like {wanted} is in it"
+    else:
         why = "not a known data set, and no class folders with pictures"
-        if entry is not None:
-            patterns = " or ".join(layout.pattern for layout in entry.layouts)
-            why = f"named like {entry.name}, but no path ends in {patterns}"
-        found.notes.append(f"{folder.name}: left out, {why}")
+    if packed:
+        unpack = f" ({entries[0].unpack})" if entries else ""
+        why += f"; {', '.join(packed)} still packed, unpack there{unpack}"
+    else:
+        why += f"; found {', '.join(inside) or 'nothing'}"
+    found.notes.append(f"WARNING: {folder.name}: left out, {why}")
 
 
-def _entry_of(folder: Path) -> DataSet | None:
-    """The catalogue's entry by the name of the folder, or of one inside it at most two levels down."""
-    names = [folder.name]
-    for below in sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()):
-        names += [below.name, *sorted(path.name for path in below.iterdir() if path.is_dir())]
-    for name in names:
-        for entry in CATALOGUE:
-            if plain_name(name) in {plain_name(known) for known in (entry.name, *entry.aliases)}:
-                return entry
-    return None
+def entries_in(folder: Path) -> list[DataSet]:
+    """The catalogue's entries by the name of the folder, or of one inside it at most two levels down.
+
+    One archive may hold several sets (TN3K, TG3K and DDTI), so there may be several.
+    """
+    names = {plain_name(folder.name)}
+    for below in (path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()):
+        names |= {
+            plain_name(below.name),
+            *(plain_name(path.name) for path in below.iterdir() if path.is_dir()),
+        }
+    return [
+        entry for entry in CATALOGUE if names & {plain_name(known) for known in (entry.name, *entry.aliases)}
+    ]
 
 
 def walk(folder: Path) -> tuple[list[File], dict[str, str]]:
@@ -203,42 +246,65 @@ def _output_name(dataset: str, relative: str) -> str:
     return f"{set_name}__{readable}_{hashlib.sha256(relative.encode()).hexdigest()[:8]}"
 
 
-def _read_entry(entry: DataSet, folder: Path, files: list[File]) -> tuple[list[Record], dict[str, str]]:
-    records, unlisted = [], {}
-    taken = set()
+def _make_names_unique(found: Found) -> None:
+    """Two folders of one data set may hold the same paths: the later one is named by its whole path."""
+    taken: set[tuple[str, tuple[int, ...]]] = set()
+    for i, record in enumerate(found.records):
+        # Parts of one file share its name and differ by their frames.
+        if (record.name, record.frames) in taken:
+            found.records[i] = replace(record, name=_output_name(record.dataset, record.source))
+        taken.add((record.name, record.frames))
+
+
+def _read_entry(
+    entry: DataSet, folder: Path, files: list[File], include: frozenset[str], taken: set[str]
+) -> Found:
+    """The pictures of one entry among `files`; adds the paths that its patterns know to `taken`."""
+    part = Found()
     for layout in entry.layouts:
         ending = re.compile(rf"(?:^|/)(?:{layout.pattern})$", re.IGNORECASE)
-        facts = layout.facts([file.path for file in files]) if layout.facts else {}
-        for file in files:
-            # The folder's own name may be part of the pattern.
-            match = ending.search(f"{folder.name}/{file.relative}")
-            if match is None or file.relative in taken:
-                continue
+        # The folder's own name may be part of the pattern.
+        matches = [(file, ending.search(f"{folder.name}/{file.relative}")) for file in files]
+        matches = [(file, match) for file, match in matches if match and file.relative not in taken]
+        facts = layout.facts(files) if layout.facts and matches else {}
+        for file, match in matches:
             taken.add(file.relative)
-            record = _record(entry, layout, folder, file, match.groupdict(), facts)
-            if isinstance(record, Record):
-                records.append(record)
-            else:
-                unlisted[file.relative] = record
-    return records, unlisted
+            source = f"{folder.name}/{file.relative}"
+            told = match.groupdict()
+            told |= facts.get((told.get("key") or "").lower(), {})
+            if layout.listed_only and (told["key"] or "").lower() not in facts:
+                part.rejected[source] = "not in the publisher's list"
+                continue
+            for one in layout.parts(file, files) if layout.parts else [{}]:
+                record = _record(entry, layout, folder, file, told | one)
+                word = layout.include or (told | one).get("leave", "")
+                if isinstance(record, str):
+                    part.rejected[source] = record
+                elif word and word not in include:
+                    part.left_out[source] = f"{entry.left_out[word]} (--include {word} brings it back)"
+                else:
+                    part.records.append(record)
+    return part
 
 
 def _record(
-    entry: DataSet, layout: Layout, folder: Path, file: File, told: dict[str, str | None], facts: Facts
+    entry: DataSet, layout: Layout, folder: Path, file: File, told: dict[str, str | None]
 ) -> Record | str:
     """The record of a picture, or the reason why it has none."""
-    if layout.listed_only and told["key"] not in facts:
-        return "not in the publisher's list of classes"
-    told = told | facts.get(told.get("key") or "", {})
     label = (told.get("label") or "").lower()
-    class_name = (
-        layout.classes
-        if isinstance(layout.classes, str)
-        else layout.classes.get(label, told.get("label") or "")
-    )
+    if isinstance(layout.classes, str):
+        class_name = layout.classes
+    elif not layout.classes:
+        class_name = told.get("label") or ""
+    elif label in layout.classes:
+        class_name = layout.classes[label]
+    else:
+        return f"unknown label {label!r}, wanted one of {', '.join(sorted(layout.classes))}"
     split = layout.splits.get((told.get("split") or "").lower(), "")
-    # Examination numbers start again in each split folder.
-    group = f"{split}/{told['group']}".lstrip("/") if told.get("group") else ""
+    group = told.get("group") or ""
+    if group and split and re.search(r"\(\?P<split>", layout.pattern):
+        # Examination numbers start again in each split folder.
+        group = f"{split}/{group}"
     outline = layout.outline(file.path) if layout.outline else None
     if outline is not None and not outline.is_file():
         outline = None
@@ -256,6 +322,11 @@ def _record(
         outline_ns=outline.stat().st_mtime_ns if outline else 0,
         bytes=file.bytes,
         modified_ns=file.modified_ns,
+        take=layout.take,
+        frames=tuple(map(int, (told.get("frames") or "").split())),
+        labels=str(layout.labels(file.path)) if layout.labels else "",
+        axis=layout.axis,
+        array=layout.array,
     )
 
 
@@ -306,6 +377,7 @@ def _read_own(raw_root: Path, folder: Path, found: Found) -> bool:
                     name=_output_name(title, file.relative),
                     bytes=file.bytes,
                     modified_ns=file.modified_ns,
+                    take="even" if may_have_frames(file.path.name) else "still",
                 )
             )
     prefix = "" if folder == raw_root else f"{folder.name}/"

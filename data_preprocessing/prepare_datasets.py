@@ -2,11 +2,12 @@
 
     python data_preprocessing/prepare_datasets.py --raw-root data/raw --out-root data/processed
     python data_preprocessing/prepare_datasets.py --raw-root data/raw --out-root data/small --size 64
+    python data_preprocessing/prepare_datasets.py --raw-root data/raw --list     # what is known, found, missing
 
-Reads <raw-root>/<DataSet>/... as unpacked by its publisher (catalogue.py knows which), and a person's own
+Reads <raw-root>/<DataSet>/... as unpacked by its publisher (catalogue/ knows which), and a person's own
 pictures as <raw-root>/<AnyName>/<Class>/* or <raw-root>/<AnyName>/{train,val,test}/<Class>/*. Writes to
 <out-root>: {train,val,test}/<Class>/<dataset>__<id>.png (grey stored as RGB), manifest.csv, rejected.csv,
-per_class_by_split.png, contact_sheets/<Class>.png and made_by.json. Raw data is never changed.
+left_out.csv, per_class_by_split.png, contact_sheets/<Class>.png and made_by.json. Raw data is never changed.
 
 Run it again after a change or an interruption: only what is new is read and written, and outputs that are
 no longer wanted are removed. Another --size writes all images anew; another --seed, --cap or --selection
@@ -20,9 +21,10 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -36,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_preprocessing import catalogue, report, work
 from data_preprocessing.discover import Found, Record, discover
+from data_preprocessing.flags import FLAGS
 from data_preprocessing.splits import SPLITS, Picture, Plan, make_plan, share_of
 from usvar import cli
 from usvar.errors import InputError
@@ -45,60 +48,78 @@ from usvar.provenance import made_by
 # What was found in each raw picture, so that it is read only once.
 INDEX = ".index.jsonl"
 # A change in one of these files makes the index and all outputs stale.
-VERSIONED = ("crop.py", "readers.py", "work.py")
+VERSIONED = ("copies.py", "crop.py", "flags.py", "readers.py", "work.py")
 SHEET_PICTURES = 24
 MANIFEST = [
     *("file", "source", "dataset", "organ", "class", "patient", "group", "split", "frame", "frame_kind"),
-    *("crop_left", "crop_top", "crop_right", "crop_bottom", "source_width", "source_height", "output_size"),
-    # Of the RGB pixels of the output, as decoded from its PNG.
-    "sha256",
+    # The polygon is empty where the whole box is image; else pixels outside it were made black.
+    *("crop_left", "crop_top", "crop_right", "crop_bottom", "polygon", "source_width", "source_height"),
+    # Share of near-black pixels of the source; what was detected in it, as words.
+    *("black_share", "flags"),
+    # The hash is of the RGB pixels of the output, as decoded from its PNG.
+    *("output_size", "sha256"),
 ]
 
 
 @dataclass(frozen=True)
 class Settings:
     # Folder with one folder for each data set, as unpacked by its publisher, or with class folders.
-    raw_root: Path
+    raw_root: Path = Path("data/raw")
     # Where to write; a new or empty folder, or one that this script made.
-    out_root: Path
+    out_root: Path = Path("data/processed")
+    # Print the known data sets, what of each is found under --raw-root and how to get the rest; do no more.
+    list: bool = False
     # Side of the square output images in pixels, 16 to 1024.
     size: int = 256
     # Which classes: "all", "mission" (its six organs), or a JSON file {"class": "new name" or null}.
     selection: str = "all"
     # Classes to leave out, by name.
     exclude_classes: tuple[str, ...] = ()
+    # What to bring back of that which is left out by default; --list prints the words of each data set.
+    include: tuple[str, ...] = ()
+    # Leave out pictures in which this was detected: calipers, doppler, dual (two views), text.
+    exclude_flags: tuple[str, ...] = ()
+    # Frames taken from each video or volume, evenly spaced.
+    frames: int = 4
     # Largest number of images of one data set, drawn by whole patients; 0 for no cap.
     cap: int = 1000
     # Changes which patients are drawn and which split they go to.
     seed: int = 0
     # Processes; 0 for one on each core.
     workers: int = 0
-    # Share of unreadable pictures, 0 to 1, above which the last lines say so loudly.
-    warn_rejected: float = 0.2
+    # Share of unreadable pictures, 0 to 1, above which the run stops before it writes an image.
+    max_rejected: float = 0.2
 
 
 def main(settings: Settings) -> None:
+    if settings.list:
+        print(report.list_data_sets(settings.raw_root))
+        return
     check(settings)
-    found = discover(settings.raw_root)
+    found = discover(settings.raw_root, settings.include)
     for note in found.notes:
         print(note)
-    records = select(found, settings)
     index = Index.load(settings.out_root)
+    records = choose_frames(select(found, settings), index, found, settings)
 
     # Look at every picture once.
-    looks = {r.source: index.looks[key(r)] for r in records if key(r) in index.looks}
-    new = [(settings.raw_root, r) for r in records if r.source not in looks]
+    looks = {r.id: index.looks[key(r)] for r in records if key(r) in index.looks}
+    new = [(settings.raw_root, rs) for rs in by_file(r for r in records if r.id not in looks)]
     try:
-        for (_, record), seen in in_parallel("look", work.look, new, settings.workers):
-            looks[record.source] = index.looks[key(record)] = seen
+        for (_, part), seen in in_parallel("look", work.look, new, settings.workers):
+            for record, one in zip(part, seen, strict=True):
+                looks[record.id] = index.looks[key(record)] = one
     except cli.Stopped as stop:
         index.save(settings.out_root, records)
         done = f"{len(looks)} of {len(records)} pictures looked at; the same command goes on"
         raise cli.Stopped(stop.signal_number, done) from None
 
     # Decide everything before anything is written.
-    rejected = found.rejected | {r.source: looks[r.source].reason for r in records if looks[r.source].reason}
-    readable = [r for r in records if not looks[r.source].reason]
+    rejected = found.rejected | {r.id: looks[r.id].reason for r in records if looks[r.id].reason}
+    left_out = found.left_out | flagged(records, looks, settings.exclude_flags)
+    readable = [r for r in records if not looks[r.id].reason and r.id not in left_out]
+    index.save(settings.out_root, records)
+    check_rejected(rejected, len(found.rejected) + len(records), settings)
     if not readable:
         source, reason = next(iter(rejected.items()))
         raise InputError(
@@ -107,8 +128,8 @@ def main(settings: Settings) -> None:
         )
     empty = found.empty_classes if settings.selection == "all" else []
     must_have = tuple(sorted(set(empty) - set(settings.exclude_classes)))
-    plan = make_plan([picture(r, looks[r.source]) for r in readable], settings.seed, settings.cap, must_have)
-    kept = {r.source: r for r in readable if r.source in plan.places}
+    plan = make_plan([picture(r, looks[r.id]) for r in readable], settings.seed, settings.cap, must_have)
+    kept = {r.id: r for r in readable if r.id in plan.places}
     files = {s: f"{plan.places[s].split}/{r.class_name}/{r.name}.png" for s, r in kept.items()}
 
     # An output stays when it was made from the same look, for the same place and size.
@@ -120,23 +141,30 @@ def main(settings: Settings) -> None:
             outputs[source] = output
     removed = remove_outputs(settings.out_root, {output.file for output in outputs.values()})
     todo = sorted(set(files) - set(outputs))
+    check_room(settings, len(todo))
     # Before the first write the index forgets what is to be overwritten: a killed run never leaves it wrong.
     index.outputs = {key(kept[source]): output for source, output in outputs.items()}
     index.save(settings.out_root, records)
     jobs = [
-        (settings.raw_root, kept[s], looks[s].frame, settings.size, settings.out_root / files[s])
-        for s in todo
+        (
+            settings.raw_root,
+            [(r, looks[r.id].frame, settings.out_root / files[r.id]) for r in rs],
+            settings.size,
+        )
+        for rs in by_file(kept[s] for s in todo)
     ]
     try:
-        for (_, record, *_), (sha256, length) in in_parallel("write", work.write, jobs, settings.workers):
-            output = Output(files[record.source], settings.size, sha256, length)
-            outputs[record.source] = index.outputs[key(record)] = output
+        for (_, part, _), written in in_parallel("write", work.write, jobs, settings.workers):
+            for (record, *_), (sha256, length) in zip(part, written, strict=True):
+                output = Output(files[record.id], settings.size, sha256, length)
+                outputs[record.id] = index.outputs[key(record)] = output
     finally:
         index.save(settings.out_root, records)
 
     rows = manifest_rows(kept, looks, plan, outputs)
-    changed = write_reports(settings, rows, rejected | plan.dropped, kept, looks)
-    say(settings, rows, rejected, plan, len(found.rejected) + len(records), len(todo), removed, changed)
+    changed = write_reports(settings, rows, rejected | plan.dropped, left_out, kept, looks, outputs)
+    seen = len(found.rejected) + len(records)
+    say(settings, rows, rejected, left_out, plan, seen, len(todo), removed, changed)
 
 
 def check(settings: Settings) -> None:
@@ -145,8 +173,14 @@ def check(settings: Settings) -> None:
         raise InputError(f"--size {settings.size}, wanted 16 to 1024")
     if settings.cap < 0 or settings.workers < 0:
         raise InputError("--cap and --workers must be 0 or more")
-    if not 0 <= settings.warn_rejected <= 1:
-        raise InputError(f"--warn-rejected {settings.warn_rejected}, wanted a share from 0 to 1")
+    if not 0 <= settings.max_rejected <= 1:
+        raise InputError(f"--max-rejected {settings.max_rejected}, wanted a share from 0 to 1")
+    if settings.frames < 1:
+        raise InputError(f"--frames {settings.frames}, wanted at least 1")
+    if unknown := sorted(set(settings.include) - set(catalogue.INCLUDES)):
+        raise InputError(f"--include {unknown[0]}, known are {', '.join(catalogue.INCLUDES)}: see --list")
+    if unknown := sorted(set(settings.exclude_flags) - set(FLAGS)):
+        raise InputError(f"--exclude-flags {unknown[0]}, known are {', '.join(FLAGS)}")
     raw, out = settings.raw_root.resolve(), settings.out_root.resolve()
     if raw == out or raw in out.parents or out in raw.parents:
         raise InputError(
@@ -168,7 +202,7 @@ def select(found: Found, settings: Settings) -> list[Record]:
     if settings.selection == "all":
         new_name = {name: name for name in known}
     elif settings.selection == "mission":
-        new_name = {name: name for name in catalogue.MISSION_CLASSES}
+        new_name = {name: name for name in catalogue.MISSION_CLASSES} | catalogue.CLASS_ALIASES
     else:
         new_name = read_mapping(Path(settings.selection))
         if unknown := sorted(set(new_name) - known):
@@ -221,12 +255,91 @@ def check_class_name(name: str) -> None:
         )
 
 
+def by_file(records: Iterable[Record]) -> list[list[Record]]:
+    """Records of one file together, so that a video or volume is opened once."""
+    files: dict[str, list[Record]] = {}
+    for record in records:
+        files.setdefault(record.source, []).append(record)
+    return list(files.values())
+
+
+def choose_frames(records: list[Record], index: "Index", found: Found, settings: Settings) -> list[Record]:
+    """One record a picture: videos and volumes become a few frames; those without a frame are rejected."""
+    several = [(settings.raw_root, r, settings.frames) for r in records if r.take not in ("still", "first")]
+    known = {frames_key(r, settings.frames) for _, r, _ in several} & set(index.frames)
+    new = [job for job in several if frames_key(job[1], settings.frames) not in known]
+    for (_, record, wanted), numbers in in_parallel("frames", work.frames_of, new, settings.workers):
+        index.frames[frames_key(record, wanted)] = numbers
+    chosen = []
+    for record in records:
+        if record.take in ("still", "first"):
+            chosen.append(record)
+            continue
+        numbers = index.frames[frames_key(record, settings.frames)]
+        if isinstance(numbers, str):
+            found.rejected[record.source] = numbers
+            continue
+        chosen += [replace(record, number=n, name=f"{record.name}_f{n:04}", frames=()) for n in numbers]
+    return chosen
+
+
+def flagged(records: list[Record], looks: dict[str, work.Look], unwanted: tuple[str, ...]) -> dict[str, str]:
+    """id -> reason, for pictures in which something was detected that --exclude-flags names."""
+    return {
+        r.id: f"detected: {', '.join(hits)} (--exclude-flags)"
+        for r in records
+        if (hits := sorted(set(looks[r.id].flags) & set(unwanted)))
+    }
+
+
+def check_rejected(rejected: dict[str, str], seen: int, settings: Settings) -> None:
+    """Stop when too many pictures are unusable, with the list of reasons written."""
+    if len(rejected) > settings.max_rejected * seen:
+        settings.out_root.mkdir(parents=True, exist_ok=True)
+        write_csv(settings.out_root / "rejected.csv", ["source", "reason"], reasons_of(rejected))
+        source, reason = next(iter(sorted(rejected.items())))
+        raise InputError(
+            f"{len(rejected)} of {seen} pictures cannot be used, more than --max-rejected "
+            f"{settings.max_rejected:g}; the first, {source}: {reason}; all are listed in "
+            f"{settings.out_root / 'rejected.csv'}: mend or remove the files, or raise --max-rejected"
+        )
+
+
+def check_room(settings: Settings, images: int) -> None:
+    """Stop before the disk runs full: a PNG of grey stored as RGB takes at most about a byte a pixel."""
+    needed = images * settings.size**2
+    home = next(
+        path
+        for path in (settings.out_root.absolute(), *settings.out_root.absolute().parents)
+        if path.exists()
+    )
+    free = shutil.disk_usage(home).free
+    if needed > free:
+        raise InputError(
+            f"{images} images of {settings.size} x {settings.size} need up to {needed / 1e9:.1f} GB, "
+            f"{free / 1e9:.1f} GB are free at {settings.out_root}: make room, or lower --size or --cap"
+        )
+    if images:
+        print(f"{images} images to write, up to {needed / 1e9:.2f} GB ({free / 1e9:.0f} GB free)")
+
+
 def key(record: Record) -> str:
     """What must be unchanged for an earlier look at a picture to hold."""
     return json.dumps(
         [
-            *(record.source, record.bytes, record.modified_ns, record.name),
-            *(record.frame, record.turn, record.outline, record.outline_ns),
+            *(record.source, record.bytes, record.modified_ns, record.name, record.number),
+            *(record.frame, record.turn, record.outline, record.outline_ns, record.axis, record.array),
+        ]
+    )
+
+
+def frames_key(record: Record, wanted: int) -> str:
+    """What must be unchanged for an earlier choice of frames to hold."""
+    labels_ns = Path(record.labels).stat().st_mtime_ns if Path(record.labels).is_file() else 0
+    return json.dumps(
+        [
+            *(record.source, record.bytes, record.modified_ns, record.take, record.axis, record.array),
+            *(record.frames, record.labels, labels_ns, wanted),
         ]
     )
 
@@ -250,6 +363,8 @@ class Index:
     def __init__(self) -> None:
         self.looks: dict[str, work.Look] = {}
         self.outputs: dict[str, Output] = {}
+        # By `frames_key`: numbers of the chosen frames, or why there are none.
+        self.frames: dict[str, list[int] | str] = {}
 
     @staticmethod
     def stamp() -> str:
@@ -266,6 +381,9 @@ class Index:
                 if json.loads(next(lines))["stamp"] != cls.stamp():
                     return index
                 for row in map(json.loads, lines):
+                    if "frames" in row:
+                        index.frames[row["key"]] = row["frames"]
+                        continue
                     index.looks[row["key"]] = work.Look.from_json(row["look"])
                     if row["output"]:
                         index.outputs[row["key"]] = Output(*row["output"])
@@ -276,6 +394,7 @@ class Index:
     def save(self, out_root: Path, records: list[Record]) -> None:
         """Write what is known of `records`, one JSON line each, if it differs from the file."""
         lines = [json.dumps({"stamp": self.stamp()})]
+        lines += [json.dumps({"key": k, "frames": frames}) for k, frames in sorted(self.frames.items())]
         for k in map(key, records):
             if k in self.looks:
                 output = dataclasses.astuple(self.outputs[k]) if k in self.outputs else None
@@ -321,7 +440,7 @@ def in_parallel(
 def picture(record: Record, seen: work.Look) -> Picture:
     """A readable picture as the plan sees it."""
     return Picture(
-        record.source,
+        record.id,
         record.dataset,
         record.class_name,
         record.group,
@@ -375,25 +494,23 @@ def write_csv(path: Path, header: list[str], rows: list[dict[str, Any]]) -> bool
     return True
 
 
+def reasons_of(reasons: dict[str, str]) -> list[dict[str, str]]:
+    """source -> reason as rows of a list, sorted."""
+    return [{"source": source, "reason": reason} for source, reason in sorted(reasons.items())]
+
+
 def manifest_rows(
     kept: dict[str, Record], looks: dict[str, work.Look], plan: Plan, outputs: dict[str, Output]
 ) -> list[dict[str, str]]:
     """One row for each prepared image, by file name; all values as text, as they are read back."""
     rows = []
-    for source, record in kept.items():
-        seen, place, output = looks[source], plan.places[source], outputs[source]
+    for name, record in kept.items():
+        seen, place, output = looks[name], plan.places[name], outputs[name]
+        corners = " ".join(f"{x:g},{y:g}" for x, y in seen.frame.polygon)
         values = (
-            *(
-                output.file,
-                source,
-                record.dataset,
-                record.organ,
-                record.class_name,
-                record.group,
-                place.group,
-            ),
-            # Still pictures have one frame, number 0.
-            *(place.split, 0, seen.frame.kind, *seen.frame.box, seen.width, seen.height),
+            *(output.file, record.source, record.dataset, record.organ, record.class_name, record.group),
+            *(place.group, place.split, record.number, seen.frame.kind, *seen.frame.box, corners),
+            *(seen.width, seen.height, f"{seen.black_share:.3f}", " ".join(seen.flags)),
             *(output.size, output.sha256),
         )
         rows.append(dict(zip(MANIFEST, map(str, values), strict=True)))
@@ -404,12 +521,15 @@ def write_reports(
     settings: Settings,
     rows: list[dict[str, str]],
     rejected: dict[str, str],
+    left_out: dict[str, str],
     kept: dict[str, Record],
     looks: dict[str, work.Look],
+    outputs: dict[str, Output],
 ) -> bool:
     """Write contact sheets, chart, lists and made_by.json where they are new; returns whether any was."""
     out = settings.out_root
     old_rows = read_csv(out / "manifest.csv")
+    of = {output.file: name for name, output in outputs.items()}
     old, by_class = defaultdict(list), defaultdict(list)
     for table, members in ((old_rows, old), (rows, by_class)):
         for row in table:
@@ -419,10 +539,10 @@ def write_reports(
     for name, members in sorted(by_class.items()):
         if members == old[name] and (sheets / f"{name}.png").is_file():
             continue
-        shown = sorted(members, key=lambda row: share_of(settings.seed, "sheet", row["source"]))[
+        shown = sorted(members, key=lambda row: share_of(settings.seed, "sheet", row["file"]))[
             :SHEET_PICTURES
         ]
-        pictures = [(kept[row["source"]], looks[row["source"]].frame, out / row["file"]) for row in shown]
+        pictures = [(kept[of[row["file"]]], looks[of[row["file"]]].frame, out / row["file"]) for row in shown]
         title = (
             f"{name}: {len(shown)} of {len(members)}; original with the crop drawn on it, beside the result"
         )
@@ -432,8 +552,10 @@ def write_reports(
     for path in sheets.glob("*.png"):
         if path.stem not in by_class:
             path.unlink()
-    reasons = [{"source": source, "reason": reason} for source, reason in sorted(rejected.items())]
-    changed = write_csv(out / "rejected.csv", ["source", "reason"], reasons) or bool(jobs) or rows != old_rows
+    header = ["source", "reason"]
+    lists = [write_csv(out / "rejected.csv", header, reasons_of(rejected))]
+    lists += [write_csv(out / "left_out.csv", header, reasons_of(left_out))]
+    changed = any(lists) or bool(jobs) or rows != old_rows
     chart = out / "per_class_by_split.png"
     if changed or not chart.is_file():
         counts = Counter((row["class"], row["split"]) for row in rows)
@@ -447,6 +569,7 @@ def say(
     settings: Settings,
     rows: list[dict[str, str]],
     rejected: dict[str, str],
+    left_out: dict[str, str],
     plan: Plan,
     seen: int,
     written: int,
@@ -465,11 +588,9 @@ def say(
         )
     else:
         print(f"{settings.out_root}: {len(rows)} images, nothing to do")
-    share = len(rejected) / max(seen, 1)
-    if share > settings.warn_rejected:
+    if left_out:
         print(
-            f"WARNING: {share:.0%} of the pictures cannot be used (more than {settings.warn_rejected:.0%}): "
-            f"look at {settings.out_root / 'rejected.csv'}"
+            f"{len(left_out)} left out by default or by a setting: see {settings.out_root / 'left_out.csv'}"
         )
     reasons = Counter(reason.split(":")[0].split(" of ")[0] for reason in (rejected | plan.dropped).values())
     why = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(4))

@@ -15,6 +15,8 @@ from PIL import Image, ImageOps
 PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
 PILLOW_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm")
 ITK_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd")
+ARRAY_SUFFIXES = (".npy", ".h5", ".hdf5", ".dcm")
+VIDEO_SUFFIXES = (".avi", ".mp4", ".mpeg", ".mpg", ".mov", ".gif", ".webm", ".mkv")
 # Pixels a side: below, nothing can be seen; above, it is no ultrasound screen but may fill the memory.
 SMALLEST_SIDE = 16
 LARGEST_SIDE = 10_000
@@ -39,7 +41,12 @@ class Unreadable(Exception):
 
 def is_picture_name(name: str) -> bool:
     """Whether a file's suffix is one that can be read."""
-    return name.lower().endswith(PILLOW_SUFFIXES + ITK_SUFFIXES)
+    return name.lower().endswith(PILLOW_SUFFIXES + ITK_SUFFIXES + ARRAY_SUFFIXES + VIDEO_SUFFIXES)
+
+
+def may_have_frames(name: str) -> bool:
+    """Whether a file with this suffix may be a volume or a video."""
+    return name.lower().endswith(ITK_SUFFIXES + ARRAY_SUFFIXES + VIDEO_SUFFIXES)
 
 
 def read_grey(path: Path, turn: str = "") -> np.ndarray:

@@ -8,7 +8,9 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw
 
+from data_preprocessing.catalogue import CATALOGUE
 from data_preprocessing.crop import Frame
+from data_preprocessing.discover import entries_in, walk
 from data_preprocessing.splits import SPLITS
 from usvar.files import atomic_path
 
@@ -35,6 +37,40 @@ def table(counts: Counter, classes: Sequence[str]) -> str:
         ]
         rows.append(f"{name:<{width}}" + "".join(f"{n:>8}" for n in (*numbers, sum(numbers))))
     return "\n".join(rows)
+
+
+def list_data_sets(raw_root: Path) -> str:
+    """All data sets of the catalogue: what they are, what of each lies below `raw_root`, how to get the rest."""
+    present: dict[str, list[Path]] = {}
+    if raw_root.is_dir():
+        for folder in sorted(path for path in raw_root.iterdir() if path.is_dir()):
+            for entry in entries_in(folder):
+                present.setdefault(entry.name, []).append(folder)
+    rows = [("data set", "organ", "shape", "access", "published", f"in {raw_root}")]
+    missing = []
+    for entry in CATALOGUE:
+        found = ", ".join(
+            f"{len(walk(folder)[0])} files in {folder.name}/" for folder in present.get(entry.name, [])
+        )
+        count = str(entry.true_count or entry.seed_count or "?")
+        rows.append((entry.name, entry.organ, entry.shape, entry.access, count, found or "-"))
+        if not found:
+            same = f" (the same pictures as {entry.same_as}: not needed beside it)" if entry.same_as else ""
+            missing.append(f"{entry.name}: {entry.home or 'no home known'}; {entry.unpack}{same}")
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += ["", "Left out by default, and the word that brings it back:"]
+    lines += [
+        f"  {entry.name}: --include {word}: {what}"
+        for entry in CATALOGUE
+        for word, what in sorted(entry.left_out.items())
+    ]
+    lines += [
+        "",
+        f"Not found: get it, then unpack it to {raw_root}/<data set>/",
+        *(f"  {m}" for m in missing),
+    ]
+    return "\n".join(lines)
 
 
 def bar_chart(path: Path, counts: Counter, classes: Sequence[str]) -> None:

@@ -1,8 +1,9 @@
-"""What runs in the worker processes: look at one picture, write one picture, draw one contact sheet."""
+"""What runs in the worker processes: choose frames, look at pictures, write them, draw a contact sheet."""
 
 import base64
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,11 +13,23 @@ from PIL import Image
 from data_preprocessing.catalogue import read_outline
 from data_preprocessing.crop import Frame, cut, find_frame, letterbox
 from data_preprocessing.discover import Record
-from data_preprocessing.readers import Unreadable, read_grey
+from data_preprocessing.flags import find_flags
+from data_preprocessing.readers import (
+    Unreadable,
+    count_frames,
+    even_frames,
+    labelled_frames,
+    read_frames,
+    to_grey,
+    turned,
+)
 from data_preprocessing.report import contact_sheet, pair_tile
 from data_preprocessing.splits import SMALL_SIDE, dhash
 from usvar.errors import InputError
 from usvar.files import TEMPORARY_PREFIX
+
+# Grey levels that count as black in a picture's share of black.
+BLACK = 10
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,10 @@ class Look:
     # Base64 of the small version that confirms near copies.
     small: str = ""
     frame: Frame | None = None
+    # What was detected in it, see flags.FLAGS.
+    flags: tuple[str, ...] = ()
+    # Share of the source's pixels that are nearly black, 0 to 1.
+    black_share: float = 0.0
 
     def as_json(self) -> dict:
         """Plain values for a JSON line."""
@@ -40,20 +57,61 @@ class Look:
     @classmethod
     def from_json(cls, values: dict) -> "Look":
         """The inverse of `as_json`."""
-        frame = values.pop("frame")
+        frame, flags = values.pop("frame"), tuple(values.pop("flags"))
         if frame:
             frame = Frame(frame["kind"], tuple(frame["box"]), tuple(map(tuple, frame["polygon"])))
-        return cls(frame=frame, **values)
+        return cls(frame=frame, flags=flags, **values)
 
 
-def look(raw_root: Path, record: Record) -> Look:
-    """Read a picture, find its scan area and its hashes."""
+def frames_of(raw_root: Path, record: Record, wanted: int) -> list[int] | str:
+    """Numbers of at most `wanted` frames to take from a file, evenly spaced, or why there are none."""
     try:
-        grey_HW = read_grey(raw_root / record.source, record.turn)
+        among: Sequence[int] = record.frames
+        if record.take == "labelled":
+            if not Path(record.labels).is_file():
+                return f"its label file {Path(record.labels).name} is missing"
+            among = labelled_frames(Path(record.labels), record.axis)
+            if not among:
+                return "no frame with a label"
+        if not among:
+            among = range(count_frames(raw_root / record.source, record.axis))
+    except Unreadable as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot be opened: {error.strerror}"
+    return [among[i] for i in even_frames(len(among), wanted)]
+
+
+def read_pictures(raw_root: Path, records: Sequence[Record]) -> list[np.ndarray]:
+    """The pictures of records of one file, (H, W) or (H, W, 3) uint8, probe at the top.
+
+    Raises:
+        Unreadable, OSError: when the file cannot be read.
+    """
+    first = records[0]
+    path = raw_root / first.source
+    if first.take == "still" and (count := count_frames(path, first.axis)) > 1:
+        raise Unreadable(f"{count} frames, wanted a still picture: export the frames you want")
+    frames = read_frames(path, [r.number for r in records], first.axis, first.array)
+    return [turned(frame, first.turn) for frame in frames]
+
+
+def look(raw_root: Path, records: Sequence[Record]) -> list[Look]:
+    """Read the pictures of one file, find their scan areas, flags and hashes."""
+    try:
+        pictures = read_pictures(raw_root, records)
+    except Unreadable as error:
+        return [Look(reason=str(error))] * len(records)
+    except OSError as error:
+        return [Look(reason=f"cannot be opened: {error.strerror}")] * len(records)
+    return [_look(record, picture) for record, picture in zip(records, pictures, strict=True)]
+
+
+def _look(record: Record, picture: np.ndarray) -> Look:
+    try:
+        grey_HW = to_grey(picture)
     except Unreadable as error:
         return Look(reason=str(error))
-    except OSError as error:
-        return Look(reason=f"cannot be opened: {error.strerror}")
     outline = read_outline(Path(record.outline)) if record.outline else None
     frame = find_frame(grey_HW, record.frame, outline)
     area = Image.fromarray(cut(grey_HW, frame))
@@ -67,24 +125,37 @@ def look(raw_root: Path, record: Record) -> Look:
         dhash=dhash(np.asarray(area.resize((9, 8), Image.Resampling.BOX))),
         small=base64.b64encode(small.tobytes()).decode(),
         frame=frame,
+        flags=find_flags(picture, frame),
+        black_share=round(float((grey_HW <= BLACK).mean()), 4),
     )
 
 
-def write(raw_root: Path, record: Record, frame: Frame, size: int, target: Path) -> tuple[str, int]:
-    """Crop one picture, scale it and write it as grey stored as RGB.
+def write(raw_root: Path, jobs: Sequence[tuple[Record, Frame, Path]], size: int) -> list[tuple[str, int]]:
+    """Crop the pictures of one file, scale them and write them as grey stored as RGB.
+
+    Args:
+        jobs: each record of the file with its frame and the output's path.
 
     Returns:
-        Hex SHA-256 of the output's RGB pixels, and the length of its file in bytes.
+        Of each, hex SHA-256 of the output's RGB pixels, and the length of its file in bytes.
 
     Raises:
-        InputError: when the picture was changed or removed since `look`.
+        InputError: when the file was changed or removed since `look`.
     """
+    records = [record for record, _, _ in jobs]
     try:
-        grey_HW = letterbox(cut(read_grey(raw_root / record.source, record.turn), frame), size)
+        greys = [to_grey(picture) for picture in read_pictures(raw_root, records)]
     except (OSError, Unreadable) as error:
         raise InputError(
-            f"{record.source} changed while it was prepared ({error}): leave the raw data alone, run again"
+            f"{records[0].source} changed while it was prepared ({error}): leave the raw data alone, run again"
         ) from None
+    return [
+        _write_png(letterbox(cut(grey_HW, frame), size), target)
+        for grey_HW, (_, frame, target) in zip(greys, jobs, strict=True)
+    ]
+
+
+def _write_png(grey_HW: np.ndarray, target: Path) -> tuple[str, int]:
     rgb = Image.fromarray(grey_HW).convert("RGB")
     target.parent.mkdir(parents=True, exist_ok=True)
     # Renamed when whole, but not forced to the disk one by one, which can cost more than all else: after a
@@ -104,8 +175,8 @@ def draw_sheet(raw_root: Path, rows: list[tuple[Record, Frame, Path]], target: P
     """Draw a class's contact sheet from raw pictures, their frames and the prepared images."""
     tiles = []
     for record, frame, prepared in rows:
-        grey_HW = read_grey(raw_root / record.source, record.turn)
+        grey_HW = to_grey(read_pictures(raw_root, [record])[0])
         with Image.open(prepared) as picture:
             result_HW = np.asarray(picture.convert("L"))
-        tiles.append(pair_tile(grey_HW, frame, result_HW, f"{frame.kind} | {record.source[-50:]}"))
+        tiles.append(pair_tile(grey_HW, frame, result_HW, f"{frame.kind} | {record.id[-50:]}"))
     contact_sheet(target, tiles, title)

@@ -1,0 +1,156 @@
+"""What an entry of the catalogue says, and the small tools that entries share.
+
+An entry finds its pictures by a *positive* pattern on the end of the path, so that masks, overlays and
+second copies are left out, and a folder unpacked one level deeper or shallower is read all the same. The
+named groups of the pattern say what the path tells; lists beside the pictures (`facts`) may add to them:
+
+    label    which class, a key of `classes`
+    group    patient, video or examination: what must stay on one side of the split
+    split    the publisher's split, a key of `splits`
+    key      how `facts` finds this picture
+    frames   numbers of the frames worth taking, as "3 17 40" (facts only)
+    leave    the word of --include without which the picture is left out (facts only)
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# What the lists beside the pictures tell, by the pattern's `key` in lower case.
+Facts = dict[str, dict[str, str]]
+
+
+@dataclass(frozen=True)
+class File:
+    """A regular file below a data set's folder."""
+
+    path: Path
+    # Below the data set's folder, with forward slashes.
+    relative: str
+    bytes: int = 0
+    modified_ns: int = 0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which the pictures of a data set lie on disk."""
+
+    # Regular expression for the end of the path, in any case of letters.
+    pattern: str
+    # The path's `label` (in lower case) -> class, or one class for all. {} takes the label as it is.
+    classes: dict[str, str] | str
+    # The path's `split` (in lower case) -> "train", "val" or "test". A split that the publisher lacks is
+    # drawn from "train".
+    splits: dict[str, str] = field(default_factory=dict)
+    # How the scan area is found, see crop.find_frame.
+    frame: str = "auto"
+    # What brings the probe to the top, see readers.turned.
+    turn: str = ""
+    # Reads the lists that lie beside the pictures.
+    facts: Callable[[list[File]], Facts] | None = None
+    # A picture that the lists lack is rejected.
+    listed_only: bool = False
+    # The word of --include without which nothing of this layout is read.
+    include: str = ""
+    # The file with the published scan area of a picture.
+    outline: Callable[[Path], Path] | None = None
+    # Which frames of a file: "still" (it has one), "first" (further ones repeat it), "even" (a few evenly
+    # spaced), "listed" (evenly among the facts' `frames`; without any, as "even") or "labelled" (evenly
+    # among those in whose label volume something is marked).
+    take: str = "still"
+    # The file with the label volume of a picture, for "labelled".
+    labels: Callable[[Path], Path] | None = None
+    # Axis of the frames, in SimpleITK's array order (z, y, x).
+    axis: int = 0
+    # Name of the pictures' array in an HDF5 file.
+    array: str = ""
+    # Several patients in one file: what is told of each, with its `frames`.
+    parts: Callable[[File, list[File]], list[dict[str, str]]] | None = None
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A public data set."""
+
+    name: str
+    organ: str
+    layouts: tuple[Layout, ...]
+    # Further names of its folder, at the top of the raw root or one or two levels below.
+    aliases: tuple[str, ...] = ()
+    # "fan", "rectangle" or "both".
+    shape: str = "both"
+    # "open", "register" (a form, an application or a log-in) or "hard to reach".
+    access: str = "open"
+    licence: str = "not stated"
+    cite: str = ""
+    home: str = ""
+    # What to do with the archives.
+    unpack: str = "one archive"
+    # Where the class comes from.
+    labels: str = "one class"
+    # What is kept on one side of the split, and how it is told.
+    groups: str = "each picture by itself"
+    # A path that a right folder holds; named when it is missing.
+    marker: str = ""
+    # word of --include -> what it brings back.
+    left_out: dict[str, str] = field(default_factory=dict)
+    # Pictures as the predecessor's table counts them, and as the sources do; 0 where not counted.
+    seed_count: int = 0
+    true_count: int = 0
+    # The entry whose pictures these are; they are read only when that one's folder is missing.
+    same_as: str = ""
+    # Doubts and quirks worth a line.
+    note: str = ""
+
+
+def plain_name(name: str) -> str:
+    """A folder's name as it is compared: letters and digits in lower case."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def named(files: Sequence[File], pattern: str) -> list[File]:
+    """The files whose path ends in `pattern` (a regular expression, any case of letters)."""
+    ending = re.compile(rf"(?:^|/)(?:{pattern})$", re.IGNORECASE)
+    return [file for file in files if ending.search(file.relative)]
+
+
+def in_blocks(names: Sequence[str], count: int, gap: int) -> dict[str, dict[str, str]]:
+    """Groups for frames of unknown sweeps: contiguous blocks in numerical order, with gaps between.
+
+    Neighbouring frames are near copies, so a random split leaks. Whole blocks go to one side; the frames
+    next to a border between blocks are left out (`--include gaps` brings them back).
+
+    Args:
+        names: keys that end in a number, such as "0007".
+        count: number of blocks.
+        gap: frames left out at each border.
+
+    Returns:
+        key in lower case -> {"group": ...} and, in a gap, {"leave": "gaps"}.
+    """
+    ordered = sorted((name.lower() for name in names), key=last_number)
+    size = -(-len(ordered) // count)
+    facts = {}
+    for place, name in enumerate(ordered):
+        block, inside = divmod(place, size)
+        facts[name] = {"group": f"block {block}"}
+        if block and inside < gap:
+            facts[name]["leave"] = "gaps"
+    return facts
+
+
+def last_number(name: str) -> tuple[int, str]:
+    """Sorts names by their last number, however it is padded."""
+    numbers = re.findall(r"\d+", name)
+    return (int(numbers[-1]) if numbers else -1, name)
+
+
+def read_outline(path: Path) -> list[tuple[float, float]] | None:
+    """A polygon stored as a JSON list of [x, y], or None when there is no usable one."""
+    try:
+        points = json.loads(path.read_text(encoding="utf-8"))
+        return [(float(x), float(y)) for x, y in points]
+    except (OSError, ValueError, TypeError):
+        return None
