@@ -1,15 +1,24 @@
 """What is known of each public data set: one short entry each, a module an organ.
 
-To add a data set, write one more `DataSet(...)` into the module of its organ (see entry.py for the fields) and a
-small tree in its layout into that module's test.
+To add a data set, write one more `DataSet(...)` into the module of its organ (see entry.py for the fields),
+and a small tree in its layout into that module's test.
 """
 
 from data_preprocessing.catalogue import abdomen, breast, fetal, heart, limbs, lung, pelvis, thyroid
 from data_preprocessing.catalogue.entry import DataSet, Facts, File, Layout, plain_name, read_outline
 
 __all__ = [
-    *("CATALOGUE", "CLASS_ALIASES", "INCLUDES", "LEFT_OUT", "MISSION_CLASSES"),
-    *("DataSet", "Facts", "File", "Layout", "plain_name", "read_outline"),
+    "CATALOGUE",
+    "CLASS_ALIASES",
+    "INCLUDES",
+    "LEFT_OUT",
+    "MISSION_CLASSES",
+    "DataSet",
+    "Facts",
+    "File",
+    "Layout",
+    "plain_name",
+    "read_outline",
 ]
 
 CATALOGUE: tuple[DataSet, ...] = tuple(
