@@ -2,7 +2,7 @@
 
     python data_preprocessing/prepare_datasets.py --raw-root data/raw --out-root data/processed
     python data_preprocessing/prepare_datasets.py --raw-root data/raw --out-root data/small --size 64
-    python data_preprocessing/prepare_datasets.py --raw-root data/raw --list     # what is known, found, missing
+    python data_preprocessing/prepare_datasets.py --raw-root data/raw --list  # known, found, missing
 
 Reads <raw-root>/<DataSet>/... as unpacked by its publisher (catalogue/ knows which), and a person's own
 pictures as <raw-root>/<AnyName>/<Class>/* or <raw-root>/<AnyName>/{train,val,test}/<Class>/*. Writes to
@@ -529,7 +529,7 @@ def write_reports(
     """Write contact sheets, chart, lists and made_by.json where they are new; returns whether any was."""
     out = settings.out_root
     old_rows = read_csv(out / "manifest.csv")
-    of = {output.file: name for name, output in outputs.items()}
+    id_of = {output.file: name for name, output in outputs.items()}
     old, by_class = defaultdict(list), defaultdict(list)
     for table, members in ((old_rows, old), (rows, by_class)):
         for row in table:
@@ -542,7 +542,9 @@ def write_reports(
         shown = sorted(members, key=lambda row: share_of(settings.seed, "sheet", row["file"]))[
             :SHEET_PICTURES
         ]
-        pictures = [(kept[of[row["file"]]], looks[of[row["file"]]].frame, out / row["file"]) for row in shown]
+        pictures = [
+            (kept[id_of[row["file"]]], looks[id_of[row["file"]]].frame, out / row["file"]) for row in shown
+        ]
         title = (
             f"{name}: {len(shown)} of {len(members)}; original with the crop drawn on it, beside the result"
         )

@@ -40,7 +40,7 @@ def table(counts: Counter, classes: Sequence[str]) -> str:
 
 
 def list_data_sets(raw_root: Path) -> str:
-    """All data sets of the catalogue: what they are, what of each lies below `raw_root`, how to get the rest."""
+    """All data sets of the catalogue: what each is, what lies below `raw_root`, how to get the rest."""
     present: dict[str, list[Path]] = {}
     if raw_root.is_dir():
         for folder in sorted(path for path in raw_root.iterdir() if path.is_dir()):

@@ -147,7 +147,8 @@ def write(raw_root: Path, jobs: Sequence[tuple[Record, Frame, Path]], size: int)
         greys = [to_grey(picture) for picture in read_pictures(raw_root, records)]
     except (OSError, Unreadable) as error:
         raise InputError(
-            f"{records[0].source} changed while it was prepared ({error}): leave the raw data alone, run again"
+            f"{records[0].source} changed while it was prepared ({error}): leave the raw data alone, "
+            "run again"
         ) from None
     return [
         _write_png(letterbox(cut(grey_HW, frame), size), target)

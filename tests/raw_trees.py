@@ -1,0 +1,51 @@
+"""What tests of the preparation share: small pictures in the publishers' layouts, and what is found in them."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_preprocessing.discover import Found, discover
+
+
+def speckle(number: int, width: int = 96, height: int = 80) -> np.ndarray:
+    """A grey picture that fills its frame; each number is another one."""
+    rng = np.random.default_rng(number)
+    coarse = Image.fromarray(rng.integers(40, 255, (6, 7)).astype(np.uint8))
+    smooth_HW = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    return (smooth_HW + rng.integers(-20, 21, (height, width))).clip(20, 255).astype(np.uint8)
+
+
+def save(path: Path, array: np.ndarray, **options: object) -> None:
+    """Write a picture in the format that the suffix names; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+
+
+def plant(root: Path, *names: str, first: int = 0) -> None:
+    """Write a different small picture under each name, relative to `root`."""
+    for number, name in enumerate(names, start=first):
+        save(root / name, speckle(number))
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a list that lies beside pictures; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def find(raw: Path, *include: str) -> Found:
+    """What is found below `raw`."""
+    return discover(raw, include)
+
+
+def told(found: Found) -> dict[str, tuple[str, str, str]]:
+    """source -> (class, group, split) of what was found, with its frames where lists name them."""
+    return {
+        record.source + (f"#{record.frames}" if record.frames else ""): (
+            record.class_name,
+            record.group,
+            record.split,
+        )
+        for record in found.records
+    }
