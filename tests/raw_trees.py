@@ -1,4 +1,4 @@
-"""What tests of the preparation share: small pictures in the publishers' layouts, and what is found in them."""
+"""What tests of the preparation share: small pictures in the publishers' layouts, what is found in them."""
 
 from pathlib import Path
 

@@ -17,22 +17,10 @@ from PIL import Image
 
 from data_preprocessing import prepare_datasets
 from data_preprocessing.prepare_datasets import Settings
+from tests.raw_trees import save, speckle
 from usvar.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def speckle(number: int, width: int = 96, height: int = 80) -> np.ndarray:
-    """A picture that fills its frame; each number is another one."""
-    rng = np.random.default_rng(number)
-    coarse = Image.fromarray(rng.integers(40, 255, (6, 7)).astype(np.uint8))
-    smooth_HW = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
-    return (smooth_HW + rng.integers(-20, 21, (height, width))).clip(20, 255).astype(np.uint8)
-
-
-def save(path: Path, array: np.ndarray, **options: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path, **options)
 
 
 def own_pictures(raw: Path, classes: tuple[str, ...] = ("Cat", "Dog"), each: int = 20) -> None:
@@ -138,7 +126,7 @@ def test_publishers_layouts(tmp_path):
         **{("BUSI", f"Breast-{c}"): 4 for c in ("Benign", "Malignant", "Normal")},
         **{("AUL", f"Liver-{c}"): 4 for c in ("Benign", "Malignant", "Normal")},
         ("HC18", "Fetal-Head"): 12,
-        ("DDTI", "Thyroid-Nodule"): 4,
+        ("DDTI", "Thyroid-Nodule-DDTI"): 4,
         ("STU-Hospital", "Breast"): 4,
         ("US-nerve", "Nerve"): 4,
         ("COVID-LUS", "Lung-Regular"): 8,
@@ -199,9 +187,7 @@ def test_mmotu_publishers_lists(tmp_path):
     rows = prepare(tmp_path / "raw", tmp_path / "out")
     assert {row["class"] for row in rows} == {"Ovary-Normal"} and len(rows) == 7
     assert {Path(row["source"]).stem for row in rows if row["split"] == "test"} == {"6", "7"}
-    assert rejected(tmp_path / "out") == {
-        "MMOTU/OTU_2d/images/8.JPG": "not in the publisher's list of classes"
-    }
+    assert rejected(tmp_path / "out") == {"MMOTU/OTU_2d/images/8.JPG": "not in the publisher's list"}
 
 
 @pytest.mark.parametrize("home", ["mine", "."])
@@ -269,9 +255,9 @@ def test_only_what_is_new_is_read_and_written(tmp_path, monkeypatch):
     for name in ("look", "write"):
         real = getattr(prepare_datasets.work, name)
 
-        def spy(raw_root, record, *rest, name=name, real=real):
-            calls[name].add(record.source)
-            return real(raw_root, record, *rest)
+        def spy(raw_root, part, *rest, name=name, real=real):
+            calls[name] |= {(item[0] if isinstance(item, tuple) else item).source for item in part}
+            return real(raw_root, part, *rest)
 
         monkeypatch.setattr(prepare_datasets.work, name, spy)
     rows = {row["source"]: row for row in prepare(tmp_path / "raw", tmp_path / "out")}
@@ -363,15 +349,27 @@ def bad_files(folder: Path) -> dict[str, str]:
 def test_bad_files_are_listed_counted_and_not_replaced(tmp_path, capsys):
     own_pictures(tmp_path / "raw", classes=("Cat",), each=12)
     wanted = bad_files(tmp_path / "raw" / "mine" / "Cat")
-    rows = prepare(tmp_path / "raw", tmp_path / "out")
+    rows = prepare(tmp_path / "raw", tmp_path / "out", max_rejected=0.5)
     assert {Path(row["source"]).name for row in rows} == {f"{i}.png" for i in range(12)}
     reasons = {Path(source).name: reason for source, reason in rejected(tmp_path / "out").items()}
     assert reasons.keys() == wanted.keys()
     for name, start in wanted.items():
         assert reasons[name].startswith(start), (name, reasons[name])
-    last = capsys.readouterr().out.strip().splitlines()[-2:]
-    assert last[1].startswith(f"rejected {len(wanted)} of {12 + len(wanted)} (11 unreadable, 1 copies)")
-    assert last[0].startswith("WARNING: 46%")
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.startswith(f"rejected {len(wanted)} of {12 + len(wanted)} (11 unreadable, 1 copies)")
+
+
+def test_too_many_bad_files_stop_the_run(tmp_path):
+    """Nothing is written but the list of reasons; mended, the same command goes on."""
+    own_pictures(tmp_path / "raw", classes=("Cat",), each=12)
+    bad = bad_files(tmp_path / "raw" / "mine" / "Cat")
+    with pytest.raises(InputError, match=r"11 of 24 pictures cannot be used, more than --max-rejected 0.2"):
+        prepare(tmp_path / "raw", tmp_path / "out")
+    assert len(rejected(tmp_path / "out")) == 11
+    assert not list(tmp_path.glob("out/*/*/*.png"))
+    for name in bad:
+        (tmp_path / "raw" / "mine" / "Cat" / name).unlink()
+    assert len(prepare(tmp_path / "raw", tmp_path / "out")) == 12
 
 
 def test_copies_with_different_labels_are_dropped(tmp_path):
@@ -440,7 +438,7 @@ def test_wrong_settings_are_refused(tmp_path):
         ({"selection": "mission"}, "keeps none"),
         ({"exclude_classes": ("Horse",)}, "Horse is no class"),
         ({"cap": -1}, "--cap"),
-        ({"warn_rejected": 2.0}, "--warn-rejected"),
+        ({"max_rejected": 2.0}, "--max-rejected"),
         ({"cap": 5}, "raise --cap"),
     ):
         assert word in refused(tmp_path, **settings)
