@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from raw_trees import save, speckle
 
 from data_preprocessing import prepare_datasets
 from data_preprocessing.prepare_datasets import Settings
-from tests.raw_trees import save, speckle
 from usvar.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
