@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Pillow would also start an external program for some formats; these it decodes itself.
 PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
@@ -261,8 +261,10 @@ def _open(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
             yield source
     except PermissionError as error:
         raise Unreadable(f"cannot be opened: {error.strerror}") from None
+    except UnidentifiedImageError as error:
+        raise Unreadable(f"not a picture: {_short(error)}") from None
     except errors as error:
-        raise Unreadable(f"damaged, truncated or not what its name says: {_short(error)}") from None
+        raise Unreadable(f"damaged or truncated: {_short(error)}") from None
 
 
 @functools.lru_cache(maxsize=64)
