@@ -247,7 +247,7 @@ def _open(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
         ((opener, errors) for suffixes, opener, errors in READERS if name.endswith(suffixes)), (None, ())
     )
     if opener is None:
-        raise Unreadable("no suffix of a picture, volume or video")
+        raise Unreadable("not a picture, volume or video by its suffix")
     try:
         information = path.stat()
     except OSError as error:
