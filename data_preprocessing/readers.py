@@ -173,9 +173,18 @@ def read_grey(
         if frames != 1:
             raise Unreadable(f"{frames} frames, wanted a still picture: export the frames you want")
     grey_HW = turned(to_grey(read_frames(path, [number or 0], axis, dataset)[0]), turn)
+    check_content(grey_HW)
+    return grey_HW
+
+
+def check_content(grey_HW: np.ndarray) -> None:
+    """Refuse a picture of one grey.
+
+    Raises:
+        Unreadable: when there is nothing in it.
+    """
     if int(grey_HW.max()) - int(grey_HW.min()) <= 2:
         raise Unreadable(f"nothing in it: all pixels are {grey_HW.flat[0]}")
-    return grey_HW
 
 
 def to_8_bit(array: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
