@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
@@ -231,6 +232,7 @@ SHEET_ERRORS = (
     RuntimeError,
     SyntaxError,
     zipfile.BadZipFile,
+    zlib.error,
 )
 
 
