@@ -567,6 +567,10 @@ def _open_meta(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
             fields[key.strip().lower()] = value.strip()
         offset = file.tell()
 
+    missing = [key for key in ("NDims", "DimSize", "ElementType") if key.lower() not in fields]
+    if missing:
+        raise Unreadable(f"no {' or '.join(missing)} in its header")
+
     def flag(*keys: str) -> bool:
         return any(fields.get(key, "").lower() in ("true", "1", "yes") for key in keys)
 
@@ -747,12 +751,18 @@ def _open_dicom(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
 
 
 def _dicom_frames(path: Path) -> _Source:
-    from pydicom.pixels import apply_color_lut, iter_pixels
+    from pydicom.pixels import apply_color_lut, get_decoder, iter_pixels
 
     header = _dicom_header(path)
     _check_size(header.Columns, header.Rows)
     count = int(header.get("NumberOfFrames") or 1)
     syntax = header.file_meta.TransferSyntaxUID
+    try:
+        readable = syntax in LOSSLESS_JPEG or get_decoder(syntax).is_available
+    except NotImplementedError:
+        readable = False
+    if not readable:
+        raise Unreadable(f"its compression is not read ({syntax.name[:60]}): decompress it first")
     frame_bytes = header.Rows * header.Columns * header.SamplesPerPixel * header.BitsAllocated // 8
     # A compressed frame takes at least the header of its item; two pixels may share their colour.
     least = 8 if syntax.is_compressed else frame_bytes // 2
@@ -852,7 +862,10 @@ def _video_frames(container: Any) -> _Source:
     def count() -> int:
         # Counted packet by packet, which decodes nothing: the header of a truncated file is wrong, and that
         # of an MPEG stream is silent.
-        return sum(bool(packet.size) and not packet.is_discard for packet in container.demux(stream))
+        packets = sum(bool(packet.size) and not packet.is_discard for packet in container.demux(stream))
+        if not packets:
+            raise Unreadable("truncated: no whole frame in it")
+        return packets
 
     def read(numbers: Sequence[int]) -> Iterator[np.ndarray]:
         wanted = set(numbers)
