@@ -46,7 +46,14 @@ LARGEST_PIECE = 1 << 28
 
 
 class Unreadable(Exception):
-    """The picture cannot be used; the message is the reason for rejected.csv."""
+    """The picture cannot be used; the message is the reason for rejected.csv.
+
+    A reason may quote a file's own words, so it is made one printable line here.
+    """
+
+    def __init__(self, reason: str):
+        line = " ".join(reason.split())[:300]
+        super().__init__("".join(mark if mark.isprintable() else "?" for mark in line))
 
 
 @dataclass(frozen=True)
@@ -655,7 +662,9 @@ def _open_hdf5(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
 
     with h5py.File(path, "r") as file:
         if not dataset:
-            arrays = [name for name in file if file.get(name, getclass=True) is h5py.Dataset]
+            # Whether a link leads to an array is not asked, since that would open the other file.
+            own = [name for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)]
+            arrays = [name for name in own if file.get(name, getclass=True) is h5py.Dataset]
             if len(arrays) != 1:
                 names = ", ".join(arrays)[:100] or "none"
                 raise Unreadable(f"{len(arrays)} arrays in it ({names}), wanted one or a name")
@@ -776,8 +785,9 @@ def _dicom_frames(path: Path) -> _Source:
     colours = header.PhotometricInterpretation
 
     def read(numbers: Sequence[int]) -> Iterator[np.ndarray]:
-        if numbers:
-            _check_number(numbers[-1], count)
+        if not numbers:
+            return
+        _check_number(numbers[-1], count)
         if syntax in LOSSLESS_JPEG:
             frames = _lossless_jpeg_frames(path, numbers, count)
         else:
