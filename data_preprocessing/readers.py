@@ -63,6 +63,12 @@ def is_picture_name(name: str) -> bool:
     return name.lower().endswith(tuple(suffix for suffixes, _, _ in READERS for suffix in suffixes))
 
 
+def may_have_frames(name: str) -> bool:
+    """Whether a file with this suffix may be a volume or a video."""
+    stills = set(PILLOW_SUFFIXES) - {".gif"}
+    return is_picture_name(name) and not name.lower().endswith(tuple(stills))
+
+
 def count_frames(path: Path, axis: int = 0, dataset: str = "") -> int:
     """Frames of a file, without decoding them; 1 for a still picture.
 
