@@ -123,6 +123,11 @@ def discover(raw_root: Path, include: Sequence[str] = ()) -> Found:
         if not found.records and not found.rejected and not found.left_out:
             # No data set among them: they may be the class folders themselves.
             _read_own(raw_root, raw_root, found)
+    if not found.records and not found.rejected and found.left_out:
+        raise InputError(
+            f"--raw-root {raw_root} holds only pictures that are left out by default "
+            f"({'; '.join(found.notes)}): name them with --include, or add other data"
+        )
     if not found.records and not found.rejected:
         names = ", ".join(entry.name for entry in CATALOGUE)
         raise InputError(

@@ -49,7 +49,7 @@ def plant_brest(folder):
 )
 @pytest.mark.parametrize("kind", ["xlsx", "csv"])
 def test_brest(tmp_path, home, kind):
-    """A cell of masks lists two names, another is empty; masks lie beside the pictures; XLSX or CSV export."""
+    """A cell of masks lists two names, another is empty; masks lie beside the pictures; XLSX or CSV."""
     plant_brest(tmp_path / home / BREST)
     sheet = tmp_path / home / f"{BREST_SHEET}.{kind}"
     if kind == "xlsx":
@@ -98,7 +98,7 @@ def test_a_list_without_its_column_stops(tmp_path):
 
 @pytest.mark.parametrize("home", ["BUID", "QAMEBI/Ultrasound Images", "BUID/new/BLUI"])
 def test_buid(tmp_path, home):
-    """Each case has the picture, the picture with the lesion drawn in, and a mask, with blanks in the names."""
+    """Each case has a picture, one with the lesion drawn in, and a mask, with blanks in the names."""
     plant(
         tmp_path,
         *(
@@ -124,7 +124,7 @@ def test_buid(tmp_path, home):
 
 @pytest.mark.parametrize("home", ["BUS_UC", "BUS_UC/BUS_UC", "bus-uc/3ksd7w7jkx/BUS_UC"])
 def test_bus_uc(tmp_path, home):
-    """The same stem in Benign, Malignant and All: two pictures, none from All, whose class only bytes tell."""
+    """The same stem in Benign, Malignant and All: none from All, whose classes only bytes tell."""
     folder = tmp_path / home
     plant(folder, "Benign/images/01.png", "Benign/images/07.png", "Malignant/images/01.png")
     plant(folder, "Benign/masks/01.png", "Malignant/masks/01.png", "All/masks/01.png", first=50)
@@ -163,7 +163,7 @@ UCLM_ROWS = [
 @pytest.mark.parametrize("home", [UCLM, "BUS_UCML", f"BUS_UCML/{UCLM}"], ids=["fresh", "shallower", "deeper"])
 @pytest.mark.parametrize("separator", [";", ","])
 def test_bus_uclm(tmp_path, home, separator):
-    """Rows marked as Doppler, calipers or two scans are left out by the word; a row of both needs both words."""
+    """Rows of Doppler, calipers or two scans are left out by word; a row of two needs both words."""
     for row in UCLM_ROWS[1:]:
         plant(tmp_path / home, f"images/{row[0]}", f"masks/{row[0]}")
     write_csv(tmp_path / home / "INFO.csv", UCLM_ROWS, separator)
