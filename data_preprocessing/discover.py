@@ -59,6 +59,8 @@ class Record:
     labels: str = ""
     axis: int = 0
     array: str = ""
+    # What the publisher's lists say beyond the class.
+    remark: str = ""
     # The frame in the file.
     number: int = 0
 
@@ -278,10 +280,12 @@ def _read_entry(
             for one in layout.parts(file, files) if layout.parts else [{}]:
                 record = _record(entry, layout, folder, file, told | one)
                 word = layout.include or (told | one).get("leave", "")
+                # Each part of a file has its own line in the lists.
+                name = f"{source}#{one['group']}" if one else source
                 if isinstance(record, str):
-                    part.rejected[source] = record
+                    part.rejected[name] = record
                 elif word and word not in include:
-                    part.left_out[source] = f"{entry.left_out[word]} (--include {word} brings it back)"
+                    part.left_out[name] = f"{entry.left_out[word]} (--include {word} brings it back)"
                 else:
                     part.records.append(record)
     return part
@@ -327,6 +331,7 @@ def _record(
         labels=str(layout.labels(file.path)) if layout.labels else "",
         axis=layout.axis,
         array=layout.array,
+        remark=told.get("remark") or "",
     )
 
 
