@@ -65,8 +65,8 @@ def is_picture_name(name: str) -> bool:
 
 def may_have_frames(name: str) -> bool:
     """Whether a file with this suffix may be a volume or a video."""
-    name = name.lower()
-    return name.endswith(".gif") or (is_picture_name(name) and not name.endswith(PILLOW_SUFFIXES))
+    stills = set(PILLOW_SUFFIXES) - {".gif"}
+    return is_picture_name(name) and not name.lower().endswith(tuple(stills))
 
 
 def count_frames(path: Path, axis: int = 0, dataset: str = "") -> int:
