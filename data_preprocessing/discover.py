@@ -279,13 +279,14 @@ def _read_entry(
                 continue
             for one in layout.parts(file, files) if layout.parts else [{}]:
                 record = _record(entry, layout, folder, file, told | one)
-                word = layout.include or (told | one).get("leave", "")
+                words = [word for word in (layout.include, (told | one).get("leave")) if word]
+                unsaid = next((word for word in words if word not in include), "")
                 # Each part of a file has its own line in the lists.
                 name = f"{source}#{one['group']}" if one else source
                 if isinstance(record, str):
                     part.rejected[name] = record
-                elif word and word not in include:
-                    part.left_out[name] = f"{entry.left_out[word]} (--include {word} brings it back)"
+                elif unsaid:
+                    part.left_out[name] = f"{entry.left_out[unsaid]} (--include {unsaid} brings it back)"
                 else:
                     part.records.append(record)
     return part
