@@ -160,7 +160,7 @@ def _read_folder(
             continue
         entry = next((e for e in CATALOGUE if e.name == entry.same_as), entry)
         part = _read_entry(entry, folder, files, include, taken)
-        if part.records or part.left_out:
+        if part.records or part.left_out or part.rejected:
             found.records += part.records
             found.rejected |= part.rejected | {f"{folder.name}/{file}": why for file, why in refused.items()}
             found.left_out |= part.left_out

@@ -1,11 +1,12 @@
-"""What tests of the preparation share: small pictures in the publishers' layouts, and what is found in them."""
+"""What tests of the preparation share: small pictures in the publishers' layouts, and what is found there."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from data_preprocessing.discover import Found, discover
+from data_preprocessing.discover import Found, Record, discover
 
 
 def speckle(number: int, width: int = 96, height: int = 80) -> np.ndarray:
@@ -49,3 +50,14 @@ def told(found: Found) -> dict[str, tuple[str, str, str]]:
         )
         for record in found.records
     }
+
+
+def chosen(raw: Path, record: Record, wanted: int = 3) -> dict[int, np.ndarray]:
+    """Number -> picture of the frames that the preparation takes from a volume, video or array."""
+    from data_preprocessing.work import frames_of, read_pictures
+
+    numbers = frames_of(raw, record, wanted)
+    assert isinstance(numbers, list), numbers
+    return dict(
+        zip(numbers, read_pictures(raw, [replace(record, number=number) for number in numbers]), strict=True)
+    )
