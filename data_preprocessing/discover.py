@@ -279,7 +279,7 @@ def _read_entry(
                 continue
             for one in layout.parts(file, files) if layout.parts else [{}]:
                 record = _record(entry, layout, folder, file, told | one)
-                words = [word for word in (layout.include, (told | one).get("leave")) if word]
+                words = f"{layout.include} {(told | one).get('leave') or ''}".split()
                 unsaid = next((word for word in words if word not in include), "")
                 # Each part of a file has its own line in the lists.
                 name = f"{source}#{one['group']}" if one else source

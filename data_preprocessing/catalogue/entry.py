@@ -9,7 +9,7 @@ named groups of the pattern say what the path tells; lists beside the pictures (
     split    the publisher's split, a key of `splits`
     key      how `facts` finds this picture
     frames   numbers of the frames worth taking, as "3 17 40" (facts only)
-    leave    the word of --include without which the picture is left out (facts only)
+    leave    the words of --include without all of which the picture is left out (facts only)
     remark   what the lists say beyond the class, such as "transplant" (facts only)
 """
 
@@ -114,7 +114,8 @@ def plain_name(name: str) -> str:
 def named(files: Sequence[File], pattern: str) -> list[File]:
     """The files whose path ends in `pattern` (a regular expression, any case of letters)."""
     ending = re.compile(rf"(?:^|/)(?:{pattern})$", re.IGNORECASE)
-    return [file for file in files if ending.search(file.relative)]
+    # The whole path: the data set's folder may itself be part of the pattern.
+    return [file for file in files if ending.search(file.path.as_posix())]
 
 
 def in_blocks(names: Sequence[str], count: int, gap: int) -> dict[str, dict[str, str]]:
