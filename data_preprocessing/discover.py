@@ -278,6 +278,8 @@ def _read_entry(
             for one in layout.parts(file, files) if layout.parts else [{}]:
                 record = _record(entry, layout, folder, file, told | one)
                 word = layout.include or (told | one).get("leave", "")
+                if not isinstance(record, str) and record.take == "labelled" and "unlabelled" in include:
+                    record = replace(record, take="even", labels="")
                 if isinstance(record, str):
                     part.rejected[source] = record
                 elif word and word not in include:
