@@ -96,7 +96,8 @@ class DataSet:
     marker: str = ""
     # word of --include -> what it brings back.
     left_out: dict[str, str] = field(default_factory=dict)
-    # Pictures as the predecessor's table counts them, and as the sources do; 0 where not counted.
+    # Pictures (files, where one holds many) as the predecessor's table counts them, and as the sources do; 0
+    # where not counted.
     seed_count: int = 0
     true_count: int = 0
     # The entry whose pictures these are; they are read only when that one's folder is missing.
