@@ -9,7 +9,7 @@ named groups of the pattern say what the path tells; lists beside the pictures (
     split    the publisher's split, a key of `splits`
     key      how `facts` finds this picture
     frames   numbers of the frames worth taking, as "3 17 40" (facts only)
-    leave    the word of --include without which the picture is left out (facts only)
+    leave    the words of --include without all of which the picture is left out (facts only)
 """
 
 import json

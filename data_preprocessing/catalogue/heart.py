@@ -77,7 +77,7 @@ ENTRIES = (
             ),
             # The older release (unconfirmed), whose numbers start again in testing.
             Layout(
-                r"((?P<split>training|testing)/)?(?P<group>patient\d+)/patient\d+_[24]CH_E[DS]\.(mhd|mha)",
+                r"(?P<group>((?P<split>training|testing)/)?patient\d+)/patient\d+_[24]CH_E[DS]\.(mhd|mha)",
                 "Heart",
                 CAMUS_SPLITS,
                 "zero border",
