@@ -3,7 +3,6 @@
 import h5py
 import numpy as np
 import pytest
-import SimpleITK
 from raw_trees import chosen, find, plant, speckle, told, write
 
 from data_preprocessing.catalogue.entry import in_blocks
@@ -13,11 +12,6 @@ from usvar.errors import InputError
 
 def remarks(found):
     return {record.source: record.remark for record in found.records}
-
-
-def plant_volume(path, slices_ZYX):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(slices_ZYX), str(path))
 
 
 def test_blocks_are_contiguous_in_numerical_order_with_gaps():
@@ -123,22 +117,24 @@ def test_segthy_takes_labelled_slices_turned(tmp_path, home):
     label[3:8, 10:20, 10:20] = 1
     names = ("001_P1_1_left", "001_P2_1_right", "014_P1_2_left")
     for name in names:
-        plant_volume(tmp_path / home / f"US/{name}_US.nii", slices)
-        plant_volume(tmp_path / home / f"US_thyroid_label/{name}.nii", label)
+        save_volume(tmp_path / home / f"US/{name}_US.nii", slices)
+        save_volume(tmp_path / home / f"US_thyroid_label/{name}.nii", label)
     (tmp_path / home / f"US_thyroid_label/{names[2]}.nii").unlink()
     found = find(tmp_path)
     assert told(found) == {f"{home}/US/{name}_US.nii": ("Thyroid-Gland", name[:3], "") for name in names}
     frames = chosen(tmp_path, found.records[0])
     assert list(frames) == [3, 5, 7]
     np.testing.assert_array_equal(frames[5], slices[5][::-1, ::-1])
+    (bare, *_) = find(tmp_path, "unlabelled").records
+    assert list(chosen(tmp_path, bare)) == [1, 4, 7]
     assert frames_of(tmp_path, found.records[2], 3) == "its label file 014_P1_2_left.nii is missing"
 
 
 def test_segthy_finds_packed_labels(tmp_path):
     slices = np.stack([speckle(number) for number in range(4)])
     home = tmp_path / "SegThy/ground_truth_data"
-    plant_volume(home / "US/002_P3_1_right_US.nii.gz", slices)
-    plant_volume(home / "US_thyroid_label/002_P3_1_right.nii.gz", (slices > 0).astype(np.uint8))
+    save_volume(home / "US/002_P3_1_right_US.nii.gz", slices)
+    save_volume(home / "US_thyroid_label/002_P3_1_right.nii.gz", (slices > 0).astype(np.uint8))
     (record,) = find(tmp_path).records
     assert list(chosen(tmp_path, record, 2)) == [1, 3]
 
@@ -181,7 +177,7 @@ def test_tn3k_keeps_its_test_part(tmp_path, home):
     write(tmp_path / home / "label4test.csv", "0000.jpg,0\n")
     found = find(tmp_path)
     expected = {
-        f"{home}/trainval-image/{stem}.jpg": ("Thyroid-Nodule", f"train/block {number // 2}", "train")
+        f"{home}/trainval-image/{stem}.jpg": ("Thyroid-Nodule", f"block {number // 2}", "train")
         for number, stem in enumerate(stems)
     }
     expected |= {f"{home}/test-image/{stem}.jpg": ("Thyroid-Nodule", "", "test") for stem in stems[:2]}

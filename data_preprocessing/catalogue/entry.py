@@ -59,7 +59,7 @@ class Layout:
     outline: Callable[[Path], Path | None] | None = None
     # Which frames of a file: "still" (it has one), "first" (further ones repeat it), "even" (a few evenly
     # spaced), "listed" (evenly among the facts' `frames`; without any, as "even") or "labelled" (evenly
-    # among those in whose label volume something is marked).
+    # among those in whose label volume something is marked; with --include unlabelled, as "even").
     take: str = "still"
     # The file with the label volume of a picture, for "labelled".
     labels: Callable[[Path], Path] | None = None
@@ -97,7 +97,8 @@ class DataSet:
     marker: str = ""
     # word of --include -> what it brings back.
     left_out: dict[str, str] = field(default_factory=dict)
-    # Pictures as the predecessor's table counts them, and as the sources do; 0 where not counted.
+    # Pictures (files, where one holds many) as the predecessor's table counts them, and as the sources do; 0
+    # where not counted.
     seed_count: int = 0
     true_count: int = 0
     # The entry whose pictures these are; they are read only when that one's folder is missing.
@@ -112,10 +113,31 @@ def plain_name(name: str) -> str:
 
 
 def named(files: Sequence[File], pattern: str) -> list[File]:
-    """The files whose path ends in `pattern` (a regular expression, any case of letters)."""
-    ending = re.compile(rf"(?:^|/)(?:{pattern})$", re.IGNORECASE)
-    # The whole path: the data set's folder may itself be part of the pattern.
+    """The files whose path ends in `pattern` (a regular expression, any case of letters).
+
+    The data set's own folder may be part of the pattern.
+    """
+    ending = re.compile(rf"/(?:{pattern})$", re.IGNORECASE)
     return [file for file in files if ending.search(file.path.as_posix())]
+
+
+def split_lists(files: Sequence[File], pattern: str) -> Facts:
+    """Official splits from lists with a name a line, such as `patient0001` or `image/7.png mask/7.png`.
+
+    Args:
+        files: all files of the data set.
+        pattern: end of the lists' paths; its one group is the split.
+
+    Returns:
+        stem of the line's first word in lower case -> {"split": ...}.
+    """
+    facts = {}
+    for file in named(files, pattern):
+        split = re.search(rf"(?:{pattern})$", file.path.as_posix(), re.IGNORECASE)[1]
+        for line in file.path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
+            if words := line.split():
+                facts[Path(words[0]).stem.lower()] = {"split": split}
+    return facts
 
 
 def in_blocks(names: Sequence[str], count: int, gap: int) -> dict[str, dict[str, str]]:

@@ -162,6 +162,7 @@ ENTRIES = (
         unpack="US_data.zip; the MRI archive is not needed",
         groups="volunteer: the 3-digit number (three physicians, repeats and two lobes each)",
         marker="US_volunteer_dataset/ground_truth_data/US/001_P1_1_left_US.nii",
+        left_out={"unlabelled": "slices without thyroid"},
         true_count=12737,
         note="compounded 3D sweeps: the count is of labelled slices, a few of each are taken; sweeps without "
         "labels in other folders (unconfirmed) are not read",
