@@ -3,7 +3,7 @@
 import h5py
 import numpy as np
 import pytest
-from raw_trees import chosen, find, plant, speckle, told, write
+from raw_trees import chosen, find, plant, save_volume, speckle, told, write
 
 from data_preprocessing.catalogue.entry import in_blocks
 from data_preprocessing.work import frames_of
