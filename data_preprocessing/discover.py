@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -124,6 +125,11 @@ def discover(raw_root: Path, include: Sequence[str] = ()) -> Found:
         if not found.records and not found.rejected and not found.left_out:
             # No data set among them: they may be the class folders themselves.
             _read_own(raw_root, raw_root, found)
+    if not found.records and not found.rejected and found.left_out:
+        raise InputError(
+            f"--raw-root {raw_root} holds only pictures that are left out by default "
+            f"({'; '.join(found.notes)}): name them with --include, or add other data"
+        )
     if not found.records and not found.rejected:
         names = ", ".join(entry.name for entry in CATALOGUE)
         raise InputError(
@@ -177,9 +183,13 @@ def _read_folder(
             found.records += part.records
             found.rejected |= part.rejected | {f"{folder.name}/{file}": why for file, why in refused.items()}
             found.left_out |= part.left_out
-            left = f", {len(part.left_out)} left out by default" if part.left_out else ""
-            bad = f", {len(part.rejected)} rejected" if part.rejected else ""
-            found.notes.append(f"{folder.name}: {entry.name}, {len(part.records)} files{left}{bad}")
+            said = [f"{folder.name}: {entry.name}, {len(part.records)} files"]
+            for why, count in sorted(Counter(part.left_out.values()).items()):
+                said.append(f"{count} left out, {why}")
+            if part.rejected:
+                why = next(iter(part.rejected.values()))
+                said.append(f"{len(part.rejected)} rejected, the first: {why}")
+            found.notes.append("; ".join(said))
     own = not taken and _read_own(raw_root, folder, found)
     if own and not entries:
         return
@@ -302,7 +312,7 @@ def _read_entry(
                 name = f"{source}#{one['group']}" if one else source
                 if words:
                     why = " and ".join(entry.left_out[word] for word in sorted(words))
-                    part.left_out[name] = f"{why} (--include {' '.join(sorted(words))} brings it back)"
+                    part.left_out[name] = f"{why} (--include {' '.join(sorted(words))} brings them back)"
                 elif unlisted:
                     lists = "not in the publisher's list" if facts else "the publisher's list is missing"
                     part.rejected[name] = lists

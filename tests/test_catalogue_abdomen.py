@@ -212,8 +212,8 @@ def test_kidney_copies_masks_and_remarks(tmp_path, home):
         name(KIDNEYS[1]),
     }
     assert {source: reason.split(" (--")[0] for source, reason in found.left_out.items()} == {
-        name(KIDNEYS[3]): "a second copy of a picture",
-        name(KIDNEYS[4]): "a second copy of a picture",
+        name(KIDNEYS[3]): "second copies of pictures",
+        name(KIDNEYS[4]): "second copies of pictures",
         name(KIDNEYS[7]): "noted as taken for the liver or spleen",
     }
     assert not found.rejected

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_preprocessing.catalogue.entry import DataSet, Facts, File, Layout, named
+from data_preprocessing.catalogue.entry import COPIES, DataSet, Facts, File, Layout, named
 from data_preprocessing.readers import Unreadable, read_frames
 from data_preprocessing.tables import read_json, read_rows
 from usvar.errors import InputError
 
 LIVER = {"benign": "Liver-Benign", "malignant": "Liver-Malignant", "normal": "Liver-Normal"}
-COPIES = "a second copy of a picture"
 # AbdomenUS paints each organ in its own colour. From this share of the picture on, the liver is shown.
 LIVER_RGB = (100, 0, 100)
 LIVER_SHARE = 0.05

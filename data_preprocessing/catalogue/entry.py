@@ -22,6 +22,10 @@ from pathlib import Path
 # What the lists beside the pictures tell, by the pattern's `key` in lower case.
 Facts = dict[str, dict[str, str]]
 
+# What two words of --include bring back, for `DataSet.left_out`.
+COPIES = "second copies of pictures"
+GAPS = "frames at the border of a block, near copies of those on the other side"
+
 
 @dataclass(frozen=True)
 class File:

@@ -6,11 +6,10 @@ DDTI, TG3K and TN3K come in one archive; they are three different sets.
 from collections import defaultdict
 from pathlib import Path
 
-from data_preprocessing.catalogue.entry import DataSet, Facts, File, Layout, in_blocks, named
+from data_preprocessing.catalogue.entry import COPIES, GAPS, DataSet, Facts, File, Layout, in_blocks, named
 from data_preprocessing.tables import read_hdf5_column, read_pairs, read_rows, read_xml
 
 TN3K_ARCHIVE = "https://github.com/haifangong/TRFE-Net-for-thyroid-nodule-segmentation (Google Drive)"
-GAPS = "a frame at the border of a block, a near copy of one on the other side"
 PATHOLOGY = {"0": "benign", "1": "malignant", "0.0": "benign", "1.0": "malignant"}
 NODULES = {"benign": "Thyroid-Benign", "malignant": "Thyroid-Malignant"}
 DDTI_CASES = r"(?P<group>(?P<key>\d+))_\d+\.jpe?g"
@@ -137,7 +136,7 @@ ENTRIES = (
         unpack="one archive; the PNG copy is DDTI.zip inside the archive of TN3K",
         groups="case: the number before _; PNG copy: blocks of 32 in numerical order",
         marker="1_1.jpg or 1_or_data/image/0000.PNG",
-        left_out={"copies": "a second copy of a picture", "gaps": GAPS},
+        left_out={"copies": COPIES, "gaps": GAPS},
         seed_count=637,
         true_count=637,
         note="black or grey border, text, arrows; two scans in one picture in part (unconfirmed)",
@@ -163,9 +162,8 @@ ENTRIES = (
         groups="volunteer: the 3-digit number (three physicians, repeats and two lobes each)",
         marker="US_volunteer_dataset/ground_truth_data/US/001_P1_1_left_US.nii",
         left_out={"unlabelled": "slices without thyroid"},
-        true_count=12737,
-        note="compounded 3D sweeps: the count is of labelled slices, a few of each are taken; sweeps without "
-        "labels in other folders (unconfirmed) are not read",
+        note="compounded 3D sweeps, about 12,737 labelled slices, of which a few of each sweep are taken; "
+        "sweeps without labels in other folders (unconfirmed) are not read",
     ),
     DataSet(
         "TG3K",
@@ -212,8 +210,8 @@ ENTRIES = (
         labels="histopath_diagnosis in metadata.csv",
         groups="the number in annot_id: a nodule; that two are of one patient is not told (unconfirmed)",
         marker="dataset.hdf5",
-        true_count=17412,
-        note="192 nodules, 17 malignant; some scanned with a convex probe; TI-RADS as a remark",
+        true_count=192,
+        note="nodules (17 malignant) of 167 patients, 17,412 frames in one file; some scanned with a convex probe; TI-RADS as a remark",
     ),
     DataSet(
         "TN3K",
