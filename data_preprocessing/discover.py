@@ -60,6 +60,8 @@ class Record:
     labels: str = ""
     axis: int = 0
     array: str = ""
+    # What the publisher's lists say beyond the class.
+    remark: str = ""
     # The frame in the file.
     number: int = 0
 
@@ -306,15 +308,19 @@ def _read_entry(
             for one in layout.parts(file, files) if layout.parts and not unlisted else [{}]:
                 words = {layout.include, *(told | one).get("leave", "").split()} - {"", *include}
                 record = _record(entry, layout, folder, file, told | one)
+                # Each part of a file has its own line in the lists.
+                name = f"{source}#{one['group']}" if one else source
                 if words:
                     why = " and ".join(entry.left_out[word] for word in sorted(words))
-                    part.left_out[source] = f"{why} (--include {' '.join(sorted(words))} brings them back)"
+                    part.left_out[name] = f"{why} (--include {' '.join(sorted(words))} brings them back)"
                 elif unlisted:
                     lists = "not in the publisher's list" if facts else "the publisher's list is missing"
-                    part.rejected[source] = lists
+                    part.rejected[name] = lists
                 elif isinstance(record, str):
-                    part.rejected[source] = record
+                    part.rejected[name] = record
                 else:
+                    if record.take == "labelled" and "unlabelled" in include:
+                        record = replace(record, take="even", labels="")
                     part.records.append(record)
     return part
 
@@ -359,6 +365,7 @@ def _record(
         labels=str(layout.labels(file.path)) if layout.labels else "",
         axis=layout.axis,
         array=layout.array,
+        remark=told.get("remark") or "",
     )
 
 
