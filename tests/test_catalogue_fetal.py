@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from raw_trees import chosen, find, plant, save_volume, speckle, told, write
 
-from data_preprocessing.catalogue import CATALOGUE
 from usvar.errors import InputError
 
 SWEEPS = "uuid,subject_id,sweep_1_ac_mm,sweep_2_ac_mm\n"
@@ -185,10 +184,3 @@ def test_a_fetal_set_of_another_layout_names_its_marker(tmp_path):
     notes = "\n".join(find(tmp_path).notes)
     assert "named like FASS, but no path like IMAGES/P01_IMG1.png is in it; found pictures" in notes
     assert "AC_image1.rar still packed, unpack there (RAR archives below Dataset/AC" in notes
-
-
-@pytest.mark.parametrize("name", ["ACOUSLIC", "FASS", "Fast-U-Net", "FH-PS-AOP", "HC18"])
-def test_every_word_is_told(name):
-    """Whatever a layout leaves out, its entry says why."""
-    entry = next(entry for entry in CATALOGUE if entry.name == name)
-    assert {layout.include for layout in entry.layouts} - {""} <= entry.left_out.keys()
