@@ -76,7 +76,7 @@ def chosen(raw: Path, record: Record, wanted: int = 3) -> dict[int, np.ndarray]:
     """Number -> picture of the frames that the preparation takes from a volume, video or array."""
     from data_preprocessing.work import frames_of, read_pictures
 
-    numbers = frames_of(raw, record, wanted)
+    numbers = [0] if record.take in ("still", "first") else frames_of(raw, record, wanted)
     assert isinstance(numbers, list), numbers
     return dict(
         zip(numbers, read_pictures(raw, [replace(record, number=number) for number in numbers]), strict=True)

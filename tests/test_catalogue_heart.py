@@ -168,7 +168,7 @@ def test_echo_cp_is_left_out_for_its_contrast(tmp_path, folder):
     sheet.active.append(["index", "action", "PFO level"])
     sheet.active.append(["oo1", "r", 1])
     sheet.save(tmp_path / folder / "echoCP_diagnosis_label.xlsx")
-    with pytest.raises(InputError, match="holds no usable picture .* left out"):
+    with pytest.raises(InputError, match=r"holds no usable picture .* left out"):
         find(tmp_path)
     wanted = {f"{folder}/{name}_image.nii.gz": name[:3] for name in ("001_r", "001_v", "002_r")}
     found = find(tmp_path, "contrast")
