@@ -119,7 +119,13 @@ def discover(raw_root: Path, include: Sequence[str] = ()) -> Found:
     if {path.name.lower() for path in folders} & {"train", "training"}:
         _read_own(raw_root, raw_root, found)
     else:
-        present = {entry.name for entries in entries_of.values() for entry in entries}
+        # A folder of the same pictures under another name may hold the original's name too.
+        present = {
+            entry.name
+            for entries in entries_of.values()
+            for i, entry in enumerate(entries)
+            if entry.name not in {outer.same_as for outer in entries[:i]}
+        }
         for folder in folders:
             _read_folder(raw_root, folder, entries_of[folder], present, frozenset(include), found)
         if not found.records and not found.rejected and not found.left_out:
@@ -220,8 +226,11 @@ def entries_in(folder: Path) -> list[DataSet]:
     One archive may hold several sets (TN3K, TG3K and DDTI), so there may be several. The outermost name comes
     first: BUSI_256 holds a folder that is named like BUSI's.
     """
-    inside = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
-    further = [path for below in inside for path in below.iterdir() if path.is_dir()]
+    inside, further = [], []
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink() and not _hidden(path.name):
+            inside.append(path)
+            further += [below for below in path.iterdir() if below.is_dir()]
     levels = [{plain_name(path.name) for path in paths} for paths in ([folder], inside, further)]
     entries = []
     for names in levels:

@@ -128,7 +128,12 @@ def test_files_of_the_system_are_not_seen(tmp_path):
     plant(tmp_path / "BUSI", BUSI)
     plant(tmp_path, "__MACOSX/BUSI/benign/benign (1).png", f"BUSI/__MACOSX/{BUSI}", first=5)
     plant(tmp_path, "BUSI/.hidden/benign (2).png", "mine/Cyst/1.png", "mine/__MACOSX/2.png", first=9)
-    for name in ("BUSI/.DS_Store", f"BUSI/{BUSI[:-14]}/._benign (1).png", "mine/Cyst/Thumbs.db", ".DS_Store"):
+    for name in (
+        "BUSI/.DS_Store",
+        "BUSI/Dataset_BUSI_with_GT/benign/._benign (1).png",
+        "mine/Cyst/Thumbs.db",
+        ".DS_Store",
+    ):
         write(tmp_path / name, b"\0")
     write(tmp_path / "mine/Cyst/desktop.ini", b"\0")
     found = find(tmp_path)
@@ -244,16 +249,20 @@ def test_a_picture_belongs_to_the_first_set_and_layout_that_knows_it(tmp_path, m
     assert told(found) == {"Two/both/1.png": ("Two", "", ""), "Two/both/x/2.png": ("Three", "", "")}
 
 
-def test_the_same_pictures_under_another_name(tmp_path, monkeypatch):
-    """Beside its original it yields nothing; without it, it is read as that one, by its layouts."""
+@pytest.mark.parametrize("inner", ["one", "tidy/one"])
+def test_the_same_pictures_under_another_name(tmp_path, monkeypatch, inner):
+    """Beside its original it yields nothing; without it, it is read as that one, by its layouts.
+
+    A folder inside that is named like the original is not the original beside it.
+    """
     use(monkeypatch, COPY, ONE)
-    plant(tmp_path, "One/one/1_1.png", "Copy/one/1_1.png")
+    plant(tmp_path, f"One/{inner}/1_1.png", f"Copy/{inner}/1_1.png")
     found = find(tmp_path)
-    assert sources(found) == {"One/one/1_1.png"}
+    assert sources(found) == {f"One/{inner}/1_1.png"}
     assert note_of(found, "Copy") == "Copy: Copy left out, the same pictures as One"
     shutil.rmtree(tmp_path / "One")
     found = find(tmp_path)
-    assert told(found) == {"Copy/one/1_1.png": ("One", "1", "")}
+    assert told(found) == {f"Copy/{inner}/1_1.png": ("One", "1", "")}
     assert found.records[0].dataset == "One"
 
 
