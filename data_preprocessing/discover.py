@@ -133,7 +133,7 @@ def discover(raw_root: Path, include: Sequence[str] = ()) -> Found:
             _read_own(raw_root, raw_root, found)
     if not found.records and not found.rejected and found.left_out:
         raise InputError(
-            f"--raw-root {raw_root} holds only pictures that are left out by default "
+            f"--raw-root {raw_root} holds no usable picture but ones left out by default "
             f"({'; '.join(found.notes)}): name them with --include, or add other data"
         )
     if not found.records and not found.rejected:

@@ -1,37 +1,12 @@
 """Lung sets, phantoms and simulated pictures: a small tree in each layout, with the trap that it holds."""
 
-from pathlib import Path
-
-import av
 import numpy as np
 import pytest
-import SimpleITK
-from raw_trees import find, plant, speckle, told, write
-
-from data_preprocessing.readers import count_frames, even_frames, read_frames, turned
-
-
-def write_video(path: Path, grays: list[int], codec: str) -> None:
-    """A video of plain frames of these greys, in the container that the suffix names."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as video:
-        stream = video.add_stream(codec, rate=25)
-        stream.width, stream.height, stream.pix_fmt = 96, 80, "rgb8" if codec == "gif" else "yuv420p"
-        for gray in grays:
-            picture = np.full((80, 96, 3), gray, np.uint8)
-            video.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
-        video.mux(stream.encode())
-
-
-def chosen(raw: Path, record, wanted: int = 3) -> list[np.ndarray]:
-    """The frames that are taken of a record's file, with the probe at the top."""
-    path = raw / record.source
-    numbers = even_frames(count_frames(path, record.axis), wanted)
-    return [turned(frame, record.turn) for frame in read_frames(path, numbers, record.axis)]
-
+from raw_trees import chosen, find, plant, save_video, save_volume, speckle, told, write
 
 HOMES = ["covid19_ultrasound/data", "COVID-LUS", "pocus/covid19_ultrasound-master/data"]
-GREYS = list(range(30, 230, 10))
+# Each frame is brighter than the one before.
+VIDEO = [np.full((80, 96), grey, np.uint8) for grey in range(30, 230, 10)]
 
 
 @pytest.mark.parametrize("home", HOMES, ids=["clone", "shallower", "deeper"])
@@ -45,10 +20,10 @@ def test_covid_lus(tmp_path, home):
         f"{images}/regular/Reg_Avi_lung-sliding-3.MP4_frame0.jpg",
         f"{images}/pneumonia/Pneu_large.effusion.jpg",
     )
-    write_video(tmp_path / f"{videos}/convex/Cov-Atlas+(45).gif", GREYS, "gif")
-    write_video(tmp_path / f"{videos}/convex/Pneu_Avi_Video_001.mp4", GREYS, "mpeg4")
-    write_video(tmp_path / f"{videos}/linear/Reg_northumbria_1009_vid6.avi", GREYS, "mpeg4")
-    write_video(tmp_path / f"{videos}/convex/Vir_someone.mov", GREYS, "mpeg4")
+    save_video(tmp_path / f"{videos}/convex/Cov-Atlas+(45).gif", VIDEO)
+    save_video(tmp_path / f"{videos}/convex/Pneu_Avi_Video_001.mp4", VIDEO)
+    save_video(tmp_path / f"{videos}/linear/Reg_northumbria_1009_vid6.avi", VIDEO)
+    save_video(tmp_path / f"{videos}/convex/Vir_someone.mov", VIDEO)
     # The authors' folds repeat the stills.
     plant(tmp_path, f"{home}/cross_validation/split0/covid/Cov-Atlas+(45).gif_frame12.jpg")
     found = find(tmp_path)
@@ -70,7 +45,7 @@ def test_covid_lus(tmp_path, home):
     assert set(taken.values()) == {"even"} and len(taken) == 3
     for record in found.records:
         if record.take == "even":
-            means = [frame.mean() for frame in chosen(tmp_path, record)]
+            means = [picture.mean() for picture in chosen(tmp_path, record).values()]
             # Evenly spaced over the video, not its first three frames.
             assert len(means) == 3 and np.diff(means).min() > 30, record.source
 
@@ -148,7 +123,7 @@ def test_luss_phantom(tmp_path, home):
     )
     for number, what in enumerate(("images", "masks")):
         plant(tmp_path / home, *(name.format(what) for name in names), first=10 * number)
-    write_video(tmp_path / home / "VideoClips/clip 7.webm", GREYS, "vp8")
+    save_video(tmp_path / home / "VideoClips/clip 7.webm", VIDEO)
     frames = {
         f"{home}/train/images/clip 7-F1.png": ("Lung-Phantom", "clip 7", "train"),
         f"{home}/train/images/clip 7-F30.png": ("Lung-Phantom", "clip 7", "train"),
@@ -162,19 +137,17 @@ def test_luss_phantom(tmp_path, home):
     assert told(found) == frames | {f"{home}/VideoClips/clip 7.webm": ("Lung-Phantom", "clip 7", "")}
     (clip,) = [record for record in found.records if record.source.endswith(".webm")]
     assert clip.take == "even"
-    assert np.diff([frame.mean() for frame in chosen(tmp_path, clip)]).min() > 30
+    assert np.diff([picture.mean() for picture in chosen(tmp_path, clip).values()]).min() > 30
 
 
 @pytest.mark.parametrize("home", ["PlusLibData", "PlusLibData/TestImages"], ids=["clone", "deeper"])
 def test_plus_lib_data(tmp_path, home):
     """Phantoms are left out by default; the transrectal probe is at the bottom, and comes to the top."""
     folder = tmp_path / home / "TestImages"
-    folder.mkdir(parents=True)
     volume_ZHW = np.stack([speckle(number) for number in range(10)])
     volume_ZHW[:, 70:, :10] = 0  # the lower left corner
-    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(volume_ZHW), str(folder / "Prostate10_video.igs.mhd"))
-    still = SimpleITK.GetImageFromArray(speckle(50))
-    SimpleITK.WriteImage(still, str(folder / "BkCurvilinearScanConvertedData.igs.mha"))
+    save_volume(folder / "Prostate10_video.igs.mhd", volume_ZHW)
+    save_volume(folder / "BkCurvilinearScanConvertedData.igs.mha", speckle(50))
     write(folder / "SpinePhantom.mha", b"tracking only")
     plant(tmp_path, "STU-Hospital/Hospital/Test_Image_1.png")
     found = find(tmp_path)
@@ -188,12 +161,13 @@ def test_plus_lib_data(tmp_path, home):
         sources[1]: ("Prostate-Phantom", "Prostate10_video", ""),
     }
     records = {record.source: record for record in found.records}
-    frames = chosen(tmp_path, records[sources[1]])
-    numbers = even_frames(10, 3)
-    np.testing.assert_array_equal(frames, [volume_ZHW[number, ::-1, ::-1] for number in numbers])
-    assert not np.array_equal(numbers, [0, 1, 2]) and (frames[0][:10, -10:] == 0).all()
-    (frame,) = chosen(tmp_path, records[sources[0]])
-    np.testing.assert_array_equal(frame, speckle(50))
+    pictures = chosen(tmp_path, records[sources[1]])
+    assert len(pictures) == 3 and max(pictures) - min(pictures) > 3
+    for number, picture_HW in pictures.items():
+        np.testing.assert_array_equal(picture_HW, volume_ZHW[number, ::-1, ::-1])
+        assert (picture_HW[:10, -10:] == 0).all()
+    (picture_HW,) = chosen(tmp_path, records[sources[0]]).values()
+    np.testing.assert_array_equal(picture_HW, speckle(50))
 
 
 @pytest.mark.parametrize("home", ["Simulated", "Simulated/run 1"])

@@ -310,7 +310,9 @@ def test_what_is_left_out_needs_each_of_its_words(tmp_path, monkeypatch):
 
 def test_nothing_but_what_is_left_out(tmp_path):
     plant(tmp_path, f"BUSI_256/{BUSI}")
-    with pytest.raises(InputError, match=r"only pictures that are left out by default .*--include copies"):
+    with pytest.raises(
+        InputError, match=r"no usable picture but ones left out by default .*--include copies"
+    ):
         find(tmp_path)
 
 
