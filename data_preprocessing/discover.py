@@ -8,11 +8,12 @@ import hashlib
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from data_preprocessing.catalogue import CATALOGUE, LEFT_OUT, DataSet, File, Layout, plain_name
+from data_preprocessing.catalogue import CATALOGUE, DataSet, File, Layout, plain_name
 from data_preprocessing.readers import is_picture_name, may_have_frames
 from usvar.errors import InputError
 
@@ -59,6 +60,8 @@ class Record:
     labels: str = ""
     axis: int = 0
     array: str = ""
+    # What the publisher's lists say beyond the class.
+    remark: str = ""
     # The frame in the file.
     number: int = 0
 
@@ -110,16 +113,29 @@ def discover(raw_root: Path, include: Sequence[str] = ()) -> Found:
             + (f", only the archive {packed[0]}" if packed else "")
             + ", wanted <raw-root>/<DataSet>/... or <raw-root>/<Class>/*: unpack the data there"
         )
+    entries_of = {folder: entries_in(folder) for folder in folders}
+    if not any(entries_of.values()):
+        _refuse_a_set_itself(raw_root)
     if {path.name.lower() for path in folders} & {"train", "training"}:
         _read_own(raw_root, raw_root, found)
     else:
-        entries_of = {folder: entries_in(folder) for folder in folders}
-        present = {entry.name for entries in entries_of.values() for entry in entries}
+        # A folder of the same pictures under another name may hold the original's name too.
+        present = {
+            entry.name
+            for entries in entries_of.values()
+            for i, entry in enumerate(entries)
+            if entry.name not in {outer.same_as for outer in entries[:i]}
+        }
         for folder in folders:
             _read_folder(raw_root, folder, entries_of[folder], present, frozenset(include), found)
         if not found.records and not found.rejected and not found.left_out:
             # No data set among them: they may be the class folders themselves.
             _read_own(raw_root, raw_root, found)
+    if not found.records and not found.rejected and found.left_out:
+        raise InputError(
+            f"--raw-root {raw_root} holds no usable picture but ones left out by default "
+            f"({'; '.join(found.notes)}): name them with --include, or add other data"
+        )
     if not found.records and not found.rejected:
         names = ", ".join(entry.name for entry in CATALOGUE)
         raise InputError(
@@ -137,6 +153,21 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_FILES
 
 
+def _refuse_a_set_itself(raw_root: Path) -> None:
+    """Read as class folders, a data set's own folder would give masks as pictures and no patients."""
+    known = [entry for entry in CATALOGUE if _is_called(entry, {plain_name(raw_root.resolve().name)})]
+    for entry in known:
+        if _read_entry(entry, raw_root, walk(raw_root)[0], frozenset(), set()).records:
+            raise InputError(
+                f"--raw-root {raw_root} is the folder of {entry.name} itself, wanted the one that holds it: "
+                f"give --raw-root {raw_root.resolve().parent}"
+            )
+
+
+def _is_called(entry: DataSet, names: set[str]) -> bool:
+    return not names.isdisjoint(plain_name(name) for name in (entry.name, *entry.aliases))
+
+
 def _read_folder(
     raw_root: Path,
     folder: Path,
@@ -145,10 +176,6 @@ def _read_folder(
     include: frozenset[str],
     found: Found,
 ) -> None:
-    for name, reason in LEFT_OUT.items():
-        if plain_name(name) == plain_name(folder.name):
-            found.notes.append(f"{folder.name}: left out, {reason}")
-            return
     files, refused = walk(folder) if entries else ([], {})
     taken: set[str] = set()
     for entry in entries:
@@ -158,43 +185,57 @@ def _read_folder(
             continue
         entry = next((e for e in CATALOGUE if e.name == entry.same_as), entry)
         part = _read_entry(entry, folder, files, include, taken)
-        if part.records or part.left_out:
+        if part.records or part.left_out or part.rejected:
             found.records += part.records
             found.rejected |= part.rejected | {f"{folder.name}/{file}": why for file, why in refused.items()}
             found.left_out |= part.left_out
-            left = f", {len(part.left_out)} left out by default" if part.left_out else ""
-            found.notes.append(f"{folder.name}: {entry.name}, {len(part.records)} files{left}")
-    if taken or _read_own(raw_root, folder, found):
+            said = [f"{folder.name}: {entry.name}, {len(part.records)} files"]
+            for why, count in sorted(Counter(part.left_out.values()).items()):
+                said.append(f"{count} left out, {why}")
+            if part.rejected:
+                why = next(iter(part.rejected.values()))
+                said.append(f"{len(part.rejected)} rejected, the first: {why}")
+            found.notes.append("; ".join(said))
+    own = not taken and _read_own(raw_root, folder, found)
+    if own and not entries:
         return
-    packed = sorted(path.name for path in folder.rglob("*") if ARCHIVE.search(path.name))[:3]
+    files = files or walk(folder)[0]
+    # An archive beside the folder that came out of it has done its work.
+    unpacked = {plain_name(name) for file in files for name in file.relative.split("/")[:-1]}
+    archives = [file.path.name for file in files if ARCHIVE.search(file.path.name)]
+    packed = [name for name in archives if plain_name(ARCHIVE.sub("", name)) not in unpacked][:3]
+    unpack = f"{', '.join(packed)} still packed, unpack there"
+    if taken:
+        if packed:
+            found.notes.append(f"{folder.name}: {unpack} if pictures are missing ({entries[0].unpack})")
+        return
     inside = sorted(path.name for path in folder.iterdir() if not _hidden(path.name))[:5]
     if entries:
         wanted = " or ".join(entry.marker or entry.layouts[0].pattern for entry in entries)
         why = f"named like {entries[0].name}, but no path like {wanted} is in it"
+        unpack += f" ({entries[0].unpack})"
     else:
         why = "not a known data set, and no class folders with pictures"
-    if packed:
-        unpack = f" ({entries[0].unpack})" if entries else ""
-        why += f"; {', '.join(packed)} still packed, unpack there{unpack}"
-    else:
-        why += f"; found {', '.join(inside) or 'nothing'}"
-    found.notes.append(f"WARNING: {folder.name}: left out, {why}")
+    why += f"; {unpack}" if packed else f"; found {', '.join(inside) or 'nothing'}"
+    found.notes.append(f"WARNING: {folder.name}: {'read as own pictures' if own else 'left out'}, {why}")
 
 
 def entries_in(folder: Path) -> list[DataSet]:
     """The catalogue's entries by the name of the folder, or of one inside it at most two levels down.
 
-    One archive may hold several sets (TN3K, TG3K and DDTI), so there may be several.
+    One archive may hold several sets (TN3K, TG3K and DDTI), so there may be several. The outermost name comes
+    first: BUSI_256 holds a folder that is named like BUSI's.
     """
-    names = {plain_name(folder.name)}
-    for below in (path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()):
-        names |= {
-            plain_name(below.name),
-            *(plain_name(path.name) for path in below.iterdir() if path.is_dir()),
-        }
-    return [
-        entry for entry in CATALOGUE if names & {plain_name(known) for known in (entry.name, *entry.aliases)}
-    ]
+    inside, further = [], []
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink() and not _hidden(path.name):
+            inside.append(path)
+            further += [below for below in path.iterdir() if below.is_dir()]
+    levels = [{plain_name(path.name) for path in paths} for paths in ([folder], inside, further)]
+    entries = []
+    for names in levels:
+        entries += [entry for entry in CATALOGUE if entry not in entries and _is_called(entry, names)]
+    return entries
 
 
 def walk(folder: Path) -> tuple[list[File], dict[str, str]]:
@@ -272,17 +313,23 @@ def _read_entry(
             source = f"{folder.name}/{file.relative}"
             told = match.groupdict()
             told |= facts.get((told.get("key") or "").lower(), {})
-            if layout.listed_only and (told["key"] or "").lower() not in facts:
-                part.rejected[source] = "not in the publisher's list"
-                continue
-            for one in layout.parts(file, files) if layout.parts else [{}]:
+            unlisted = layout.listed_only and (told["key"] or "").lower() not in facts
+            for one in layout.parts(file, files) if layout.parts and not unlisted else [{}]:
+                words = {layout.include, *(told | one).get("leave", "").split()} - {"", *include}
                 record = _record(entry, layout, folder, file, told | one)
-                word = layout.include or (told | one).get("leave", "")
-                if isinstance(record, str):
-                    part.rejected[source] = record
-                elif word and word not in include:
-                    part.left_out[source] = f"{entry.left_out[word]} (--include {word} brings it back)"
+                # Each part of a file has its own line in the lists.
+                name = f"{source}#{one['group']}" if one else source
+                if words:
+                    why = " and ".join(entry.left_out[word] for word in sorted(words))
+                    part.left_out[name] = f"{why} (--include {' '.join(sorted(words))} brings them back)"
+                elif unlisted:
+                    lists = "not in the publisher's list" if facts else "the publisher's list is missing"
+                    part.rejected[name] = lists
+                elif isinstance(record, str):
+                    part.rejected[name] = record
                 else:
+                    if record.take == "labelled" and "unlabelled" in include:
+                        record = replace(record, take="even", labels="")
                     part.records.append(record)
     return part
 
@@ -302,8 +349,8 @@ def _record(
         return f"unknown label {label!r}, wanted one of {', '.join(sorted(layout.classes))}"
     split = layout.splits.get((told.get("split") or "").lower(), "")
     group = told.get("group") or ""
-    if group and split and re.search(r"\(\?P<split>", layout.pattern):
-        # Examination numbers start again in each split folder.
+    if group.isdigit() and split and re.search(r"\(\?P<split>", layout.pattern):
+        # Examination numbers start again in each split folder; names do not.
         group = f"{split}/{group}"
     outline = layout.outline(file.path) if layout.outline else None
     if outline is not None and not outline.is_file():
@@ -327,6 +374,7 @@ def _record(
         labels=str(layout.labels(file.path)) if layout.labels else "",
         axis=layout.axis,
         array=layout.array,
+        remark=told.get("remark") or "",
     )
 
 

@@ -11,7 +11,6 @@ __all__ = [
     "CATALOGUE",
     "CLASS_ALIASES",
     "INCLUDES",
-    "LEFT_OUT",
     "MISSION_CLASSES",
     "DataSet",
     "Facts",
@@ -33,12 +32,6 @@ CATALOGUE: tuple[DataSet, ...] = tuple(
 
 # Every word that --include knows.
 INCLUDES = tuple(sorted({word for entry in CATALOGUE for word in entry.left_out}))
-
-# Folders that are known and not read, with the reason that is printed.
-LEFT_OUT = {
-    "BUSI_256": "a second copy of BUSI, squashed to squares",
-    "PlusLibData": "format examples of a phantom, not for training",
-}
 
 # Six organs, twelve classes; other classes are left out by `--selection mission`. DDTI is a class of its
 # own because its pictures differ from TN3K's more by their source than by what they show; a mapping file

@@ -9,7 +9,8 @@ named groups of the pattern say what the path tells; lists beside the pictures (
     split    the publisher's split, a key of `splits`
     key      how `facts` finds this picture
     frames   numbers of the frames worth taking, as "3 17 40" (facts only)
-    leave    the word of --include without which the picture is left out (facts only)
+    leave    the words of --include without all of which the picture is left out (facts only)
+    remark   what the lists say beyond the class, such as "transplant" (facts only)
 """
 
 import json
@@ -20,6 +21,10 @@ from pathlib import Path
 
 # What the lists beside the pictures tell, by the pattern's `key` in lower case.
 Facts = dict[str, dict[str, str]]
+
+# What two words of --include bring back, for `DataSet.left_out`.
+COPIES = "second copies of pictures"
+GAPS = "frames at the border of a block, near copies of those on the other side"
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,11 @@ class Layout:
     listed_only: bool = False
     # The word of --include without which nothing of this layout is read.
     include: str = ""
-    # The file with the published scan area of a picture.
-    outline: Callable[[Path], Path] | None = None
+    # The file with the published scan area of a picture, None when it is known to be wrong.
+    outline: Callable[[Path], Path | None] | None = None
     # Which frames of a file: "still" (it has one), "first" (further ones repeat it), "even" (a few evenly
     # spaced), "listed" (evenly among the facts' `frames`; without any, as "even") or "labelled" (evenly
-    # among those in whose label volume something is marked).
+    # among those in whose label volume something is marked; with --include unlabelled, as "even").
     take: str = "still"
     # The file with the label volume of a picture, for "labelled".
     labels: Callable[[Path], Path] | None = None
@@ -96,7 +101,8 @@ class DataSet:
     marker: str = ""
     # word of --include -> what it brings back.
     left_out: dict[str, str] = field(default_factory=dict)
-    # Pictures as the predecessor's table counts them, and as the sources do; 0 where not counted.
+    # Pictures (files, where one holds many) as the predecessor's table counts them, and as the sources do; 0
+    # where not counted.
     seed_count: int = 0
     true_count: int = 0
     # The entry whose pictures these are; they are read only when that one's folder is missing.
@@ -111,27 +117,51 @@ def plain_name(name: str) -> str:
 
 
 def named(files: Sequence[File], pattern: str) -> list[File]:
-    """The files whose path ends in `pattern` (a regular expression, any case of letters)."""
-    ending = re.compile(rf"(?:^|/)(?:{pattern})$", re.IGNORECASE)
-    return [file for file in files if ending.search(file.relative)]
+    """The files whose path ends in `pattern` (a regular expression, any case of letters).
+
+    The data set's own folder may be part of the pattern.
+    """
+    ending = re.compile(rf"/(?:{pattern})$", re.IGNORECASE)
+    return [file for file in files if ending.search(file.path.as_posix())]
+
+
+def split_lists(files: Sequence[File], pattern: str) -> Facts:
+    """Official splits from lists with a name a line, such as `patient0001` or `image/7.png mask/7.png`.
+
+    Args:
+        files: all files of the data set.
+        pattern: end of the lists' paths; its one group is the split.
+
+    Returns:
+        stem of the line's first word in lower case -> {"split": ...}.
+    """
+    facts = {}
+    for file in named(files, pattern):
+        split = re.search(rf"(?:{pattern})$", file.path.as_posix(), re.IGNORECASE)[1]
+        for line in file.path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
+            if words := line.split():
+                facts[Path(words[0]).stem.lower()] = {"split": split}
+    return facts
 
 
 def in_blocks(names: Sequence[str], count: int, gap: int) -> dict[str, dict[str, str]]:
     """Groups for frames of unknown sweeps: contiguous blocks in numerical order, with gaps between.
 
     Neighbouring frames are near copies, so a random split leaks. Whole blocks go to one side; the frames
-    next to a border between blocks are left out (`--include gaps` brings them back).
+    next to a border between blocks are left out (`--include gaps` brings them back). A small part of a data
+    set makes fewer blocks, at least four, and gaps are at most a quarter of a block.
 
     Args:
-        names: keys that end in a number, such as "0007".
+        names: keys that hold a number, such as "0007".
         count: number of blocks.
         gap: frames left out at each border.
 
     Returns:
         key in lower case -> {"group": ...} and, in a gap, {"leave": "gaps"}.
     """
-    ordered = sorted((name.lower() for name in names), key=last_number)
-    size = -(-len(ordered) // count)
+    ordered = sorted((name.lower() for name in names), key=by_number)
+    size = max(-(-len(ordered) // count), min(4 * gap, -(-len(ordered) // 4)), 1)
+    gap = min(gap, size // 4)
     facts = {}
     for place, name in enumerate(ordered):
         block, inside = divmod(place, size)
@@ -141,10 +171,10 @@ def in_blocks(names: Sequence[str], count: int, gap: int) -> dict[str, dict[str,
     return facts
 
 
-def last_number(name: str) -> tuple[int, str]:
-    """Sorts names by their last number, however it is padded."""
-    numbers = re.findall(r"\d+", name)
-    return (int(numbers[-1]) if numbers else -1, name)
+def by_number(name: str) -> tuple[list[str | int], str]:
+    """Sorts names by the numbers in them, however they are padded."""
+    parts = re.split(r"(\d+)", name)
+    return ([int(part) if i % 2 else part for i, part in enumerate(parts)], name)
 
 
 def read_outline(path: Path) -> list[tuple[float, float]] | None:
