@@ -31,6 +31,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
+import tyro
 from tqdm import tqdm
 
 # A script sees only its own folder; the shared packages lie one level up.
@@ -68,7 +69,7 @@ class Settings:
     # Where to write; a new or empty folder, or one that this script made.
     out_root: Path = Path("data/processed")
     # Print the known data sets, what of each is found under --raw-root and how to get the rest; do no more.
-    list: bool = False
+    list: tyro.conf.UseCounterAction[int] = 0
     # Side of the square output images in pixels, 16 to 1024.
     size: int = 256
     # Which classes: "all", "mission" (its six organs), or a JSON file {"class": "new name" or null}.

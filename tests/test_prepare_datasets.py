@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -225,8 +226,19 @@ def test_unknown_and_left_out_folders_are_said(tmp_path, capsys):
     save(tmp_path / "raw" / "pairs" / "masks" / "1.png", speckle(4))
     rows = prepare(tmp_path / "raw", tmp_path / "out")
     said = capsys.readouterr().out
-    for name, why in (("BUSI_256", "second copy"), ("strange", "not a known"), ("pairs", "looks like masks")):
+    assert "BUSI_256: BUSI_256, 0 files; 1 left out, a second copy of BUSI" in said
+    for name, why in (("strange", "not a known"), ("pairs", "looks like masks")):
         assert any(f"{name}: left out" in line and why in line for line in said.splitlines())
+
+
+def test_list_names_what_is_found_and_how_to_get_the_rest(tmp_path, capsys):
+    own_pictures(tmp_path / "raw")
+    save(tmp_path / "raw" / "HC18" / "training_set" / "001_HC.png", speckle(1))
+    prepare_datasets.main(Settings(tmp_path / "raw", tmp_path / "out", list=1))
+    said = capsys.readouterr().out
+    assert re.search(r"(?m)^HC18 .* 1334 +1$", said) and re.search(r"(?m)^AUL .* 735 +-$", said)
+    assert "AUL: https://zenodo.org/records/7272660" in said and "HC18: https" not in said
+    assert not (tmp_path / "out").exists()
     assert {row["dataset"] for row in rows} == {"mine"}
 
 

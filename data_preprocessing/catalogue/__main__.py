@@ -1,6 +1,6 @@
 """Print the catalogue as the page docs/datasets.md.
 
-    python -m data_preprocessing.catalogue > docs/datasets.md
+python -m data_preprocessing.catalogue > docs/datasets.md
 """
 
 from data_preprocessing.catalogue import CATALOGUE, DataSet
@@ -11,9 +11,10 @@ def page() -> str:
     lines = [
         "# The data sets",
         "",
-        "Made from `data_preprocessing/catalogue/` by `python -m data_preprocessing.catalogue > docs/datasets.md`.",
-        "Counts are those of the sources (pictures, or the predecessor's count where theirs is not known); what is",
-        "(unconfirmed) rests on one weak source. Read the licence of each set before you pass anything on.",
+        "Made from `data_preprocessing/catalogue/` by",
+        "`python -m data_preprocessing.catalogue > docs/datasets.md`.",
+        "Counts are those of the sources, or the predecessor's where theirs are not known; what is marked",
+        "(unconfirmed) rests on one weak source. Read a set's licence before you pass anything on.",
         "",
         "| data set | organ | classes | from | frame | access | pictures | one side of the split |",
         "|---|---|---|---|---|---|---|---|",
@@ -21,9 +22,8 @@ def page() -> str:
     for e in CATALOGUE:
         count = e.true_count or e.seed_count or ""
         classes = ", ".join(sorted(classes_of(e))) or "as its folders say"
-        lines.append(
-            f"| {e.name} | {e.organ} | {classes} | {e.labels} | {e.shape} | {e.access} | {count} | {e.groups} |"
-        )
+        cells = (e.name, e.organ, classes, e.labels, e.shape, e.access, str(count), e.groups)
+        lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "## Where to get them, and what to know"]
     for e in CATALOGUE:
         lines += ["", f"**{e.name}**" + (f" (folder also {', '.join(e.aliases)})" if e.aliases else "")]
