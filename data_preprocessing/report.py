@@ -68,7 +68,7 @@ def list_data_sets(raw_root: Path) -> str:
         f"Not found: get it, then unpack it to {raw_root}/<data set>/",
         *(f"  {m}" for m in missing),
     ]
-    return "\n".join(lines)
+    return "\n".join(lines + problem)
 
 
 def bar_chart(path: Path, counts: Counter, classes: Sequence[str]) -> None:
