@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 # Pillow would also start an external program for some formats; these it decodes itself.
 PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
@@ -92,7 +92,9 @@ def count_frames(path: Path, axis: int = 0, dataset: str = "") -> int:
         return source.count()
 
 
-def read_frames(path: Path, numbers: Sequence[int], axis: int = 0, dataset: str = "") -> list[np.ndarray]:
+def read_frames(
+    path: Path, numbers: Sequence[int] | None, axis: int = 0, dataset: str = ""
+) -> list[np.ndarray]:
     """Read some frames of a picture, volume or video in one pass over the file.
 
     Alpha is dropped, EXIF and video rotation are applied, and a DICOM file is cropped to its ultrasound
@@ -101,7 +103,8 @@ def read_frames(path: Path, numbers: Sequence[int], axis: int = 0, dataset: str 
 
     Args:
         path: a regular file.
-        numbers: frames wanted, from 0, in any order; a still picture has frame 0 only.
+        numbers: frames wanted, from 0, in any order. None wants a still picture, and then a file of several
+            frames is refused, because which one is meant cannot be known here.
         axis: the slice axis of a volume in SimpleITK's order (z, y, x); -1 is x. Of a 4D file with axis
             -1, the first index of the first axis is taken (a label file with one structure an index).
         dataset: name of the array in an HDF5 file; "" when it holds only one.
@@ -112,23 +115,10 @@ def read_frames(path: Path, numbers: Sequence[int], axis: int = 0, dataset: str 
     Raises:
         Unreadable: with the reason.
     """
-    wanted = sorted(set(numbers))
     with _open(path, axis, dataset) as source:
-        if wanted and wanted[0] < 0:
-            raise Unreadable(f"no frame {wanted[0]}: frames count from 0")
-        frames = {}
-        for number, frame in zip(wanted, source.read(wanted), strict=True):
-            _check_size(frame.shape[1], frame.shape[0])
-            frames[number] = frame
-        deep = [frame for frame in frames.values() if frame.dtype not in (np.uint8, np.bool_)]
-        if not deep:
-            limits = (0.0, 255.0)
-        elif len(frames) == source.count():
-            limits = _limits(deep)
-        else:
-            information = path.stat()
-            limits = _file_limits(path, information.st_mtime_ns, information.st_size, axis, dataset)
-    return [to_8_bit(frames[number], limits) for number in numbers]
+        if numbers is None and (count := source.count()) != 1:
+            raise Unreadable(f"{count} frames, wanted a still picture: export the frames you want")
+        return _read(source, [0] if numbers is None else numbers, (path, axis, dataset))
 
 
 def labelled_frames(path: Path, axis: int = 0, dataset: str = "") -> list[int]:
@@ -176,11 +166,8 @@ def read_grey(
     Raises:
         Unreadable: with the reason.
     """
-    if number is None:
-        frames = count_frames(path, axis, dataset)
-        if frames != 1:
-            raise Unreadable(f"{frames} frames, wanted a still picture: export the frames you want")
-    grey_HW = turned(to_grey(read_frames(path, [number or 0], axis, dataset)[0]), turn)
+    numbers = None if number is None else [number]
+    grey_HW = turned(to_grey(read_frames(path, numbers, axis, dataset)[0]), turn)
     check_content(grey_HW)
     return grey_HW
 
@@ -290,6 +277,27 @@ def _open(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
         raise Unreadable(f"damaged or truncated: {_short(error)}") from None
 
 
+def _read(source: _Source, numbers: Sequence[int], origin: tuple[Path, int, str]) -> list[np.ndarray]:
+    """`read_frames` for an open file, whose path, axis and data set are `origin`."""
+    wanted = sorted(set(numbers))
+    if wanted and wanted[0] < 0:
+        raise Unreadable(f"no frame {wanted[0]}: frames count from 0")
+    frames = {}
+    for number, frame in zip(wanted, source.read(wanted), strict=True):
+        _check_size(frame.shape[1], frame.shape[0])
+        frames[number] = frame
+    deep = [frame for frame in frames.values() if frame.dtype not in (np.uint8, np.bool_)]
+    if not deep:
+        limits = None
+    elif len(frames) == source.count():
+        limits = _limits(deep)
+    else:
+        path, axis, dataset = origin
+        information = path.stat()
+        limits = _file_limits(path, information.st_mtime_ns, information.st_size, axis, dataset)
+    return [to_8_bit(frames[number], limits) for number in numbers]
+
+
 @functools.lru_cache(maxsize=64)
 def _file_limits(path: Path, modified_ns: int, size: int, axis: int, dataset: str) -> tuple[float, float]:
     """Smallest and largest value of all frames; remembered, because frames are often read one at a time."""
@@ -340,6 +348,9 @@ def _check_number(number: int, count: int) -> None:
 def _open_pillow(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
     with _no_warnings(), Image.open(path, formats=PILLOW_FORMATS) as picture:
         _check_size(*picture.size)
+        if picture.format == "GIF" and not _ends_with(path, b";"):
+            # Else its first frames would pass for all of them.
+            raise Unreadable("truncated: no end mark")
         # A phone's JPEG may carry a preview as a second frame.
         count = 1 if picture.format in ("JPEG", "MPO") else getattr(picture, "n_frames", 1)
 
@@ -349,13 +360,19 @@ def _open_pillow(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
                 if count > 1:
                     picture.seek(number)
                     _check_size(*picture.size)
-                upright = ImageOps.exif_transpose(picture)
-                if upright.mode.startswith(("I", "F")) or upright.mode in ("L", "1"):
-                    yield np.asarray(upright)
-                else:
-                    yield np.asarray(upright.convert("RGB"))
+                picture.load()
+                turns = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
+                upright = ImageOps.exif_transpose(picture) if turns else picture
+                as_it_is = upright.mode in ("L", "1", "RGB") or upright.mode.startswith(("I", "F"))
+                yield np.asarray(upright if as_it_is else upright.convert("RGB"))
 
         yield _Source(lambda: count, read)
+
+
+def _ends_with(path: Path, mark: bytes) -> bool:
+    with open(path, "rb") as file:
+        file.seek(max(path.stat().st_size - 512, 0))
+        return file.read().rstrip(b"\0\r\n ").endswith(mark)
 
 
 # Volumes: numbers in a block
@@ -743,6 +760,10 @@ def _dicom_header(path: Path) -> Any:
     # Slow to import, and needed by few data sets. Nothing that names a patient is parsed.
     import pydicom
 
+    syntax = pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID
+    if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
+        # The library would unpack it at once, whatever its size.
+        raise Unreadable("a deflated DICOM file: unpack it first")
     header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(DICOM_TAGS))
     if "Rows" not in header or "Columns" not in header:
         raise Unreadable("a DICOM file without a picture")
@@ -790,8 +811,7 @@ def _dicom_frames(path: Path) -> _Source:
     frame_bytes = header.Rows * header.Columns * header.SamplesPerPixel * header.BitsAllocated // 8
     # A compressed frame takes at least the header of its item; two pixels may share their colour.
     least = 8 if syntax.is_compressed else frame_bytes // 2
-    held = path.stat().st_size * (MOST_PACKED if syntax.is_deflated else 1)
-    if count < 1 or count * least > held:
+    if count < 1 or count * least > path.stat().st_size:
         raise Unreadable(f"truncated: its header claims {count} frames of {frame_bytes} bytes")
     region = _region(header)
     if region is None and str(header.get("BurnedInAnnotation", "")).strip().upper() == "YES":

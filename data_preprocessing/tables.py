@@ -16,7 +16,7 @@ from xml.etree.ElementTree import Element, ParseError
 from usvar.errors import InputError
 
 # The largest list known is EchoNet's tracings, some 40 MB.
-LARGEST_LIST = 256 << 20
+LARGEST_LIST = 64 << 20
 # A sheet that unpacks to more is no list of pictures.
 LARGEST_SHEET = 64 << 20
 MOST_ROWS = 1_000_000
