@@ -26,8 +26,10 @@ FLAT = 5
 # The screen's black is at most this grey, and takes up at least this share of the picture's border.
 DARKEST_SCREEN = 40
 SCREEN_SHARE = 0.1
-# A page or a software window around the screen has one grey over at least this share of the border.
+# A page or a software window around the screen has few greys over at least this share of the border, and the
+# screen has at least this share of its area.
 PAGE_SHARE = 0.3
+SMALLEST_SCREEN = 0.15
 # Text and rulers fill no more than this share of the screen around the image.
 MOST_TEXT = 0.15
 # Lines, bars and rows of text are thinner than this share of the longer side.
@@ -71,7 +73,11 @@ STRAIGHT = 0.5
 # slanted sides are there.
 FLAT_TOP = 0.75
 # Most fans are symmetric: agreement that a wholly lopsided one must have more.
-LOPSIDED = 0.04
+LOPSIDED = 0.05
+# Step of angle, in radians, in which a side's edge pixels are counted.
+BIN = 0.008
+# How much agreement the other side of a symmetric sector may cost, where it lies in the dark.
+MIRRORED = 0.1
 # How far above the recognised image the bright arcs at the probe may lie, as a share of the longer side.
 NEAR_FIELD = 0.06
 
@@ -197,31 +203,35 @@ def _without_flat_margin(grey_HW: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _without_page(grey_HW: np.ndarray) -> tuple[int, int, int, int]:
-    """The box without a white page or a grey software window around the screen, each one flat grey."""
+    """The box without a white page or a grey software window around the screen, of few flat greys."""
     left, top, right, bottom = 0, 0, grey_HW.shape[1], grey_HW.shape[0]
     # A screen in a window on a page.
     for _ in range(3):
         part_HW = grey_HW[top:bottom, left:right]
-        counts = np.bincount(_border(part_HW), minlength=256)
-        page = int(counts.argmax())
-        near = counts[max(page - 2, 0) : page + 3].sum()
-        if page <= DARKEST_SCREEN or near < PAGE_SHARE * counts.sum():
+        border = _border(part_HW)
+        near = ndimage.uniform_filter1d(np.bincount(border, minlength=256) / len(border), 5) * 5
+        is_page = near >= PAGE_SHARE / 3
+        is_page[: DARKEST_SCREEN + 1] = False
+        if is_page[border].mean() < PAGE_SHARE:
             break
+        is_page = ndimage.maximum_filter1d(is_page, 2 * FLAT + 1)
         step = max(1, max(part_HW.shape) // WORKING_SIDE)
-        other_HW = abs(part_HW[::step, ::step].astype(np.int16) - page) > FLAT
+        other_HW = ~is_page[part_HW[::step, ::step]]
         # Buttons and letters are small, the screen is the largest part of what is left.
         side = max(3, round(THICKNESS * max(other_HW.shape)) | 1)
-        other_HW = ndimage.uniform_filter(other_HW.astype(np.float32), side, mode="constant") >= 0.5
-        parts_HW, number = ndimage.label(other_HW)
+        parts_HW, number = ndimage.label(
+            ndimage.uniform_filter(other_HW.astype(np.float32), side, mode="constant") >= 0.5
+        )
         if number == 0:
             break
         sizes = np.bincount(parts_HW.ravel())
         sizes[0] = 0
         box = _bounds(parts_HW == sizes.argmax())
-        if _box_area(box) < 0.1 * other_HW.size or box == (0, 0, *other_HW.shape[::-1]):
+        if _box_area(box) < SMALLEST_SCREEN * other_HW.size or min(box[2] - box[0], box[3] - box[1]) < 5:
             break
-        right, bottom = min(right, left + box[2] * step), min(bottom, top + box[3] * step)
-        left, top = left + box[0] * step, top + box[1] * step
+        # A step inwards, so that nothing is left of the page.
+        right, bottom = left + (box[2] - 1) * step, top + (box[3] - 1) * step
+        left, top = left + (box[0] + 1) * step, top + (box[1] + 1) * step
     return left, top, right, bottom
 
 
@@ -345,6 +355,10 @@ class _Sector:
     left: float
     right: float
 
+    @property
+    def limits(self) -> tuple[float, float, float, float]:
+        return self.near, self.far, self.left, self.right
+
     def polygon(self) -> np.ndarray:
         """Corners (P, 2); the arcs are chords so short that they stay within a pixel."""
         outer_T, inner_T = np.linspace(self.left, self.right, 33), np.linspace(self.right, self.left, 17)
@@ -413,9 +427,11 @@ def _fit_sector(kept_HW: np.ndarray, echo_HW: np.ndarray) -> tuple[_Sector, tupl
     inner_E2 = edge_E2[~along_E4.any(1)]
     if len(inner_E2) < 20:
         return None
-    # Black cysts belong to the image.
     share_HW = _cells(kept_HW)
-    share_HW = np.maximum(share_HW, ndimage.binary_fill_holes(share_HW > 0.5))
+    # Black cysts and shadows between echoes above and below belong to the image: no sector is hollow there.
+    held_HW = share_HW > 0.5
+    below_HW = np.maximum.accumulate(held_HW, 0) & np.maximum.accumulate(held_HW[::-1], 0)[::-1]
+    share_HW = np.maximum(share_HW, below_HW)
     coarse_HW = _cells(share_HW, 2)
     fits = []
     for apex in _apexes(edge_E2, inner_E2, kept_HW, tolerance):
@@ -430,21 +446,33 @@ def _fit_sector(kept_HW: np.ndarray, echo_HW: np.ndarray) -> tuple[_Sector, tupl
     if agreement < max(SECTOR_COVER, box_agreement):
         return None
     sector = _snapped(_Sector(polar.apex, *limits), inner_E2)
+    refined = _snapped(_refined(sector, inner_E2), inner_E2)
+    agreement = polar.agreement(*sector.limits)
+    if _Polar(share_HW, CELL, refined.apex).agreement(*refined.limits) > agreement:
+        sector = refined
     supports = [
         _support(sector, side, inner_E2, low, high, tolerance) for side in (sector.left, sector.right)
     ]
-    flat_top = np.count_nonzero(along_E4[:, 1]) / (high[0] - low[0] + 1)
-    if flat_top > FLAT_TOP and min(supports) < STRAIGHT:
+    if _flat_top(kept_HW, tolerance) and min(supports) < STRAIGHT / 1.5:
         return None
     # A side in the dark is where the other one is.
     wider = max(-sector.left, sector.right)
     if supports[0] < STRAIGHT <= supports[1] or supports[1] < STRAIGHT <= supports[0]:
         mirrored = (sector.near, sector.far, -wider, wider)
-        if polar.agreement(*mirrored) > SECTOR_COVER - 0.1:
+        if _Polar(share_HW, CELL, sector.apex).agreement(*mirrored) > agreement - MIRRORED:
             sector = replace(sector, left=-wider, right=wider)
     sector = replace(sector, near=_near_field(sector, echo_HW))
     straight = along_E4.sum(0) > STRAIGHT * np.tile((high - low)[::-1], 2)
     return sector, tuple(straight.tolist())
+
+
+def _flat_top(kept_HW: np.ndarray, tolerance: float) -> bool:
+    """Whether the upper edge of the image is straight, without the hollow that a curved probe leaves."""
+    columns = kept_HW.any(0).nonzero()[0]
+    first = kept_HW[:, columns].argmax(0)
+    flat = first <= first.min() + 2 * tolerance
+    third = len(flat) // 3
+    return flat.mean() > FLAT_TOP and flat[third : 2 * third + 1].mean() > 0.9
 
 
 def _support(
@@ -470,6 +498,33 @@ def _support(
     return float(hit[visible].mean())
 
 
+def _refined(sector: _Sector, edge_E2: np.ndarray) -> _Sector:
+    """The sector with its apex where the lines through the edge pixels beside its two sides meet."""
+    lines = []
+    for side in (sector.left, sector.right):
+        point, along = sector.apex, np.array([np.sin(side), np.cos(side)])
+        for reach in (CELL, CELL / 2):
+            to_E2 = edge_E2 - point
+            beside_E = abs(to_E2 @ [along[1], -along[0]]) < reach
+            depth_E = to_E2[beside_E] @ along
+            if len(depth_E) < 20 or np.ptp(depth_E) < 0.4 * (sector.far - sector.near):
+                return sector
+            point = edge_E2[beside_E].mean(0)
+            *_, axes = np.linalg.svd(edge_E2[beside_E] - point, full_matrices=False)
+            along = axes[0] * np.sign(axes[0, 1])
+        lines.append((point, along))
+    (left_point, left), (right_point, right) = lines
+    if left[0] >= right[0]:
+        return sector
+    along_left, _ = np.linalg.solve(np.stack([left, -right], 1), right_point - left_point)
+    apex = left_point + along_left * left
+    lift = sector.apex[1] - apex[1]
+    if np.hypot(*(apex - sector.apex)) > 0.3 * sector.far:
+        return sector
+    angles = (float(np.arctan2(*along)) for along in (left, right))
+    return _Sector(apex, max(sector.near + lift, 0.0), sector.far + lift, *angles)
+
+
 def _snapped(sector: _Sector, edge_E2: np.ndarray) -> _Sector:
     """The sector with sides and arcs moved from whole cells to the edge pixels beside them."""
     radius_E = np.hypot(*(edge_E2 - sector.apex).T)
@@ -480,10 +535,18 @@ def _snapped(sector: _Sector, edge_E2: np.ndarray) -> _Sector:
     for name, outwards in (("near", 0.1), ("far", 0.9)):
         beside_E = radius_E[between_E & (abs(radius_E - getattr(sector, name)) < reach)]
         limits[name] = float(np.quantile(beside_E, outwards)) if len(beside_E) > 10 else getattr(sector, name)
-    for name, outwards in (("left", 0.1), ("right", 0.9)):
-        side = getattr(sector, name)
-        beside_E = angle_E[(abs(angle_E - side) < 0.5) & (abs(radius_E * np.sin(angle_E - side)) < reach)]
-        limits[name] = float(np.quantile(beside_E, outwards)) if len(beside_E) > 10 else side
+    # The straight side that most edge pixels lie on, looked for outwards: dark tissue bites into the sector.
+    for name, sign in (("left", -1), ("right", 1)):
+        side = sign * getattr(sector, name)
+        within_E = sign * angle_E > side - np.radians(4)
+        outer_E, depth_E = sign * angle_E[within_E], radius_E[within_E]
+        count_A = np.bincount(np.floor((outer_E - side + np.radians(4)) / BIN).astype(int), minlength=3)
+        count_A = np.convolve(count_A, np.ones(3, int), "same")
+        best = int(count_A.argmax())
+        if count_A[best] > 0.2 * (sector.far - sector.near):
+            side += (best + 0.5) * BIN - np.radians(4)
+        beside_E = outer_E[(abs(outer_E - side) < 0.5) & (abs(depth_E * np.sin(outer_E - side)) < CELL)]
+        limits[name] = sign * (float(np.quantile(beside_E, 0.85)) if len(beside_E) > 10 else side)
     return replace(sector, **limits)
 
 
@@ -513,7 +576,7 @@ def _sides(
     A side is the supporting line that most edge pixels touch, out of all slopes; a few stray pixels, or a
     few more, may lie beyond it.
     """
-    angle_A = np.radians(np.arange(8, 87))
+    angle_A = np.radians(np.arange(3, 87))
     # A few hundred pixels show a line as well as all.
     edge_E2, inner_E2 = (points[:: max(1, len(points) // 400)] for points in (edge_E2, inner_E2))
     both = []
