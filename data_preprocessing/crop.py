@@ -20,7 +20,7 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 
 # The screen is searched at this length of its longer side: speckle averages out, time is constant.
-WORKING_SIDE = 400
+WORKING_SIDE = 320
 # Grey levels that JPEG's noise stays within.
 FLAT = 5
 # The screen's black is at most this grey, and takes up at least this share of the picture's border.
@@ -53,8 +53,8 @@ SEARCHES = {
     "auto": Search(5, 1 / 30, 0.5),
     # Lossless, exactly 0 outside the scan area apart from bars and text: even the darkest tissue is seen.
     "clean": Search(0, 1 / 80, 0.6),
-    # Much text close to the image.
-    "text": Search(5, 1 / 30, 0.75),
+    # Much text close to the image, on a screen that is black to two grey levels.
+    "text": Search(2, 1 / 30, 0.75),
     "rectangle": Search(5, 1 / 30, 0.75),
 }
 # Parts that a dark cyst or shadow cuts off belong to the image from this share of the largest part on.
@@ -74,6 +74,10 @@ STRAIGHT = 0.5
 FLAT_TOP = 0.75
 # Most fans are symmetric: agreement that a wholly lopsided one must have more.
 LOPSIDED = 0.05
+# Shares of the image that may lie beyond a side of the sector.
+STRAYS = (0.005, 0.02, 0.06)
+# No side is further from straight down, in radians.
+WIDEST = 1.5
 # Step of angle, in radians, in which a side's edge pixels are counted.
 BIN = 0.008
 # How much agreement the other side of a symmetric sector may cost, where it lies in the dark.
@@ -124,8 +128,10 @@ def find_frame(grey_HW: np.ndarray, hint: str, outline: list[tuple[float, float]
     if page == whole:
         return frame
     box = tuple(edge + offset for edge, offset in zip(frame.box, (left, top, left, top), strict=True))
-    kind = "rectangle" if frame.kind == "full" else frame.kind
-    return Frame(kind, box, tuple((x + left, y + top) for x, y in frame.polygon))
+    if not frame.polygon and box[2] - box[0] > 0.9 * (right - left):
+        # What a window shows on its whole width is the screen, dark tissue at the bottom included.
+        return Frame("rectangle", page)
+    return Frame(frame.kind, box, tuple((x + left, y + top) for x, y in frame.polygon))
 
 
 def cut(grey_HW: np.ndarray, frame: Frame) -> np.ndarray:
@@ -393,11 +399,16 @@ class _Polar:
         radius_N, angle_N = np.sort(self.radius_N[held_N]), np.sort(self.angle_N[held_N])
         last = len(radius_N) - 1
         half = self.cell / 2
-        sector = [max(radius_N[0] - half, 0.0), radius_N[-1] + half, angle_N[0], angle_N[-1]]
+        sector = [
+            max(radius_N[0] - half, 0.0),
+            radius_N[-1] + half,
+            *np.clip(angle_N[[0, -1]], -WIDEST, WIDEST),
+        ]
         best = self.agreement(*sector)
         for _ in range(2):
             for place, values_N in enumerate((radius_N, radius_N, angle_N, angle_N)):
-                for stray in (0.005, 0.02, 0.06):
+                # Sides are ragged by shadows and text; beyond an arc lies little but the last dim echoes.
+                for stray in STRAYS if place > 1 else STRAYS[:2]:
                     rank = round((stray if place in (0, 2) else 1 - stray) * last)
                     tried = sector.copy()
                     tried[place] = values_N[rank]
@@ -619,7 +630,7 @@ def _apexes(
     for apex in proposed:
         if apex is None or not (low - [reach[0], 2 * max(reach)] < apex).all():
             continue
-        if apex[0] > high[0] + reach[0] or apex[1] > low[1] + 0.3 * reach[1]:
+        if apex[0] > high[0] + reach[0] or apex[1] > low[1] + 0.1 * reach[1]:
             continue
         if all(np.hypot(*(apex - other)) > CELL for other in apexes):
             apexes.append(apex)
