@@ -74,6 +74,10 @@ STRAIGHT = 0.5
 FLAT_TOP = 0.75
 # Most fans are symmetric: agreement that a wholly lopsided one must have more.
 LOPSIDED = 0.05
+# Straight edges along both sides are worth this much agreement each.
+SUPPORTED = 0.02
+# So many of the proposed sectors are looked at closely.
+FINALISTS = 3
 # Shares of the image that may lie beyond a side of the sector.
 STRAYS = (0.005, 0.02, 0.06)
 # No side is further from straight down, in radians.
@@ -365,6 +369,11 @@ class _Sector:
     def limits(self) -> tuple[float, float, float, float]:
         return self.near, self.far, self.left, self.right
 
+    @property
+    def lopsided(self) -> float:
+        """How much further one side is from straight down than the other, 0 to 1."""
+        return abs(self.left + self.right) / max(self.right - self.left, 0.01)
+
     def polygon(self) -> np.ndarray:
         """Corners (P, 2); the arcs are chords so short that they stay within a pixel."""
         outer_T, inner_T = np.linspace(self.left, self.right, 33), np.linspace(self.right, self.left, 17)
@@ -444,34 +453,37 @@ def _fit_sector(kept_HW: np.ndarray, echo_HW: np.ndarray) -> tuple[_Sector, tupl
     below_HW = np.maximum.accumulate(held_HW, 0) & np.maximum.accumulate(held_HW[::-1], 0)[::-1]
     share_HW = np.maximum(share_HW, below_HW)
     coarse_HW = _cells(share_HW, 2)
-    fits = []
+    proposed = []
     for apex in _apexes(edge_E2, inner_E2, kept_HW, tolerance):
         agreement, limits = _Polar(coarse_HW, 2 * CELL, apex).fit()
-        lopsided = abs(limits[2] + limits[3]) / (limits[3] - limits[2])
-        fits.append((agreement - LOPSIDED * lopsided, apex))
+        sector = _Sector(apex, *limits)
+        proposed.append((agreement - LOPSIDED * sector.lopsided, sector))
+    proposed.sort(key=lambda fit: -fit[0])
+    fits = []
+    for _, sector in proposed[:FINALISTS]:
+        sector = _snapped(sector, inner_E2)
+        for tried in (sector, _snapped(_refined(sector, inner_E2), inner_E2)):
+            agreement = _Polar(share_HW, CELL, tried.apex).agreement(*tried.limits)
+            supports = [_support(tried, side, inner_E2, low, high, tolerance) for side in tried.limits[2:]]
+            score = agreement - LOPSIDED * tried.lopsided + SUPPORTED * sum(supports)
+            fits.append((score, agreement, supports, tried))
     if not fits:
         return None
-    polar = _Polar(share_HW, CELL, max(fits, key=lambda fit: fit[0])[1])
-    agreement, limits = polar.fit()
+    _, agreement, supports, sector = max(fits, key=lambda fit: fit[0])
     box_agreement = float(share_HW.sum()) / float(np.prod((high - low + 1) / CELL))
     if agreement < max(SECTOR_COVER, box_agreement):
         return None
-    sector = _snapped(_Sector(polar.apex, *limits), inner_E2)
-    refined = _snapped(_refined(sector, inner_E2), inner_E2)
-    agreement = polar.agreement(*sector.limits)
-    if _Polar(share_HW, CELL, refined.apex).agreement(*refined.limits) > agreement:
-        sector = refined
-    supports = [
-        _support(sector, side, inner_E2, low, high, tolerance) for side in (sector.left, sector.right)
-    ]
     if _flat_top(kept_HW, tolerance) and min(supports) < STRAIGHT / 1.5:
         return None
     # A side in the dark is where the other one is.
-    wider = max(-sector.left, sector.right)
-    if supports[0] < STRAIGHT <= supports[1] or supports[1] < STRAIGHT <= supports[0]:
-        mirrored = (sector.near, sector.far, -wider, wider)
-        if _Polar(share_HW, CELL, sector.apex).agreement(*mirrored) > agreement - MIRRORED:
-            sector = replace(sector, left=-wider, right=wider)
+    left, right = sector.left, sector.right
+    if supports[0] < STRAIGHT <= supports[1]:
+        left = min(left, -right)
+    elif supports[1] < STRAIGHT <= supports[0]:
+        right = max(right, -left)
+    mirrored = replace(sector, left=left, right=right)
+    if _Polar(share_HW, CELL, sector.apex).agreement(*mirrored.limits) > agreement - MIRRORED:
+        sector = mirrored
     sector = replace(sector, near=_near_field(sector, echo_HW))
     straight = along_E4.sum(0) > STRAIGHT * np.tile((high - low)[::-1], 2)
     return sector, tuple(straight.tolist())
@@ -541,7 +553,7 @@ def _snapped(sector: _Sector, edge_E2: np.ndarray) -> _Sector:
     radius_E = np.hypot(*(edge_E2 - sector.apex).T)
     angle_E = np.arctan2(*(edge_E2 - sector.apex).T)
     limits = {}
-    reach = 1.5 * CELL
+    reach = 2 * CELL
     between_E = (angle_E > sector.left) & (angle_E < sector.right)
     for name, outwards in (("near", 0.1), ("far", 0.9)):
         beside_E = radius_E[between_E & (abs(radius_E - getattr(sector, name)) < reach)]
