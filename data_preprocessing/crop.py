@@ -79,13 +79,13 @@ SUPPORTED = 0.02
 # So many of the proposed sectors are looked at closely.
 FINALISTS = 3
 # Shares of the image that may lie beyond a side of the sector.
-STRAYS = (0.005, 0.02, 0.06)
+STRAYS = (0.003, 0.01, 0.03)
 # No side is further from straight down, in radians.
 WIDEST = 1.5
 # Step of angle, in radians, in which a side's edge pixels are counted.
 BIN = 0.008
 # How much agreement the other side of a symmetric sector may cost, where it lies in the dark.
-MIRRORED = 0.1
+MIRRORED = 0.2
 # How far above the recognised image the bright arcs at the probe may lie, as a share of the longer side.
 NEAR_FIELD = 0.06
 
@@ -462,7 +462,8 @@ def _fit_sector(kept_HW: np.ndarray, echo_HW: np.ndarray) -> tuple[_Sector, tupl
     fits = []
     for _, sector in proposed[:FINALISTS]:
         sector = _snapped(sector, inner_E2)
-        for tried in (sector, _snapped(_refined(sector, inner_E2), inner_E2)):
+        refined = _refined(sector, inner_E2)
+        for tried in (sector,) if refined is sector else (sector, _snapped(refined, inner_E2)):
             agreement = _Polar(share_HW, CELL, tried.apex).agreement(*tried.limits)
             supports = [_support(tried, side, inner_E2, low, high, tolerance) for side in tried.limits[2:]]
             score = agreement - LOPSIDED * tried.lopsided + SUPPORTED * sum(supports)
