@@ -5,7 +5,7 @@ can be told by the marks alone, so each image carries flags. They are found by s
 they miss marks and now and then take tissue for one. "dual" and "doppler" rather miss one than raise a
 false one.
 
-Axes: H W pixels, C colour channels.
+Axes: H W pixels, h w pixels of the half-size picture, C colour channels, G glyphs.
 """
 
 from functools import cache
@@ -21,23 +21,24 @@ FLAGS = ("calipers", "doppler", "dual", "text")
 LONGEST = 1000
 # Difference of the largest and smallest channel from which on a pixel has a colour.
 COLOURED = 60
-# Colour Doppler covers a connected area of at least this share of the scan area that survives taking off this
-# many pixels all around (lines and letters do not), and not more than this share (a tinted picture).
+# Colour Doppler covers a connected area of at least this share of the picture, so thick that something is
+# left when this many half-size pixels are taken off all around: lines and letters are not.
 DOPPLER_AREA = 0.0006
-DOPPLER_THICK = 3
+DOPPLER_THICK = 1
 # Height up to which a wide area of colour may be a highlighted line of text, in pixels.
 LINE = 16
-# Grey levels that a drawn line is brighter than its surroundings, and at least.
+# Grey levels that a drawn line is brighter than its surroundings, and at least; side of the surroundings.
 CONTRAST, BRIGHT = 50, 130
-# Side of the surroundings in pixels.
-SURROUNDINGS = 15
-# Distances from the centre of a cross at which each of its arms has a pixel.
-ARM = (3, 4, 5)
-# Height of letters, in pixels, and the number of bright parts above which it is speckle.
+SURROUNDINGS = 14
+# Distances from the centre of a cross at which each of its arms has a pixel: small and large crosses.
+ARMS = ((3, 4, 5), (5, 6, 7))
+# Height of letters, in pixels, and the number of bright parts from which on they are speckle.
 LETTER = (6, 34)
 MOST_PARTS = 1500
-# How much larger the step across the seam of two views is than the usual one.
-SEAM = 2.5
+# The step across the seam of two views is so many times the usual one, and so many grey levels.
+SEAM_TIMES, SEAM_LEVELS = 2.5, 8
+# A gap between two views is at most this bright, and this share of the width wide.
+GAP_LEVEL, GAP_WIDTH = 12, 0.01
 
 
 def find_flags(picture: np.ndarray, frame: Frame) -> tuple[str, ...]:
@@ -58,158 +59,171 @@ def find_flags(picture: np.ndarray, frame: Frame) -> tuple[str, ...]:
         piece = piece.reduce(factor)
         kept = kept.resize(piece.size, Image.Resampling.NEAREST)
     kept_HW = np.asarray(kept)
+    if min(kept_HW.shape) < 32:
+        return ()
     grey = piece.convert("L")
-    grey_HW = np.where(kept_HW, np.asarray(grey), 0)
-    colour_HW = _colour(piece, kept_HW)
-    marks_HW = _marks(grey, kept_HW)
-    found = []
-    if colour_HW is not None:
-        doppler_HW = _doppler(np.asarray(piece), colour_HW)
-        if doppler_HW.any():
-            found.append("doppler")
-            colour_HW = colour_HW & ~ndimage.binary_dilation(doppler_HW, iterations=4)
-            marks_HW &= ~doppler_HW
-    if _has_cross(marks_HW, grey_HW) or (colour_HW is not None and _has_cross(colour_HW, grey_HW)):
-        found.append("calipers")
-    if _has_row(marks_HW, 3) or (colour_HW is not None and _has_row(colour_HW, 2)):
-        found.append("text")
-    if _is_dual(grey_HW):
-        found.append("dual")
+    marks_HW = _marks(grey) & kept_HW
+    found = set()
+    colour_hw = None
+    if piece.mode == "RGB":
+        half_hwC = np.asarray(piece.reduce(2))
+        colour_hw = _colour(
+            half_hwC, np.asarray(kept.resize(half_hwC.shape[1::-1], Image.Resampling.NEAREST))
+        )
+        doppler_hw = _doppler(half_hwC, colour_hw)
+        if doppler_hw.any():
+            found.add("doppler")
+            marks_HW &= ~_double(doppler_hw, marks_HW.shape)
+            colour_hw &= ~doppler_hw
+    grey_HW = np.asarray(grey)
+    if _has_cross(marks_HW, grey_HW):
+        found.add("calipers")
+    if _has_row(marks_HW, colour_hw):
+        found.add("text")
+    if _is_dual(grey_HW, kept_HW):
+        found.add("dual")
     return tuple(sorted(found))
 
 
-def _colour(piece: Image.Image, kept_HW: np.ndarray) -> np.ndarray | None:
-    """Where the picture has colours that its grey map has not, (H, W) bool; None for a grey picture."""
-    if piece.mode != "RGB":
-        return None
-    pixels_HWC = np.asarray(piece)
-    red_HW, green_HW, blue_HW = (pixels_HWC[..., channel] for channel in range(3))
-    high_HW = np.maximum(np.maximum(red_HW, green_HW), blue_HW)
-    low_HW = np.minimum(np.minimum(red_HW, green_HW), blue_HW)
-    colour_HW = (high_HW - low_HW > COLOURED) & kept_HW
-    if not colour_HW.any():
-        return None
-    # The tint of a grey map depends on the brightness alone; most pixels of a level have it.
-    tint_L = np.bincount(high_HW[kept_HW], high_HW[kept_HW] - low_HW[kept_HW], 256)
-    tint_L /= np.maximum(np.bincount(high_HW[kept_HW], minlength=256), 1)
-    return colour_HW & (high_HW - low_HW > tint_L[high_HW] + COLOURED / 2)
+def _double(small_hw: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A half-size picture at full size; Image.reduce rounds sizes up."""
+    return small_hw.repeat(2, 0).repeat(2, 1)[: shape[0], : shape[1]]
 
 
-def _doppler(pixels_HWC: np.ndarray, colour_HW: np.ndarray) -> np.ndarray:
-    """The areas of colour flow, (H, W) bool: red to yellow or blue to cyan, thick, and not everywhere."""
-    red_HW, green_HW, blue_HW = (pixels_HWC[..., channel].astype(np.int16) for channel in range(3))
-    # Yellow letters have as much green as red, green frames more.
-    flow_HW = colour_HW & (
-        (red_HW > np.maximum(green_HW, blue_HW) + COLOURED)
-        | (blue_HW > red_HW + COLOURED) & (blue_HW > green_HW)
-    )
-    if not flow_HW.any():
-        return flow_HW
-    # JPEG keeps colours at half the resolution: single pixels are missing.
-    dense_HW = ndimage.uniform_filter(flow_HW.astype(np.float32), 5) > 0.5
-    core_HW = ndimage.binary_erosion(dense_HW, iterations=DOPPLER_THICK - 1)
-    if np.count_nonzero(core_HW) < DOPPLER_AREA / 4 * core_HW.size:
-        return np.zeros_like(flow_HW)
-    areas_HW, number = ndimage.label(dense_HW)
-    sizes = np.bincount(areas_HW.ravel(), minlength=number + 1)
-    thick = np.bincount(areas_HW[core_HW], minlength=number + 1) > 0
-    thick[0] = False
-    large = thick & (sizes >= DOPPLER_AREA * core_HW.size)
-    places = ndimage.find_objects(areas_HW)
-    for index in large.nonzero()[0]:
-        rows, columns = places[index - 1]
-        # A highlighted line of text is flat and wide.
-        height, width = rows.stop - rows.start, columns.stop - columns.start
-        large[index] = height > LINE or width < 2 * height
-    return large[areas_HW]
-
-
-def _marks(grey: Image.Image, kept_HW: np.ndarray) -> np.ndarray:
+def _marks(grey: Image.Image) -> np.ndarray:
     """Thin bright strokes, (H, W) bool: much brighter than their surroundings."""
-    around = np.asarray(grey.filter(ImageFilter.BoxBlur(SURROUNDINGS // 2)))
     grey_HW = np.asarray(grey)
-    return (grey_HW > BRIGHT) & (grey_HW - np.minimum(around, grey_HW) > CONTRAST) & kept_HW
+    around_hw = np.asarray(grey.reduce(2).filter(ImageFilter.BoxBlur(SURROUNDINGS // 4)))
+    # In uint8: no wrap-around, as 255 - CONTRAST is the largest level that can be exceeded.
+    level_hw = np.minimum(around_hw, 255 - CONTRAST) + np.uint8(CONTRAST)
+    return grey_HW > _double(np.maximum(level_hw, BRIGHT), grey_HW.shape)
+
+
+def _colour(pixels_hwC: np.ndarray, kept_hw: np.ndarray) -> np.ndarray:
+    """Where the picture has a colour that its grey map has not, (h, w) bool."""
+    red_hw, green_hw, blue_hw = (pixels_hwC[..., channel] for channel in range(3))
+    high_hw = np.maximum(np.maximum(red_hw, green_hw), blue_hw)
+    chroma_hw = high_hw - np.minimum(np.minimum(red_hw, green_hw), blue_hw)
+    colour_hw = (chroma_hw > COLOURED) & kept_hw
+    if colour_hw.any():
+        # The tint of a grey map depends on the brightness alone; most pixels of a level have it.
+        count_L = np.bincount(high_hw[kept_hw], minlength=256)
+        tint_L = np.bincount(high_hw[kept_hw], chroma_hw[kept_hw], 256) / np.maximum(count_L, 1)
+        common_L = count_L > 0.001 * count_L.sum()
+        colour_hw &= chroma_hw > np.where(common_L, tint_L, 0)[high_hw] + COLOURED / 2
+    return colour_hw
+
+
+def _doppler(pixels_hwC: np.ndarray, colour_hw: np.ndarray) -> np.ndarray:
+    """The areas of colour flow, (h, w) bool: red to orange or blue to cyan, and thick."""
+    if not colour_hw.any():
+        return colour_hw
+    red_hw, green_hw, blue_hw = (pixels_hwC[..., channel].astype(np.int16) for channel in range(3))
+    # Yellow letters have as much green as red, green frames more.
+    flow_hw = (red_hw > np.maximum(green_hw, blue_hw) + COLOURED) | (
+        (blue_hw > red_hw + COLOURED) & (blue_hw > green_hw)
+    )
+    flow_hw &= colour_hw
+    flow_hw = ndimage.binary_closing(flow_hw)
+    areas_hw, number = ndimage.label(flow_hw)
+    if number == 0:
+        return flow_hw
+    core_hw = ndimage.binary_erosion(flow_hw, np.ones((3, 3)), iterations=DOPPLER_THICK)
+    sizes = np.bincount(areas_hw.ravel())
+    kept = (sizes >= DOPPLER_AREA * flow_hw.size) & (np.bincount(areas_hw[core_hw], minlength=number + 1) > 0)
+    kept[0] = False
+    places = ndimage.find_objects(areas_hw)
+    for index in kept.nonzero()[0]:
+        height, width = (2 * (side.stop - side.start) for side in places[index - 1])
+        kept[index] = height > LINE or width < 1.5 * height
+    return kept[areas_hw]
 
 
 def _has_cross(marks_HW: np.ndarray, grey_HW: np.ndarray) -> bool:
     """Whether there is an upright cross, with or without an open centre: four arms, nothing between."""
     height, width = marks_HW.shape
-    reach = max(ARM) + 3
-    if min(height, width) <= 2 * reach:
-        return False
-    middle_HW = np.ones((height - 2 * reach, width - 2 * reach), bool)
-    for step in ARM:
-        for down, across in ((0, step), (0, -step), (step, 0), (-step, 0)):
-            rows = slice(reach + down, height - reach + down)
-            middle_HW &= marks_HW[rows, reach + across : width - reach + across]
-    for y, x in np.argwhere(middle_HW)[:500] + reach:
-        marks = marks_HW[y - reach : y + reach + 1, x - reach : x + reach + 1]
-        grey = grey_HW[y - reach : y + reach + 1, x - reach : x + reach + 1].astype(int)
-        arms = np.concatenate([grey[_arms(reach)[0]], grey[_arms(reach)[1]]])
-        between = _between(reach)
-        if (
-            marks[between].mean() < 0.2
-            and np.ptp(arms) < 110
-            and arms.mean() - grey[between].mean() > CONTRAST
-        ):
-            return True
+    for steps in ARMS:
+        reach = max(steps) + 3
+        middle_HW = np.ones((height - 2 * reach, width - 2 * reach), bool)
+        for step in steps:
+            for down, across in ((0, step), (0, -step), (step, 0), (-step, 0)):
+                rows = slice(reach + down, height - reach + down)
+                middle_HW &= marks_HW[rows, reach + across : width - reach + across]
+        arms, between = _cross(steps, reach)
+        for y, x in np.argwhere(middle_HW)[:300]:
+            square = slice(y, y + 2 * reach + 1), slice(x, x + 2 * reach + 1)
+            grey = grey_HW[square].astype(int)
+            drawn = grey[arms]
+            if (
+                marks_HW[square][between].mean() < 0.2
+                and np.ptp(drawn) < 110
+                and drawn.mean() - grey[between].mean() > CONTRAST
+            ):
+                return True
     return False
 
 
 @cache
-def _arms(reach: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Indices of the pixels of the arms of a cross in a square of 2 reach + 1 pixels."""
-    along = np.array([reach + sign * step for step in ARM for sign in (-1, 1)])
-    across = np.full(len(along), reach)
-    return (across, along), (along, across)
+def _cross(steps: tuple[int, ...], reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """Arms of a cross and the four quarters between them, in a square of 2 reach + 1 pixels, bool both."""
+    away = abs(np.arange(-reach, reach + 1))
+    on_arm, on_axis = np.isin(away, steps), away == 0
+    arms = (on_arm[:, None] & on_axis) | (on_axis[:, None] & on_arm)
+    return arms, (away[:, None] >= 3) & (away >= 3)
 
 
-@cache
-def _between(reach: int) -> np.ndarray:
-    """The four quarters between the arms, (2 reach + 1, 2 reach + 1) bool."""
-    away = abs(np.arange(-reach, reach + 1)) >= 3
-    return away[:, None] & away
-
-
-def _has_row(marks_HW: np.ndarray, fewest: int) -> bool:
-    """Whether there are at least `fewest` glyphs side by side with the same top and foot."""
+def _has_row(marks_HW: np.ndarray, colour_hw: np.ndarray | None) -> bool:
+    """Whether there are three glyphs side by side with the same top and foot, or two coloured ones."""
     parts_HW, number = ndimage.label(marks_HW, np.ones((3, 3)))
-    if not 0 < number < MOST_PARTS:
+    if not 1 < number < MOST_PARTS:
         return False
-    sizes = np.bincount(parts_HW.ravel())
-    glyphs = []
-    for index, place in enumerate(ndimage.find_objects(parts_HW), 1):
-        rows, columns = place
-        height, width = rows.stop - rows.start, columns.stop - columns.start
-        if not LETTER[0] <= height <= LETTER[1] or not 1 <= width <= 1.5 * height:
-            continue
-        if sizes[index] < 0.75 * height * width or width < 0.35 * height:
-            glyphs.append((columns.start, columns.stop, rows.start, rows.stop))
-    glyphs.sort()
-    # Length of the row that ends with each glyph.
-    length = [1] * len(glyphs)
-    for last, (start, _, top, foot) in enumerate(glyphs):
-        for before in range(last):
-            _, stop, other_top, other_foot = glyphs[before]
-            height = foot - top
-            slack = max(1, round(0.1 * height))
-            aligned = abs(top - other_top) <= slack and abs(foot - other_foot) <= slack
-            if aligned and 0 < start - stop <= 1.3 * height:
-                length[last] = max(length[last], length[before] + 1)
-                if length[last] >= fewest:
-                    return True
-    return False
+    y_N, x_N = marks_HW.nonzero()
+    part_N = parts_HW[y_N, x_N]
+    order = part_N.argsort(kind="stable")
+    y_N, x_N, starts = y_N[order], x_N[order], np.searchsorted(part_N[order], np.arange(1, number + 1))
+    # Bounding boxes of all parts at once.
+    low_y, high_y = np.minimum.reduceat(y_N, starts), np.maximum.reduceat(y_N, starts) + 1
+    low_x, high_x = np.minimum.reduceat(x_N, starts), np.maximum.reduceat(x_N, starts) + 1
+    height, width = high_y - low_y, high_x - low_x
+    solid = np.diff(np.append(starts, len(y_N))) >= 0.75 * height * width
+    glyph = (height >= LETTER[0]) & (height <= LETTER[1]) & (width <= 1.5 * height)
+    # An I is solid, and so are bright grains, but those are wide.
+    glyph &= ~solid | (width < 0.35 * height)
+    top_G, foot_G, left_G, right_G = (edge[glyph] for edge in (low_y, high_y, low_x, high_x))
+    height_G = foot_G - top_G
+    slack_G = np.maximum(1, np.round(0.1 * height_G))
+    gap_GG = left_G[None] - right_G[:, None]
+    follows_GG = (gap_GG > 0) & (gap_GG <= 1.3 * height_G)
+    follows_GG &= abs(top_G[None] - top_G[:, None]) <= slack_G
+    follows_GG &= abs(foot_G[None] - foot_G[:, None]) <= slack_G
+    if (follows_GG.any(0) & follows_GG.any(1)).any():
+        return True
+    if colour_hw is None or not follows_GG.any():
+        return False
+    coloured_G = np.array(
+        [
+            colour_hw[top // 2 : foot // 2 + 1, left // 2 : right // 2 + 1].mean() > 0.2
+            for top, foot, left, right in zip(top_G, foot_G, left_G, right_G, strict=True)
+        ]
+    )
+    return bool((follows_GG & coloured_G & coloured_G[:, None]).any())
 
 
-def _is_dual(grey_HW: np.ndarray) -> bool:
+def _is_dual(grey_HW: np.ndarray, kept_HW: np.ndarray) -> bool:
     """Whether a seam or a dark gap runs from top to foot near the middle, with echoes on both sides."""
     height, width = grey_HW.shape
-    if width < 64 or height < 64:
-        return False
     near, far = round(0.3 * width), round(0.7 * width)
-    grey_HW = grey_HW[: height // 4 * 4].astype(np.int16)
+    middle_HW = grey_HW[: height // 4 * 4, near:far].astype(np.int16)
     # Mean step from each column to the next, in four bands; speckle is wider than a pixel, a seam is not.
-    step_4W = abs(np.diff(grey_HW, axis=1)).reshape(4, -1, width - 1).mean(1)
-    usual_41 = np.median(step_4W[:, near:far], axis=1, keepdims=True) + 0.5
-    spike_4W = step_4W[:, near:far] / usual_41
-    return bool((np.sort(spike_4W, axis=0)[1] > SEAM).any())
+    step_4W = abs(np.diff(middle_HW, axis=1)).reshape(4, -1, middle_HW.shape[1] - 1).mean(1)
+    seam_4W = (step_4W > SEAM_TIMES * np.median(step_4W, axis=1, keepdims=True)) & (step_4W > SEAM_LEVELS)
+    if (seam_4W.sum(0) >= 3).any():
+        return True
+    dark_W = np.quantile(grey_HW[:, near:far], 0.99, axis=0) <= GAP_LEVEL
+    whole_W = kept_HW[:, near:far].mean(0) > 0.8
+    gap_W = ndimage.binary_opening(dark_W & whole_W, np.ones(max(2, round(GAP_WIDTH * width))))
+    if not gap_W.any():
+        return False
+    left, right = near + int(gap_W.argmax()), far - int(gap_W[::-1].argmax())
+    views = [grey_HW[:, :left], grey_HW[:, right:]]
+    return all((view > 2 * GAP_LEVEL).mean() > 0.3 for view in views)
