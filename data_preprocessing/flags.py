@@ -35,8 +35,9 @@ ARMS = ((3, 4, 5), (5, 6, 7))
 # Height of letters, in pixels, and the number of bright parts from which on they are speckle.
 LETTER = (6, 34)
 MOST_PARTS = 1500
-# The step across the seam of two views is so many times the usual one, and so many grey levels.
-SEAM_TIMES, SEAM_LEVELS = 2.5, 8
+# The step across the seam of two views is so many times the usual one, so many times those beside it, and so
+# many grey levels.
+SEAM_TIMES, SEAM_ALONE, SEAM_LEVELS = 1.8, 2.2, 12
 # A gap between two views is at most this bright, and this share of the width wide.
 GAP_LEVEL, GAP_WIDTH = 12, 0.01
 
@@ -150,7 +151,7 @@ def _has_cross(marks_HW: np.ndarray, grey_HW: np.ndarray) -> bool:
                 rows = slice(reach + down, height - reach + down)
                 middle_HW &= marks_HW[rows, reach + across : width - reach + across]
         arms, between = _cross(steps, reach)
-        for y, x in np.argwhere(middle_HW)[:300]:
+        for y, x in zip(*divmod(np.flatnonzero(middle_HW)[:300], middle_HW.shape[1]), strict=True):
             square = slice(y, y + 2 * reach + 1), slice(x, x + 2 * reach + 1)
             grey = grey_HW[square].astype(int)
             drawn = grey[arms]
@@ -177,7 +178,7 @@ def _has_row(marks_HW: np.ndarray, colour_hw: np.ndarray | None) -> bool:
     parts_HW, number = ndimage.label(marks_HW, np.ones((3, 3)))
     if not 1 < number < MOST_PARTS:
         return False
-    y_N, x_N = marks_HW.nonzero()
+    y_N, x_N = divmod(np.flatnonzero(marks_HW), marks_HW.shape[1])
     part_N = parts_HW[y_N, x_N]
     order = part_N.argsort(kind="stable")
     y_N, x_N, starts = y_N[order], x_N[order], np.searchsorted(part_N[order], np.arange(1, number + 1))
@@ -193,11 +194,13 @@ def _has_row(marks_HW: np.ndarray, colour_hw: np.ndarray | None) -> bool:
     height_G = foot_G - top_G
     slack_G = np.maximum(1, np.round(0.1 * height_G))
     gap_GG = left_G[None] - right_G[:, None]
-    follows_GG = (gap_GG > 0) & (gap_GG <= 1.3 * height_G)
-    follows_GG &= abs(top_G[None] - top_G[:, None]) <= slack_G
-    follows_GG &= abs(foot_G[None] - foot_G[:, None]) <= slack_G
+    aligned_GG = (gap_GG > 0) & (abs(top_G[None] - top_G[:, None]) <= slack_G)
+    aligned_GG &= abs(foot_G[None] - foot_G[:, None]) <= slack_G
+    follows_GG = aligned_GG & (gap_GG <= 1.3 * height_G)
     if (follows_GG.any(0) & follows_GG.any(1)).any():
         return True
+    # A hyphen may lie between two coloured letters.
+    follows_GG = aligned_GG & (gap_GG <= 2 * height_G)
     if colour_hw is None or not follows_GG.any():
         return False
     coloured_G = np.array(
@@ -213,14 +216,20 @@ def _is_dual(grey_HW: np.ndarray, kept_HW: np.ndarray) -> bool:
     """Whether a seam or a dark gap runs from top to foot near the middle, with echoes on both sides."""
     height, width = grey_HW.shape
     near, far = round(0.3 * width), round(0.7 * width)
-    middle_HW = grey_HW[: height // 4 * 4, near:far].astype(np.int16)
+    # Every second row says enough.
+    middle_HW = grey_HW[: height // 8 * 8 : 2, near:far].astype(np.int16)
     # Mean step from each column to the next, in four bands; speckle is wider than a pixel, a seam is not.
     step_4W = abs(np.diff(middle_HW, axis=1)).reshape(4, -1, middle_HW.shape[1] - 1).mean(1)
-    seam_4W = (step_4W > SEAM_TIMES * np.median(step_4W, axis=1, keepdims=True)) & (step_4W > SEAM_LEVELS)
-    if (seam_4W.sum(0) >= 3).any():
+    usual_41 = np.median(step_4W, axis=1, keepdims=True)
+    seam_W = ((step_4W > SEAM_TIMES * usual_41) & (step_4W > SEAM_LEVELS / 2)).sum(0) >= 3
+    step_W = step_4W.mean(0)
+    # A drawn line has an edge on both sides, and the edge of a shadow is not sharp.
+    beside_W = ndimage.maximum_filter1d(step_W, 7, mode="nearest")
+    alone_W = ndimage.maximum_filter(step_W, footprint=[1, 1, 0, 0, 0, 1, 1]) * SEAM_ALONE < step_W
+    if (seam_W & alone_W & (step_W == beside_W) & (step_W > SEAM_LEVELS)).any():
         return True
-    dark_W = np.quantile(grey_HW[:, near:far], 0.99, axis=0) <= GAP_LEVEL
-    whole_W = kept_HW[:, near:far].mean(0) > 0.8
+    dark_W = (grey_HW[::2, near:far] > GAP_LEVEL).mean(0) <= 0.01
+    whole_W = kept_HW[::2, near:far].mean(0) > 0.8
     gap_W = ndimage.binary_opening(dark_W & whole_W, np.ones(max(2, round(GAP_WIDTH * width))))
     if not gap_W.any():
         return False
