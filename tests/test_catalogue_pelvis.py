@@ -136,7 +136,9 @@ def test_mmotu_2d_copy_of_figshare_has_no_types(tmp_path, folder):
     assert not found.rejected and not found.left_out
 
 
-@pytest.mark.parametrize("folder", ["MMOTU-3D/OTU_3d", "MMOTU-3D", "OTU_3d", "MMOTU/a/OTU_3d"])
+@pytest.mark.parametrize(
+    "folder", ["MMOTU-3D/OTU_3d", "MMOTU-3D", "OTU_3d", "MMOTU/A/OTU_3d", "MMOTU/z/OTU_3d"]
+)
 def test_mmotu_3d_is_left_out_for_its_contrast(tmp_path, folder):
     """Traps: still pictures in spite of the name; the same numbers as in OTU_2d, whose lists are others."""
     mmotu(tmp_path / folder)
