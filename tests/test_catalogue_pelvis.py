@@ -145,7 +145,8 @@ def test_mmotu_3d_is_left_out_for_its_contrast(tmp_path, folder):
     ovary_types(tmp_path / folder)
     mmotu(tmp_path / "MMOTU/OTU_2d")
     write(tmp_path / "MMOTU/OTU_2d/train_cls.txt", "0.JPG  5\n1.JPG  5\n")
-    write(tmp_path / "MMOTU/OTU_2d/train.txt", "".join(f"{number}\n" for number in range(8)))
+    write(tmp_path / "MMOTU/OTU_2d/train.txt", "5\n6\n7\n")
+    write(tmp_path / "MMOTU/OTU_2d/val.txt", "0\n1\n")
     plain = find(tmp_path)
     wanted = {
         f"{folder}/images/{number}.JPG": (
