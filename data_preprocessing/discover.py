@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -59,6 +60,8 @@ class Record:
     labels: str = ""
     axis: int = 0
     array: str = ""
+    # What the publisher's lists say beyond the class.
+    remark: str = ""
     # The frame in the file.
     number: int = 0
 
@@ -116,12 +119,23 @@ def discover(raw_root: Path, include: Sequence[str] = ()) -> Found:
     if {path.name.lower() for path in folders} & {"train", "training"}:
         _read_own(raw_root, raw_root, found)
     else:
-        present = {entry.name for entries in entries_of.values() for entry in entries}
+        # A folder of the same pictures under another name may hold the original's name too.
+        present = {
+            entry.name
+            for entries in entries_of.values()
+            for i, entry in enumerate(entries)
+            if entry.name not in {outer.same_as for outer in entries[:i]}
+        }
         for folder in folders:
             _read_folder(raw_root, folder, entries_of[folder], present, frozenset(include), found)
         if not found.records and not found.rejected and not found.left_out:
             # No data set among them: they may be the class folders themselves.
             _read_own(raw_root, raw_root, found)
+    if not found.records and not found.rejected and found.left_out:
+        raise InputError(
+            f"--raw-root {raw_root} holds no usable picture but ones left out by default "
+            f"({'; '.join(found.notes)}): name them with --include, or add other data"
+        )
     if not found.records and not found.rejected:
         names = ", ".join(entry.name for entry in CATALOGUE)
         raise InputError(
@@ -175,9 +189,13 @@ def _read_folder(
             found.records += part.records
             found.rejected |= part.rejected | {f"{folder.name}/{file}": why for file, why in refused.items()}
             found.left_out |= part.left_out
-            left = f", {len(part.left_out)} left out by default" if part.left_out else ""
-            bad = f", {len(part.rejected)} rejected" if part.rejected else ""
-            found.notes.append(f"{folder.name}: {entry.name}, {len(part.records)} files{left}{bad}")
+            said = [f"{folder.name}: {entry.name}, {len(part.records)} files"]
+            for why, count in sorted(Counter(part.left_out.values()).items()):
+                said.append(f"{count} left out, {why}")
+            if part.rejected:
+                why = next(iter(part.rejected.values()))
+                said.append(f"{len(part.rejected)} rejected, the first: {why}")
+            found.notes.append("; ".join(said))
     own = not taken and _read_own(raw_root, folder, found)
     if own and not entries:
         return
@@ -208,8 +226,11 @@ def entries_in(folder: Path) -> list[DataSet]:
     One archive may hold several sets (TN3K, TG3K and DDTI), so there may be several. The outermost name comes
     first: BUSI_256 holds a folder that is named like BUSI's.
     """
-    inside = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
-    further = [path for below in inside for path in below.iterdir() if path.is_dir()]
+    inside, further = [], []
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink() and not _hidden(path.name):
+            inside.append(path)
+            further += [below for below in path.iterdir() if below.is_dir()]
     levels = [{plain_name(path.name) for path in paths} for paths in ([folder], inside, further)]
     entries = []
     for names in levels:
@@ -296,14 +317,16 @@ def _read_entry(
             for one in layout.parts(file, files) if layout.parts and not unlisted else [{}]:
                 words = {layout.include, *(told | one).get("leave", "").split()} - {"", *include}
                 record = _record(entry, layout, folder, file, told | one)
+                # Each part of a file has its own line in the lists.
+                name = f"{source}#{one['group']}" if one else source
                 if words:
                     why = " and ".join(entry.left_out[word] for word in sorted(words))
-                    part.left_out[source] = f"{why} (--include {' '.join(sorted(words))} brings it back)"
+                    part.left_out[name] = f"{why} (--include {' '.join(sorted(words))} brings them back)"
                 elif unlisted:
                     lists = "not in the publisher's list" if facts else "the publisher's list is missing"
-                    part.rejected[source] = lists
+                    part.rejected[name] = lists
                 elif isinstance(record, str):
-                    part.rejected[source] = record
+                    part.rejected[name] = record
                 else:
                     if record.take == "labelled" and "unlabelled" in include:
                         record = replace(record, take="even", labels="")
@@ -351,6 +374,7 @@ def _record(
         labels=str(layout.labels(file.path)) if layout.labels else "",
         axis=layout.axis,
         array=layout.array,
+        remark=told.get("remark") or "",
     )
 
 
@@ -396,7 +420,8 @@ def _read_own(raw_root: Path, folder: Path, found: Found) -> bool:
                     dataset=title,
                     organ=path.name.split("-")[0],
                     class_name=path.name,
-                    group="",
+                    # Frames of one video or volume belong together.
+                    group=file.relative if may_have_frames(file.path.name) else "",
                     split=split,
                     name=_output_name(title, file.relative),
                     bytes=file.bytes,

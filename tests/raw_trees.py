@@ -10,6 +10,9 @@ from PIL import Image
 
 from data_preprocessing.discover import Found, Record, discover
 
+# Codec and pixel format by suffix.
+CODECS = {".avi": ("mjpeg", "yuvj420p"), ".gif": ("gif", "rgb8"), ".webm": ("vp8", "yuv420p")}
+
 
 def speckle(number: int, width: int = 96, height: int = 80) -> np.ndarray:
     """A grey picture that fills its frame; each number is another one."""
@@ -35,9 +38,10 @@ def save_video(path: Path, frames: list[np.ndarray]) -> None:
     """Write grey frames as a video in the format that the suffix names; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mjpeg" if path.suffix == ".avi" else "mpeg4", rate=25)
+        codec, stored = CODECS.get(path.suffix, ("mpeg4", "yuv420p"))
+        stream = container.add_stream(codec, rate=25)
         stream.height, stream.width = frames[0].shape
-        stream.pix_fmt = "yuvj420p" if path.suffix == ".avi" else "yuv420p"
+        stream.pix_fmt = stored
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="gray")))
         container.mux(stream.encode())

@@ -10,6 +10,7 @@ named groups of the pattern say what the path tells; lists beside the pictures (
     key      how `facts` finds this picture
     frames   numbers of the frames worth taking, as "3 17 40" (facts only)
     leave    the words of --include without all of which the picture is left out (facts only)
+    remark   what the lists say beyond the class, such as "transplant" (facts only)
 """
 
 import json
@@ -20,6 +21,10 @@ from pathlib import Path
 
 # What the lists beside the pictures tell, by the pattern's `key` in lower case.
 Facts = dict[str, dict[str, str]]
+
+# What two words of --include bring back, for `DataSet.left_out`.
+COPIES = "second copies of pictures"
+GAPS = "frames at the border of a block, near copies of those on the other side"
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,8 @@ class Layout:
     listed_only: bool = False
     # The word of --include without which nothing of this layout is read.
     include: str = ""
-    # The file with the published scan area of a picture.
-    outline: Callable[[Path], Path] | None = None
+    # The file with the published scan area of a picture, None when it is known to be wrong.
+    outline: Callable[[Path], Path | None] | None = None
     # Which frames of a file: "still" (it has one), "first" (further ones repeat it), "even" (a few evenly
     # spaced), "listed" (evenly among the facts' `frames`; without any, as "even") or "labelled" (evenly
     # among those in whose label volume something is marked; with --include unlabelled, as "even").
@@ -143,18 +148,20 @@ def in_blocks(names: Sequence[str], count: int, gap: int) -> dict[str, dict[str,
     """Groups for frames of unknown sweeps: contiguous blocks in numerical order, with gaps between.
 
     Neighbouring frames are near copies, so a random split leaks. Whole blocks go to one side; the frames
-    next to a border between blocks are left out (`--include gaps` brings them back).
+    next to a border between blocks are left out (`--include gaps` brings them back). A small part of a data
+    set makes fewer blocks, at least four, and gaps are at most a quarter of a block.
 
     Args:
-        names: keys that end in a number, such as "0007".
+        names: keys that hold a number, such as "0007".
         count: number of blocks.
         gap: frames left out at each border.
 
     Returns:
         key in lower case -> {"group": ...} and, in a gap, {"leave": "gaps"}.
     """
-    ordered = sorted((name.lower() for name in names), key=last_number)
-    size = -(-len(ordered) // count)
+    ordered = sorted((name.lower() for name in names), key=by_number)
+    size = max(-(-len(ordered) // count), min(4 * gap, -(-len(ordered) // 4)), 1)
+    gap = min(gap, size // 4)
     facts = {}
     for place, name in enumerate(ordered):
         block, inside = divmod(place, size)
@@ -164,10 +171,10 @@ def in_blocks(names: Sequence[str], count: int, gap: int) -> dict[str, dict[str,
     return facts
 
 
-def last_number(name: str) -> tuple[int, str]:
-    """Sorts names by their last number, however it is padded."""
-    numbers = re.findall(r"\d+", name)
-    return (int(numbers[-1]) if numbers else -1, name)
+def by_number(name: str) -> tuple[list[str | int], str]:
+    """Sorts names by the numbers in them, however they are padded."""
+    parts = re.split(r"(\d+)", name)
+    return ([int(part) if i % 2 else part for i, part in enumerate(parts)], name)
 
 
 def read_outline(path: Path) -> list[tuple[float, float]] | None:

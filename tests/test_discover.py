@@ -1,0 +1,340 @@
+"""What discovery does with folders that are not as their publishers made them."""
+
+import os
+import shutil
+import zipfile
+
+import pytest
+from raw_trees import find, plant, told, write
+
+from data_preprocessing import discover as module
+from data_preprocessing.catalogue import DataSet, Layout
+from usvar.errors import InputError
+
+BUSI = "Dataset_BUSI_with_GT/benign/benign (1).png"
+HOSPITAL = "STU-Hospital/Hospital/Test_Image_1.png"
+
+
+def sources(found) -> set[str]:
+    return {record.source for record in found.records}
+
+
+def note_of(found, folder: str) -> str:
+    """The one printed line about a folder."""
+    (note,) = [note for note in found.notes if note.removeprefix("WARNING: ").startswith(f"{folder}:")]
+    return note
+
+
+def use(monkeypatch, *entries: DataSet) -> None:
+    """Made-up entries, so that a rule is seen by itself."""
+    monkeypatch.setattr(module, "CATALOGUE", entries)
+
+
+def test_a_folder_that_is_not_that_set(tmp_path):
+    """The marker that was looked for and what was found instead are named; other sets are read."""
+    plant(tmp_path, HOSPITAL, "BUSI/pictures/deep/er/1.png")
+    write(tmp_path / "BUSI/readme.txt", "hello")
+    found = find(tmp_path)
+    assert sources(found) == {HOSPITAL}
+    assert note_of(found, "BUSI") == (
+        "WARNING: BUSI: left out, named like BUSI, but no path like benign/benign (1).png is in it; "
+        "found pictures, readme.txt"
+    )
+
+
+def test_a_set_in_another_arrangement_is_read_as_own_pictures_aloud(tmp_path):
+    plant(tmp_path, "BUSI/Cyst/1.png", "BUSI/Cyst/2.png")
+    found = find(tmp_path)
+    assert told(found) == {f"BUSI/Cyst/{n}.png": ("Cyst", "", "") for n in (1, 2)}
+    assert "WARNING: BUSI: read as own pictures, named like BUSI, but no path like benign/benign (1).png" in (
+        "\n".join(found.notes)
+    )
+
+
+def test_an_unknown_folder(tmp_path):
+    plant(tmp_path, HOSPITAL, "strange/a/b/c.png")
+    (tmp_path / "empty").mkdir()
+    found = find(tmp_path)
+    assert sources(found) == {HOSPITAL}
+    why = "left out, not a known data set, and no class folders with pictures; found"
+    assert note_of(found, "strange") == f"WARNING: strange: {why} a"
+    assert note_of(found, "empty") == f"WARNING: empty: {why} nothing"
+
+
+@pytest.mark.parametrize(
+    "home",
+    [
+        "Dataset_BUSI_with_GT",
+        "BUSI",
+        "BUSI/Dataset_BUSI_with_GT",
+        "downloads/BUSI",
+        "a/b/Dataset_BUSI_with_GT",
+    ],
+)
+def test_one_level_deeper_or_shallower(tmp_path, home):
+    plant(tmp_path / home, "benign/benign (1).png")
+    found = find(tmp_path)
+    assert told(found) == {f"{home}/benign/benign (1).png": ("Breast-Benign", "", "")}
+    assert found.records[0].dataset == "BUSI"
+
+
+def test_the_raw_root_is_the_set_itself(tmp_path):
+    """Read as class folders, masks would become pictures: it is refused, and the right folder is named."""
+    folder = tmp_path / "raw" / "BUSI"
+    plant(folder, "benign/benign (1).png", "benign/benign (1)_mask.png")
+    with pytest.raises(InputError, match=r"is the folder of BUSI itself.*give --raw-root .*raw$"):
+        find(folder)
+    # A person's own folder that happens to have a set's name is not.
+    plant(tmp_path / "Hospital", "Cyst/1.png")
+    assert told(find(tmp_path / "Hospital")) == {"Cyst/1.png": ("Cyst", "", "")}
+
+
+@pytest.mark.parametrize("name", ["BUSI", "busi", "b u-s_i", "Dataset BUSI (with GT)"])
+def test_names_of_folders_are_compared_by_letters_and_digits(tmp_path, name):
+    plant(tmp_path / name, "benign/benign (1).png")
+    assert [record.dataset for record in find(tmp_path).records] == ["BUSI"]
+
+
+def test_odd_names_and_mixed_case(tmp_path):
+    """Blanks, brackets, plus signs, letters beyond ASCII and capitals in folders, stems and suffixes."""
+    names = {
+        "Höspital +1 (neu)/BUSI/Benign/BENIGN (1).PNG",
+        "Höspital +1 (neu)/BUSI/malignant/malignant (2).Png",
+        "mine/Zyste groß/bild+1 (ä).JPG",
+        "mine/Zyste groß/图.jpeg",
+    }
+    plant(tmp_path, *names)
+    found = find(tmp_path)
+    assert sources(found) == names and not found.rejected
+    outputs = {record.name for record in found.records}
+    assert len(outputs) == 4 and all(name.isascii() and " " not in name for name in outputs)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file names are text here")
+def test_a_name_that_is_no_text_is_rejected(tmp_path):
+    plant(tmp_path, HOSPITAL)
+    try:
+        with open(os.fsencode(tmp_path / "STU-Hospital/Hospital/") + b"/Test_\xff_1.png", "wb"):
+            pass
+    except OSError:
+        pytest.skip("this file system takes text only")
+    found = find(tmp_path)
+    assert sources(found) == {HOSPITAL}
+    assert list(found.rejected.values()) == ["its name is no valid text"]
+
+
+def test_files_of_the_system_are_not_seen(tmp_path):
+    """`__MACOSX` repeats the tree with names that fit the pattern."""
+    plant(tmp_path / "BUSI", BUSI)
+    plant(tmp_path, "__MACOSX/BUSI/benign/benign (1).png", f"BUSI/__MACOSX/{BUSI}", first=5)
+    plant(tmp_path, "BUSI/.hidden/benign (2).png", "mine/Cyst/1.png", "mine/__MACOSX/2.png", first=9)
+    for name in (
+        "BUSI/.DS_Store",
+        "BUSI/Dataset_BUSI_with_GT/benign/._benign (1).png",
+        "mine/Cyst/Thumbs.db",
+        ".DS_Store",
+    ):
+        write(tmp_path / name, b"\0")
+    write(tmp_path / "mine/Cyst/desktop.ini", b"\0")
+    found = find(tmp_path)
+    assert sources(found) == {f"BUSI/{BUSI}", "mine/Cyst/1.png"}
+    assert not found.rejected and len(found.notes) == 2
+
+
+def test_an_archive_in_the_raw_root(tmp_path):
+    plant(tmp_path, HOSPITAL)
+    for name in ("BUSBRA.ZIP", "set.tar.gz", "CardiacUDC.change2zip", "part.z01"):
+        write(tmp_path / name, b"PK")
+    (note,) = [note for note in find(tmp_path).notes if "packed" in note]
+    assert note.startswith("WARNING: BUSBRA.ZIP, CardiacUDC.change2zip, part.z01, set.tar.gz in ")
+    only = tmp_path / "only"
+    write(only / "BUSBRA.zip", b"PK")
+    with pytest.raises(InputError, match=r"has no folder, only the archive BUSBRA.zip.*unpack"):
+        find(only)
+
+
+def test_archives_in_the_folder_of_a_set(tmp_path):
+    """All still packed: left out, with how to unpack. Partly: said. Unpacked beside the archive: nothing."""
+    plant(tmp_path, HOSPITAL)
+    for label in ("Benign", "Malignant", "Normal"):
+        write(tmp_path / f"AUL/{label}.zip", b"PK")
+    found = find(tmp_path)
+    assert note_of(found, "AUL") == (
+        "WARNING: AUL: left out, named like AUL, but no path like Benign/image/1.jpg is in it; Benign.zip, "
+        "Malignant.zip, Normal.zip still packed, unpack there (the archive, then Benign.zip, Malignant.zip "
+        "and Normal.zip inside it)"
+    )
+    plant(tmp_path, "AUL/Benign/image/1.jpg")
+    notes = [note for note in find(tmp_path).notes if note.startswith("AUL: ")]
+    assert notes[0] == "AUL: AUL, 1 files"
+    assert notes[1].startswith(
+        "AUL: Malignant.zip, Normal.zip still packed, unpack there if pictures are missing"
+    )
+    plant(tmp_path, "AUL/Malignant/image/1.jpg", "AUL/Normal/image/1.jpg")
+    assert [note for note in find(tmp_path).notes if note.startswith("AUL: ")] == ["AUL: AUL, 3 files"]
+
+
+def test_an_archive_in_an_unknown_folder(tmp_path):
+    plant(tmp_path, HOSPITAL)
+    with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
+        archive.writestr("a/1.png", b"")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "pictures.zip").rename(tmp_path / "new" / "pictures.zip")
+    assert note_of(find(tmp_path), "new").endswith("; pictures.zip still packed, unpack there")
+
+
+def test_links(tmp_path):
+    """A set's folder may be a link; below it, links to files of the same folder only are followed."""
+    store = tmp_path / "store" / "BUSI of the lab"
+    plant(store, "benign/benign (1).png", "malignant/malignant (1).png")
+    plant(tmp_path, "elsewhere/secret.png", "elsewhere/benign (8).png", first=20)
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "BUSI").symlink_to(store, target_is_directory=True)
+    (store / "benign/benign (2).png").symlink_to(tmp_path / "elsewhere/secret.png")
+    (store / "benign/benign (3).png").symlink_to("../malignant/malignant (1).png")
+    (store / "benign/benign (4).png").symlink_to("nowhere.png")
+    (store / "further").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (store / "again").symlink_to(store / "benign", target_is_directory=True)
+    os.mkfifo(store / "benign/benign (5).png")
+    found = find(raw)
+    assert sources(found) == {
+        "BUSI/benign/benign (1).png",
+        "BUSI/benign/benign (3).png",
+        "BUSI/malignant/malignant (1).png",
+    }
+    assert found.rejected == {
+        "BUSI/benign/benign (2).png": "a link that leads out of the data set's folder",
+        "BUSI/benign/benign (4).png": "a link to nothing",
+        "BUSI/benign/benign (5).png": "a device or pipe, not a file",
+        "BUSI/further": "a link that leads out of the data set's folder",
+        "BUSI/again": "a link to a folder, not followed",
+    }
+
+
+def test_two_folders_of_one_set(tmp_path):
+    """Both are read, under names of their own; which pictures repeat is for the search for copies."""
+    plant(tmp_path, f"BUSI/{BUSI}", f"BUSI old/{BUSI}", f"BUSI old/{BUSI.replace('1', '2')}")
+    found = find(tmp_path)
+    assert sources(found) == {f"BUSI/{BUSI}", f"BUSI old/{BUSI}", f"BUSI old/{BUSI.replace('1', '2')}"}
+    assert {record.dataset for record in found.records} == {"BUSI"}
+    assert len({record.name for record in found.records}) == 3
+
+
+ONE = DataSet("One", "Organ", (Layout(r"one/(?P<group>\d+)_\d+\.png", "One"),), marker="one/1_1.png")
+TWO = DataSet("Two", "Organ", (Layout(r"two/\d+\.png", "Two"), Layout(r"both/\d+\.png", "Two")))
+COPY = DataSet("Copy", "Organ", (Layout(r"renamed/\d+\.png", "Copy"),), same_as="One")
+
+
+def test_one_archive_with_several_sets(tmp_path, monkeypatch):
+    """Each set takes its own pictures, wherever the folder has its name from."""
+    use(monkeypatch, ONE, TWO)
+    plant(
+        tmp_path, "Archive of both/one/1_1.png", "Archive of both/two/1.png", "Archive of both/two/mask/1.png"
+    )
+    found = find(tmp_path)
+    assert told(found) == {
+        "Archive of both/one/1_1.png": ("One", "1", ""),
+        "Archive of both/two/1.png": ("Two", "", ""),
+    }
+    assert [record.dataset for record in found.records] == ["One", "Two"]
+
+
+def test_a_picture_belongs_to_the_first_set_and_layout_that_knows_it(tmp_path, monkeypatch):
+    again = DataSet("Three", "Organ", (Layout(r"\d+\.png", "Three"),), aliases=("both",))
+    use(monkeypatch, again, TWO)
+    plant(tmp_path, "Two/both/1.png", "Two/both/x/2.png")
+    found = find(tmp_path)
+    # The outer name comes first, though the other stands first in the catalogue.
+    assert told(found) == {"Two/both/1.png": ("Two", "", ""), "Two/both/x/2.png": ("Three", "", "")}
+
+
+@pytest.mark.parametrize("inner", ["one", "tidy/one"])
+def test_the_same_pictures_under_another_name(tmp_path, monkeypatch, inner):
+    """Beside its original it yields nothing; without it, it is read as that one, by its layouts.
+
+    A folder inside that is named like the original is not the original beside it.
+    """
+    use(monkeypatch, COPY, ONE)
+    plant(tmp_path, f"One/{inner}/1_1.png", f"Copy/{inner}/1_1.png")
+    found = find(tmp_path)
+    assert sources(found) == {f"One/{inner}/1_1.png"}
+    assert note_of(found, "Copy") == "Copy: Copy left out, the same pictures as One"
+    shutil.rmtree(tmp_path / "One")
+    found = find(tmp_path)
+    assert told(found) == {f"Copy/{inner}/1_1.png": ("One", "1", "")}
+    assert found.records[0].dataset == "One"
+
+
+def test_numbers_start_again_in_each_split_and_names_do_not(tmp_path, monkeypatch):
+    layout = Layout(
+        r"(?P<split>train|test)_part/(?P<group>\w+)-\d+\.png", "One", {"train": "train", "test": "test"}
+    )
+    use(monkeypatch, DataSet("Set", "Organ", (layout,)))
+    plant(
+        tmp_path / "Set",
+        *(f"{part}_part/{group}-1.png" for part in ("train", "test") for group in ("7", "clip7")),
+    )
+    assert told(find(tmp_path)) == {
+        "Set/train_part/7-1.png": ("One", "train/7", "train"),
+        "Set/test_part/7-1.png": ("One", "test/7", "test"),
+        "Set/train_part/clip7-1.png": ("One", "clip7", "train"),
+        "Set/test_part/clip7-1.png": ("One", "clip7", "test"),
+    }
+
+
+def test_what_is_left_out_needs_each_of_its_words(tmp_path, monkeypatch):
+    """A picture of an unknown label that is left out is no reason to complain."""
+    facts = {"1": {"label": "a", "leave": "drawn"}, "2": {"label": "?", "leave": "drawn"}}
+    layout = Layout(
+        r"(?P<key>\d)\.png", {"a": "A"}, facts=lambda files: facts, include="again", listed_only=True
+    )
+    words = {"drawn": "lines drawn in", "again": "a second copy"}
+    use(monkeypatch, DataSet("Set", "Organ", (layout,), left_out=words))
+    plant(tmp_path, "Set/1.png", "Set/2.png", "Set/3.png", "mine/Cyst/1.png")
+    found = find(tmp_path)
+    assert sources(found) == {"mine/Cyst/1.png"} and not found.rejected
+    assert found.left_out == {
+        "Set/1.png": "a second copy and lines drawn in (--include again drawn brings them back)",
+        "Set/2.png": "a second copy and lines drawn in (--include again drawn brings them back)",
+        "Set/3.png": "a second copy (--include again brings them back)",
+    }
+    assert not {"Set/1.png", "Set/2.png"} & sources(find(tmp_path, "again"))
+    found = find(tmp_path, "again", "drawn")
+    assert sources(found) == {"Set/1.png", "mine/Cyst/1.png"}
+    assert found.rejected == {
+        "Set/2.png": "unknown label '?', wanted one of a",
+        "Set/3.png": "not in the publisher's list",
+    }
+
+
+def test_nothing_but_what_is_left_out(tmp_path):
+    plant(tmp_path, f"BUSI_256/{BUSI}")
+    with pytest.raises(
+        InputError, match=r"no usable picture but ones left out by default .*--include copies"
+    ):
+        find(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["missing", "a file", "empty", "loose"])
+def test_a_raw_root_without_folders(tmp_path, what):
+    raw = tmp_path / "raw"
+    if what == "a file":
+        write(raw, b"")
+    elif what != "missing":
+        raw.mkdir()
+    if what == "loose":
+        plant(raw, "1.png")
+    with pytest.raises(
+        InputError, match="is no folder" if what in ("missing", "a file") else "has no folder"
+    ):
+        find(raw)
+
+
+def test_the_order_is_fixed_and_names_do_not_depend_on_neighbours(tmp_path):
+    plant(tmp_path, *(f"BUSI/benign/benign ({n}).png" for n in (10, 2, 1)))
+    first = find(tmp_path).records
+    plant(tmp_path, "BUSI/benign/benign (3).png", "AUL/Benign/image/1.jpg")
+    second = {record.source: record.name for record in find(tmp_path).records}
+    assert [record.source for record in first] == sorted(record.source for record in first)
+    assert all(second[record.source] == record.name for record in first)
