@@ -1,6 +1,5 @@
 """What runs in the worker processes: look at one picture, write one picture, draw one contact sheet."""
 
-import base64
 import hashlib
 import os
 from dataclasses import asdict, dataclass
@@ -10,11 +9,11 @@ import numpy as np
 from PIL import Image
 
 from data_preprocessing.catalogue import read_outline
+from data_preprocessing.copies import Signature, signature
 from data_preprocessing.crop import Frame, cut, find_frame, letterbox
 from data_preprocessing.discover import Record
 from data_preprocessing.readers import Unreadable, read_grey
 from data_preprocessing.report import contact_sheet, pair_tile
-from data_preprocessing.splits import SMALL_SIDE, dhash
 from usvar.errors import InputError
 from usvar.files import TEMPORARY_PREFIX
 
@@ -28,9 +27,7 @@ class Look:
     width: int = 0
     height: int = 0
     sha256: str = ""
-    dhash: int = 0
-    # Base64 of the small version that confirms near copies.
-    small: str = ""
+    signature: Signature | None = None
     frame: Frame | None = None
 
     def as_json(self) -> dict:
@@ -40,10 +37,10 @@ class Look:
     @classmethod
     def from_json(cls, values: dict) -> "Look":
         """The inverse of `as_json`."""
-        frame = values.pop("frame")
+        seen, frame = values.pop("signature"), values.pop("frame")
         if frame:
             frame = Frame(frame["kind"], tuple(frame["box"]), tuple(map(tuple, frame["polygon"])))
-        return cls(frame=frame, **values)
+        return cls(signature=Signature(**seen) if seen else None, frame=frame, **values)
 
 
 def look(raw_root: Path, record: Record) -> Look:
@@ -56,16 +53,13 @@ def look(raw_root: Path, record: Record) -> Look:
         return Look(reason=f"cannot be opened: {error.strerror}")
     outline = read_outline(Path(record.outline)) if record.outline else None
     frame = find_frame(grey_HW, record.frame, outline)
-    area = Image.fromarray(cut(grey_HW, frame))
     pixels = hashlib.sha256(repr(grey_HW.shape).encode())
     pixels.update(np.ascontiguousarray(grey_HW))
-    small = area.resize((SMALL_SIDE, SMALL_SIDE), Image.Resampling.BOX)
     return Look(
         width=grey_HW.shape[1],
         height=grey_HW.shape[0],
         sha256=pixels.hexdigest(),
-        dhash=dhash(np.asarray(area.resize((9, 8), Image.Resampling.BOX))),
-        small=base64.b64encode(small.tobytes()).decode(),
+        signature=signature(cut(grey_HW, frame)),
         frame=frame,
     )
 
