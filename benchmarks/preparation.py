@@ -4,7 +4,7 @@
     python benchmarks/preparation.py search --count 50000
 
 "planted" makes copies of the pictures below --raw-root in memory: resized to 50 to 200%, re-encoded as JPEG
-at 80, mirrored, with calipers drawn on, cropped by 4 pixels on each side, and each two of these. Every copy is
+at 80, mirrored, with calipers drawn on, cropped by 4 pixels on each side, and each two of these. Each copy is
 cropped anew, once by the rule of its original's data set and once as a picture of which nothing is known, and
 is looked for beside its original. Then one copy of each picture, every second with another label, joins all
 originals. Ends with exit code 1 when less than 98% are found or a copy is on another side than its original.
