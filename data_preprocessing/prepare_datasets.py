@@ -14,7 +14,6 @@ no longer wanted are removed. Another --size writes all images anew; another --s
 writes only those that come or move.
 """
 
-import base64
 import csv
 import dataclasses
 import hashlib
@@ -40,7 +39,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_preprocessing import catalogue, report, work
 from data_preprocessing.discover import Found, Record, discover
 from data_preprocessing.flags import FLAGS
-from data_preprocessing.splits import SPLITS, Picture, Plan, make_plan, share_of
+from data_preprocessing.shortcut import shortcut_report
+from data_preprocessing.splits import CONFLICT, SPLITS, Picture, Plan, leak_report, make_plan, share_of
 from usvar import cli
 from usvar.errors import InputError
 from usvar.files import remove_stale_temporaries, write_json, write_text
@@ -49,7 +49,7 @@ from usvar.provenance import made_by
 # What was found in each raw picture, so that it is read only once.
 INDEX = ".index.jsonl"
 # A change in one of these files makes the index and all outputs stale.
-VERSIONED = ("crop.py", "flags.py", "readers.py", "work.py")
+VERSIONED = ("copies.py", "crop.py", "flags.py", "readers.py", "work.py")
 SHEET_PICTURES = 24
 MANIFEST = [
     *("file", "source", "dataset", "organ", "class", "patient", "group", "split", "frame", "frame_kind"),
@@ -131,7 +131,8 @@ def main(settings: Settings) -> None:
         refuse(rejected, seen, settings)
     empty = found.empty_classes if settings.selection == "all" else []
     must_have = tuple(sorted(set(empty) - set(settings.exclude_classes)))
-    plan = make_plan([picture(r, looks[r.id]) for r in readable], settings.seed, settings.cap, must_have)
+    pictures = [picture(r, looks[r.id]) for r in readable]
+    plan = make_plan(pictures, settings.seed, settings.cap, must_have)
     kept = {r.id: r for r in readable if r.id in plan.places}
     files = {s: f"{plan.places[s].split}/{r.class_name}/{r.name}.png" for s, r in kept.items()}
 
@@ -165,6 +166,7 @@ def main(settings: Settings) -> None:
         index.save(settings.out_root, records)
 
     rows = manifest_rows(kept, looks, plan, outputs)
+    write_leak_report(settings.out_root, rows, pictures, plan)
     changed = write_reports(settings, rows, rejected | plan.dropped, left_out, kept, looks, outputs)
     say(settings, rows, rejected, left_out, plan, seen, len(todo), removed, changed)
 
@@ -447,8 +449,7 @@ def picture(record: Record, seen: work.Look) -> Picture:
         record.group,
         record.split,
         seen.sha256,
-        seen.dhash,
-        base64.b64decode(seen.small),
+        seen.signature,
     )
 
 
@@ -511,11 +512,36 @@ def manifest_rows(
         values = (
             *(output.file, record.source, record.dataset, record.organ, record.class_name, record.group),
             *(place.group, place.split, record.number, seen.frame.kind, *seen.frame.box, corners),
-            *(seen.width, seen.height, f"{seen.black_share:.3f}", " ".join(seen.flags)),
+            *(seen.width, seen.height, f"{seen.signature.black_share:.3f}", " ".join(seen.flags)),
             *(output.size, output.sha256),
         )
         rows.append(dict(zip(MANIFEST, map(str, values), strict=True)))
     return sorted(rows, key=lambda row: row["file"])
+
+
+def write_leak_report(out: Path, rows: list[dict[str, str]], pictures: list[Picture], plan: Plan) -> None:
+    """Write label_conflicts.csv and leak_report.json where they are new, and say the main figures."""
+    facts = [
+        {
+            **{name: row[name] for name in ("class", "dataset", "group")},
+            **{name: float(row[name]) for name in ("source_width", "source_height", "black_share")},
+            "overlays": tuple(row["flags"].split()),
+        }
+        for row in rows
+    ]
+    found = leak_report(pictures, plan) | {"shortcut": shortcut_report(facts)}
+    write_csv(out / "label_conflicts.csv", CONFLICT, plan.conflicts)
+    text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    path = out / "leak_report.json"
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+    near = found["near_copies"]
+    print(
+        f"copies: {found['exact_copies']['found']} exact, {near['near_found']} near, {near['mirror_found']} "
+        f"mirrored, {found['label_conflicts']['pictures_dropped']} pictures dropped for two labels; "
+        f"{found['across_splits']['groups']} groups across splits; see {path}"
+    )
+    print(found["shortcut"]["text"])
 
 
 def write_reports(

@@ -8,22 +8,36 @@ which a class would lack.
 
 import hashlib
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from data_preprocessing.copies import (
+    NEAR_BITS,
+    NEAR_CORRELATION,
+    PLAIN_CORRELATION,
+    Copies,
+    Signature,
+    find_copies,
+)
 from usvar.errors import InputError
 
 SPLITS = ("train", "val", "test")
 # Shares of train, val and test.
 SHARES = (0.8, 0.1, 0.1)
-# Two pictures are near copies when at most this many of the 64 bits of their hashes differ ...
-NEAR_BITS = 12
-# ... and their small versions correlate at least so well.
-NEAR_CORRELATION = 0.97
-SMALL_SIDE = 16
+# Near copies from here on must not have two labels. Below, as far as copies.NEAR_CORRELATION, they only stay
+# on one side: there it may be the next moment of one examination, whose diagnosis may rest on another one.
+CONFLICT_CORRELATION = 0.95
+# Columns of label_conflicts.csv.
+CONFLICT = [
+    *("source", "class", "dataset", "other_source", "other_class", "other_dataset"),
+    # "exact", "near" or "mirror".
+    "kind",
+    "correlation",
+]
 
 
 @dataclass(frozen=True)
@@ -39,10 +53,7 @@ class Picture:
     split: str
     # SHA-256 of the decoded source pixels.
     sha256: str
-    # 64-bit difference hash of the scan area.
-    dhash: int
-    # (SMALL_SIDE ** 2) uint8 bytes: the scan area, small.
-    small: bytes
+    signature: Signature
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,12 @@ class Plan:
     dropped: dict[str, str]
     # Number of pictures left out by the cap, by data set.
     over_cap: Counter
+    # Pairs of copies with different labels, as rows of label_conflicts.csv; both sides are dropped.
+    conflicts: list[dict[str, str]] = field(default_factory=list)
+    # One for each picture that was dropped or joined: (source, other source, kind, correlation).
+    copies: list[tuple[str, str, str, float]] = field(default_factory=list)
+    # What the search for near copies did.
+    search: Copies | None = None
 
 
 def make_plan(pictures: list[Picture], seed: int, cap: int, extra_classes: tuple[str, ...] = ()) -> Plan:
@@ -77,16 +94,16 @@ def make_plan(pictures: list[Picture], seed: int, cap: int, extra_classes: tuple
     Raises:
         InputError: when a class cannot have a picture in each of train, val and test.
     """
-    kept, dropped, links = _without_copies(pictures)
-    group_of = _join_groups(kept, links)
+    kept, group_of, plan = _without_copies(pictures)
     _require_three_groups(kept, group_of, extra_classes, "")
     drawn = _draw(kept, group_of, seed, cap)
-    over_cap = Counter(p.dataset for p in kept)
-    over_cap.subtract(p.dataset for p in drawn)
+    plan.over_cap.update(p.dataset for p in kept)
+    plan.over_cap.subtract(p.dataset for p in drawn)
+    plan.over_cap = +plan.over_cap
     _require_three_groups(drawn, group_of, (), f" within --cap {cap}")
     split_of = _choose_splits(drawn, group_of, seed)
-    places = {p.source: Place(split_of[group_of[p.source]], group_of[p.source]) for p in drawn}
-    return Plan(places, dropped, +over_cap)
+    plan.places = {p.source: Place(split_of[group_of[p.source]], group_of[p.source]) for p in drawn}
+    return plan
 
 
 def share_of(*words: object) -> float:
@@ -95,50 +112,68 @@ def share_of(*words: object) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def dhash(small_HW: np.ndarray) -> int:
-    """Difference hash of 64 bits: is a pixel of the (8, 9) picture brighter than its right neighbour?"""
-    bits = (small_HW[:, :-1] > small_HW[:, 1:]).ravel()
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
-
-
-def near_pairs(hash_N: np.ndarray, bits: int = NEAR_BITS) -> np.ndarray:
-    """All pairs of hashes that differ in at most `bits` bits.
-
-    Args:
-        hash_N: uint64.
+def _without_copies(pictures: list[Picture]) -> tuple[list[Picture], dict[str, str], Plan]:
+    """Drop exact copies and copies with different labels; join patients and near copies to groups.
 
     Returns:
-        (P, 2) indices, the first smaller than the second.
+        The kept pictures; source -> name of its group; a plan with what was dropped and found.
     """
-    pairs = [np.empty((0, 2), dtype=np.int64)]
-    chunk = 256
-    for start in range(0, len(hash_N), chunk):
-        distance = np.bitwise_count(hash_N[start : start + chunk, None] ^ hash_N[None, start:])
-        first, second = (distance <= bits).nonzero()
-        later = second > first
-        pairs.append(np.stack([first[later], second[later]], 1) + start)
-    return np.concatenate(pairs)
-
-
-def _without_copies(pictures: list[Picture]) -> tuple[list[Picture], dict[str, str], list[tuple[str, str]]]:
-    """The kept pictures, the dropped ones with their reason, and the pairs of groups that share a picture."""
     by_pixels = defaultdict(list)
     for picture in sorted(pictures, key=lambda p: (p.dataset, p.source)):
         by_pixels[picture.sha256].append(picture)
-    kept, dropped, links = [], {}, []
-    for copies in by_pixels.values():
-        links += [(_own_group(copies[0]), _own_group(p)) for p in copies[1:]]
-        classes = sorted({p.class_name for p in copies})
-        if len(classes) > 1:
-            for p in copies:
-                dropped[p.source] = f"exact copies with different labels: {', '.join(classes)}"
-            continue
-        # The most held-out official split of the copies holds.
-        kept.append(max(copies, key=lambda p: ("", *SPLITS).index(p.split)))
+    # In the order of their hashes, so that new names or an addition change no decision about others.
+    same = [by_pixels[sha256] for sha256 in sorted(by_pixels)]
+    labels = [sorted({p.class_name for p in copies}) for copies in same]
+    plan = Plan({}, {}, Counter())
+
+    # Exact copies join the patients they come from; the most held-out official split of the copies holds.
+    kept, links = {}, []
+    for n, copies in enumerate(same):
+        kept[n] = max(copies, key=lambda p: ("", *SPLITS).index(p.split))
         for p in copies:
-            if p is not kept[-1]:
-                dropped[p.source] = f"exact copy of {kept[-1].source}"
-    return kept, dropped, links
+            if p is not kept[n]:
+                plan.copies.append((kept[n].source, p.source, "exact", 1.0))
+                plan.dropped[p.source] = f"exact copy of {kept[n].source}"
+                links.append((_own_group(kept[n]), _own_group(p)))
+        plan.conflicts += _conflicts(copies, copies, "exact", 1.0)
+        if len(labels[n]) > 1:
+            plan.dropped |= {
+                p.source: f"exact copies with different labels: {', '.join(labels[n])}" for p in copies
+            }
+
+    # Near copies, over all data sets together.
+    group_of = _join_groups(pictures, links)
+    plan.search = find_copies(
+        [min((p.signature for p in copies), key=lambda s: (s.hash, s.small)) for copies in same],
+        _numbers([_own_group(p) for p in kept.values()]),
+        _numbers([group_of[p.source] for p in kept.values()]),
+        _numbers([str(names) for names in labels]),
+    )
+    for (first, second), correlation, mirrored in zip(
+        plan.search.pair_P2.tolist(),
+        plan.search.correlation_P.tolist(),
+        plan.search.mirrored_P.tolist(),
+        strict=True,
+    ):
+        kind = "mirror" if mirrored else "near"
+        plan.copies.append((kept[first].source, kept[second].source, kind, correlation))
+        links.append((_own_group(kept[first]), _own_group(kept[second])))
+        if correlation < CONFLICT_CORRELATION:
+            continue
+        conflicts = _conflicts(same[first], same[second], kind, correlation)
+        plan.conflicts += conflicts
+        if conflicts:
+            both = ", ".join(sorted({*labels[first], *labels[second]}))
+            plan.dropped |= {
+                p.source: f"{kind} copies with different labels: {both}" for p in same[first] + same[second]
+            }
+    left = [p for p in kept.values() if p.source not in plan.dropped]
+    return left, _join_groups(pictures, links), plan
+
+
+def _numbers(names: list[str]) -> np.ndarray:
+    """Equal names get equal numbers."""
+    return np.unique(np.array(names, dtype=str), return_inverse=True)[1]
 
 
 def _own_group(picture: Picture) -> str:
@@ -146,28 +181,32 @@ def _own_group(picture: Picture) -> str:
     return f"{picture.dataset}/{picture.group}" if picture.group else f"sha256/{picture.sha256}"
 
 
+def _conflicts(
+    some: list[Picture], others: list[Picture], kind: str, correlation: float
+) -> list[dict[str, str]]:
+    """Rows of label_conflicts.csv for two lists of exact copies, or for the pairs inside one list.
+
+    Pictures of one known patient or video may look alike and differ in their label, such as two moments of
+    a sweep; only the very same pixels are then a conflict.
+    """
+    rows = []
+    for p, q in product(some, others):
+        told_apart = kind != "exact" and p.group and _own_group(p) == _own_group(q)
+        if p.class_name == q.class_name or told_apart or (some is others and p.source > q.source):
+            continue
+        values = (p.source, p.class_name, p.dataset, q.source, q.class_name, q.dataset)
+        rows.append(dict(zip(CONFLICT, (*values, kind, f"{correlation:.3f}"), strict=True)))
+    return rows
+
+
 def _join_groups(pictures: list[Picture], links: list[tuple[str, str]]) -> dict[str, str]:
-    """source -> name of its group: patients, joined by shared pictures and by near copies inside a data set.
+    """source -> name of its group: patients joined by the pictures they share.
 
     The joined group has the smallest of the names.
     """
-    pairs = [*links]
-    by_set = defaultdict(list)
-    for picture in pictures:
-        by_set[picture.dataset].append(picture)
-    for members in by_set.values():
-        near_P2 = near_pairs(np.array([p.dhash for p in members], dtype=np.uint64))
-        small = np.frombuffer(b"".join(p.small for p in members), np.uint8).reshape(len(members), -1)
-        small = small - small.mean(1, keepdims=True, dtype=np.float32)
-        small /= np.linalg.norm(small, axis=1, keepdims=True) + 1e-6
-        # In parts, because a long video has very many pairs.
-        for start in range(0, len(near_P2), 100_000):
-            part_P2 = near_P2[start : start + 100_000]
-            alike_P = (small[part_P2[:, 0]] * small[part_P2[:, 1]]).sum(1) >= NEAR_CORRELATION
-            pairs += [(_own_group(members[i]), _own_group(members[j])) for i, j in part_P2[alike_P]]
-    names = sorted({_own_group(p) for p in pictures} | {name for pair in pairs for name in pair})
+    names = sorted({_own_group(p) for p in pictures})
     number_of = {name: number for number, name in enumerate(names)}
-    link_P2 = np.array([(number_of[a], number_of[b]) for a, b in pairs], dtype=np.int64).reshape(-1, 2)
+    link_P2 = np.array([(number_of[a], number_of[b]) for a, b in links], dtype=np.int64).reshape(-1, 2)
     graph = coo_matrix((np.ones(len(link_P2), bool), link_P2.T), shape=(len(names), len(names)))
     joined = connected_components(graph, directed=False)[1]
     first = {}
@@ -299,3 +338,75 @@ def _fill_empty_splits(
                 tally[c, split_of[nearest]] -= 1
                 tally[c, split] += 1
             split_of[nearest] = split
+
+
+def leak_report(pictures: list[Picture], plan: Plan) -> dict:
+    """What leak_report.json says: copies examined, found and dropped, and a check of the final places.
+
+    Args:
+        pictures: the same as `make_plan` was given.
+        plan: its outcome. The check looks only at `places` and at what is known of the pictures.
+    """
+    of = {p.source: p for p in pictures}
+    kinds = Counter(kind for _, _, kind, _ in plan.copies)
+    by_sets = defaultdict(Counter)
+    official = Counter()
+    for source, other, kind, _ in plan.copies:
+        first, second = of[source], of[other]
+        by_sets[" | ".join(sorted({first.dataset, second.dataset}))][kind] += 1
+        if first.split and second.split and first.split != second.split:
+            # Of exact copies one is kept, and a cap or a conflict may have taken either.
+            went = {plan.places[s].split for s in (source, other) if s in plan.places}
+            sides = " and ".join(sorted({first.split, second.split}, key=SPLITS.index))
+            official[f"{sides}: went to {', '.join(sorted(went)) or 'neither'}"] += 1
+    own = {_own_group(p) for p in pictures}
+    links = [(_own_group(of[a]), _own_group(of[b])) for a, b, _, _ in plan.copies]
+    joined = set(_join_groups(pictures, links).values())
+    sides = defaultdict(set)
+    for source, place in plan.places.items():
+        sides["group", place.group].add(place.split)
+        sides["patient", _own_group(of[source])].add(place.split)
+    for n, (source, other, _, _) in enumerate(plan.copies):
+        sides["copies", n] |= {plan.places[s].split for s in (source, other) if s in plan.places}
+    across = Counter(what for (what, _), splits in sides.items() if len(splits) > 1)
+    search = plan.search
+    return {
+        "pictures_examined": len(pictures),
+        "exact_copies": {
+            "found": kinds["exact"],
+            "dropped": sum(why.startswith("exact copy of") for why in plan.dropped.values()),
+        },
+        "near_copies": {
+            "hash_pairs_compared": search.compared,
+            "candidates": search.candidates,
+            # Of one class and already in one group by their patient, video or other copies.
+            "candidates_already_joined": search.already_joined,
+            "candidates_examined": search.examined,
+            "near_found": kinds["near"],
+            "mirror_found": kinds["mirror"],
+        },
+        "pairs_by_data_sets": {
+            name: dict(sorted(counts.items())) for name, counts in sorted(by_sets.items())
+        },
+        "label_conflicts": {
+            "pairs": len(plan.conflicts),
+            "pictures_dropped": sum("different labels" in why for why in plan.dropped.values()),
+        },
+        "groups": {
+            "before_joining": len(own),
+            "after_joining": len(joined),
+            "joined": len(own) - len(joined),
+        },
+        "across_splits": {
+            "groups": across["group"],
+            "patients_or_videos": across["patient"],
+            "pairs_of_copies": across["copies"],
+        },
+        "pairs_on_two_official_sides": dict(sorted(official.items())),
+        "thresholds": {
+            "near_bits_of_63": NEAR_BITS,
+            "plain_correlation": PLAIN_CORRELATION,
+            "near_correlation": NEAR_CORRELATION,
+            "conflict_correlation": CONFLICT_CORRELATION,
+        },
+    }

@@ -1,6 +1,5 @@
 """What runs in the worker processes: choose frames, look at pictures, write them, draw a contact sheet."""
 
-import base64
 import hashlib
 import os
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from data_preprocessing.catalogue import read_outline
+from data_preprocessing.copies import Signature, signature
 from data_preprocessing.crop import Frame, cut, find_frame, letterbox
 from data_preprocessing.discover import Record
 from data_preprocessing.flags import find_flags
@@ -25,12 +25,8 @@ from data_preprocessing.readers import (
     turned,
 )
 from data_preprocessing.report import contact_sheet, pair_tile
-from data_preprocessing.splits import SMALL_SIDE, dhash
 from usvar.errors import InputError
 from usvar.files import TEMPORARY_PREFIX
-
-# Grey levels that count as black in a picture's share of black.
-BLACK = 10
 
 
 @dataclass(frozen=True)
@@ -42,14 +38,10 @@ class Look:
     width: int = 0
     height: int = 0
     sha256: str = ""
-    dhash: int = 0
-    # Base64 of the small version that confirms near copies.
-    small: str = ""
+    signature: Signature | None = None
     frame: Frame | None = None
     # What was detected in it, see flags.FLAGS.
     flags: tuple[str, ...] = ()
-    # Share of the source's pixels that are nearly black, 0 to 1.
-    black_share: float = 0.0
 
     def as_json(self) -> dict:
         """Plain values for a JSON line."""
@@ -58,10 +50,10 @@ class Look:
     @classmethod
     def from_json(cls, values: dict) -> "Look":
         """The inverse of `as_json`."""
-        frame, flags = values.pop("frame"), tuple(values.pop("flags"))
+        frame, flags, seen = (values.pop(name) for name in ("frame", "flags", "signature"))
         if frame:
             frame = Frame(frame["kind"], tuple(frame["box"]), tuple(map(tuple, frame["polygon"])))
-        return cls(frame=frame, flags=flags, **values)
+        return cls(frame=frame, flags=tuple(flags), signature=Signature(**seen) if seen else None, **values)
 
 
 def frames_of(raw_root: Path, record: Record, wanted: int) -> list[int] | str:
@@ -90,10 +82,8 @@ def read_pictures(raw_root: Path, records: Sequence[Record]) -> list[np.ndarray]
         Unreadable, OSError: when the file cannot be read.
     """
     first = records[0]
-    path = raw_root / first.source
-    if first.take == "still" and (count := count_frames(path, first.axis)) > 1:
-        raise Unreadable(f"{count} frames, wanted a still picture: export the frames you want")
-    frames = read_frames(path, [r.number for r in records], first.axis, first.array)
+    numbers = None if first.take == "still" else [r.number for r in records]
+    frames = read_frames(raw_root / first.source, numbers, first.axis, first.array)
     return [turned(frame, first.turn) for frame in frames]
 
 
@@ -116,19 +106,15 @@ def _look(record: Record, picture: np.ndarray) -> Look:
         return Look(reason=str(error))
     outline = read_outline(Path(record.outline)) if record.outline else None
     frame = find_frame(grey_HW, record.frame, outline)
-    area = Image.fromarray(cut(grey_HW, frame))
     pixels = hashlib.sha256(repr(grey_HW.shape).encode())
     pixels.update(np.ascontiguousarray(grey_HW))
-    small = area.resize((SMALL_SIDE, SMALL_SIDE), Image.Resampling.BOX)
     return Look(
         width=grey_HW.shape[1],
         height=grey_HW.shape[0],
         sha256=pixels.hexdigest(),
-        dhash=dhash(np.asarray(area.resize((9, 8), Image.Resampling.BOX))),
-        small=base64.b64encode(small.tobytes()).decode(),
+        signature=signature(cut(grey_HW, frame)),
         frame=frame,
         flags=find_flags(picture, frame),
-        black_share=round(float((grey_HW <= BLACK).mean()), 4),
     )
 
 

@@ -1,37 +1,42 @@
 """No copy, patient or video on two sides; splits that stay when other pictures come and go."""
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from data_preprocessing import splits
-from data_preprocessing.splits import Picture, dhash, make_plan, near_pairs
+from data_preprocessing.copies import signature
+from data_preprocessing.splits import Picture, leak_report, make_plan
 from usvar.errors import InputError
+
+
+def image(number: int) -> np.ndarray:
+    """A (48, 64) uint8 picture unlike all others: smoothed noise."""
+    noise_HW = ndimage.gaussian_filter(np.random.default_rng(number).normal(size=(48, 64)), 3)
+    return np.clip(128 + noise_HW * (50 / noise_HW.std()), 0, 255).astype(np.uint8)
 
 
 def picture(number: int, **changes: object) -> Picture:
     """A picture unlike all others; the number decides its pixels."""
-    rng = np.random.default_rng(number)
     values = {
         "source": f"set/{number}.png",
         "dataset": "set",
         "class_name": "A",
         "group": "",
         "split": "",
-        "sha256": rng.bytes(32).hex(),
-        "dhash": int.from_bytes(rng.bytes(8), "big"),
-        "small": rng.bytes(splits.SMALL_SIDE**2),
+        "sha256": np.random.default_rng(number).bytes(32).hex(),
     }
+    if "signature" not in changes:
+        values["signature"] = signature(image(number))
     return Picture(**(values | changes))
 
 
-def near(original: Picture, number: int, **changes: object) -> Picture:
-    """A near copy: two bits of the hash and a little of the pixels differ."""
-    small = np.frombuffer(original.small, np.uint8).astype(int) // 2 + 20
-    small[number % small.size] += 30
-    values = {"dhash": original.dhash ^ 0b101, "small": small.astype(np.uint8).tobytes(), "group": ""}
-    return picture(number, **(values | {"class_name": original.class_name} | changes))
+def near(original: int, number: int, **changes: object) -> Picture:
+    """A near copy of picture `original`: one column narrower and a little brighter."""
+    return picture(number, signature=signature(image(original)[:, 1:] // 2 + 100), **changes)
 
 
 def split_by_source(pictures: list[Picture], seed: int = 0, cap: int = 0) -> dict[str, str]:
@@ -46,7 +51,7 @@ def test_shares_are_80_10_10():
 def test_groups_never_cross():
     """Patients, near copies of their pictures, and exact copies that join two patients."""
     pictures = [picture(i, group=f"p{i // 4}") for i in range(400)]
-    pictures += [near(pictures[4 * i], 1000 + i, group=f"q{i}") for i in range(50)]
+    pictures += [near(4 * i, 1000 + i, group=f"q{i}") for i in range(50)]
     pictures += [picture(2000 + i, group="r1", sha256=pictures[8].sha256, source="z") for i in range(1)]
     pictures += [picture(2100 + i, group="r1") for i in range(3)]
     plan = make_plan(pictures, 0, 0)
@@ -62,7 +67,7 @@ def test_groups_never_cross():
 
 def test_look_alikes_are_not_joined():
     """Two fans of one machine have near hashes but other contents; they once chained a whole set."""
-    pictures = [picture(i, dhash=7) for i in range(30)]
+    pictures = [picture(i, signature=replace(signature(image(i)), hash=7)) for i in range(30)]
     assert len({place.group for place in make_plan(pictures, 0, 0).places.values()}) == 30
 
 
@@ -108,7 +113,7 @@ def test_official_splits_are_kept_and_missing_ones_come_from_train():
 
 def test_copies_over_official_splits_go_to_the_held_out_side():
     pictures = [picture(i, split=s) for i, s in enumerate(["train", "val", "test"] * 10)]
-    pictures.append(near(pictures[2], 500, split="train"))
+    pictures.append(near(2, 500, split="train"))
     pictures.append(picture(600, split="train", sha256=pictures[5].sha256))
     plan = make_plan(pictures, 0, 0)
     assert plan.places["set/500.png"].split == "test"
@@ -121,6 +126,129 @@ def test_copies_with_two_labels_are_all_dropped():
     plan = make_plan(pictures, 0, 0)
     assert set(plan.dropped) == {"set/0.png", "set/30.png"}
     assert not set(plan.dropped) & set(plan.places)
+
+
+def test_near_copies_share_a_side_over_data_sets_and_mirrored():
+    pictures = [picture(i) for i in range(200)]
+    pictures += [near(i, 1000 + i, dataset="other", source=f"other/{i}") for i in range(0, 100, 2)]
+    pictures += [
+        picture(2000 + i, signature=signature(image(i)[:, ::-1]), dataset="mirrored", source=f"mirrored/{i}")
+        for i in range(1, 100, 2)
+    ]
+    plan = make_plan(pictures, 0, 0)
+    assert not plan.dropped and len(plan.places) == 300
+    for i in range(100):
+        other = f"{'mirrored' if i % 2 else 'other'}/{i}"
+        assert plan.places[other] == plan.places[f"set/{i}.png"]
+    assert Counter(kind for _, _, kind, _ in plan.copies) == {"near": 50, "mirror": 50}
+
+
+def test_near_copies_keep_their_side_under_new_names_and_orders():
+    """The near copy's name once decided which of two was compared with which."""
+    pictures = [picture(i) for i in range(100)] + [near(i, 1000 + i) for i in range(0, 100, 3)]
+    before = make_plan(pictures, 0, 0)
+    renamed = make_plan([replace(p, source=f"{p.sha256}.png") for p in pictures[::-1]], 0, 0)
+    assert {p.source: renamed.places[f"{p.sha256}.png"] for p in pictures} == before.places
+    more = [*pictures, *(picture(i) for i in range(5000, 5100))]
+    after = make_plan(more, 0, 0).places
+    assert {source: after[source] for source in before.places} == before.places
+
+
+def test_near_copies_with_two_labels_are_dropped_and_listed():
+    pictures = [picture(i, class_name="AB"[i % 2]) for i in range(20)]
+    pictures.append(near(0, 30, class_name="B", dataset="other"))
+    pictures.append(picture(31, class_name="B", signature=signature(image(2)[:, ::-1])))
+    # An exact copy of one with a near copy of another label goes with it.
+    pictures.append(
+        picture(32, source="again.png", sha256=pictures[0].sha256, signature=pictures[0].signature)
+    )
+    plan = make_plan(pictures, 0, 0)
+    gone = {"set/0.png", "again.png", "set/30.png", "set/2.png", "set/31.png"}
+    assert set(plan.dropped) == gone and not gone & set(plan.places)
+    assert all("copies with different labels: A, B" in why for why in plan.dropped.values())
+    listed = {(frozenset((row["source"], row["other_source"])), row["kind"]) for row in plan.conflicts}
+    assert listed == {
+        (frozenset(("set/0.png", "set/30.png")), "near"),
+        (frozenset(("again.png", "set/30.png")), "near"),
+        (frozenset(("set/2.png", "set/31.png")), "mirror"),
+    }
+    row = next(row for row in plan.conflicts if "set/31.png" in row.values())
+    assert list(row) == splits.CONFLICT and {row["class"], row["other_class"]} == {"A", "B"}
+    assert float(row["correlation"]) >= splits.CONFLICT_CORRELATION
+
+
+def test_frames_of_one_patient_with_two_labels_are_no_conflict():
+    """A sweep passes from healthy to ill tissue; only the very same pixels with two labels are an error."""
+    pictures = [picture(i, class_name="AB"[i % 2]) for i in range(20)]
+    pictures += [picture(50, class_name="A", group="p1"), near(50, 51, class_name="B", group="p1")]
+    plan = make_plan(pictures, 0, 0)
+    assert not plan.dropped and not plan.conflicts and len(plan.places) == 22
+    pictures.append(picture(52, class_name="A", group="p1", sha256=pictures[-1].sha256))
+    plan = make_plan(pictures, 0, 0)
+    assert set(plan.dropped) == {"set/51.png", "set/52.png"}
+    assert [row["kind"] for row in plan.conflicts] == ["exact"]
+
+
+def test_less_sure_copies_with_two_labels_are_joined_but_kept(monkeypatch):
+    monkeypatch.setattr(splits, "CONFLICT_CORRELATION", 1.01)
+    pictures = [picture(i, class_name="AB"[i % 2]) for i in range(20)] + [near(0, 30, class_name="B")]
+    plan = make_plan(pictures, 0, 0)
+    assert not plan.dropped and plan.places["set/30.png"] == plan.places["set/0.png"]
+
+
+def leaky_pictures() -> list[Picture]:
+    """Patients, near and exact copies over two sets, and copies on two official sides."""
+    pictures = [picture(i, group=f"p{i // 2}") for i in range(100)]
+    pictures += [near(i, 1000 + i, dataset="other", source=f"other/{i}") for i in range(0, 20, 2)]
+    pictures += [
+        picture(2000 + i, signature=signature(image(i)[:, ::-1]), group=f"q{i}") for i in range(41, 49, 2)
+    ]
+    pictures += [picture(3000, sha256=pictures[60].sha256), picture(3001, sha256=pictures[62].sha256)]
+    official = [picture(4000 + i, dataset="third", split=["train", "test"][i % 2]) for i in range(20)]
+    official += [
+        near(4000, 4100, dataset="third", split="test"),
+        near(4003, 4101, dataset="third", split="train"),
+    ]
+    return pictures + official
+
+
+def test_leak_report_counts_what_was_planted():
+    pictures = leaky_pictures()
+    report = leak_report(pictures, make_plan(pictures, 0, 0))
+    assert report["pictures_examined"] == 138
+    assert report["exact_copies"] == {"found": 2, "dropped": 2}
+    near_copies = report["near_copies"]
+    assert (near_copies["near_found"], near_copies["mirror_found"]) == (12, 4)
+    # 136 pictures without their exact copies; of each patient's two none is compared further.
+    assert near_copies["hash_pairs_compared"] == 136 * 135 // 2
+    assert (
+        near_copies["candidates_examined"] + near_copies["candidates_already_joined"]
+        == near_copies["candidates"]
+    )
+    assert report["pairs_by_data_sets"] == {
+        "other | set": {"near": 10},
+        "set": {"exact": 2, "mirror": 4},
+        "third": {"near": 2},
+    }
+    # 50 patients, 10 near copies, 4 further patients, 2 exact copies, 22 with official splits.
+    assert report["groups"] == {"before_joining": 88, "after_joining": 70, "joined": 18}
+    assert report["pairs_on_two_official_sides"] == {"train and test: went to test": 2}
+    assert set(report["across_splits"].values()) == {0}
+    assert report["label_conflicts"] == {"pairs": 0, "pictures_dropped": 0}
+
+
+def test_leak_report_sees_a_wrong_place():
+    """The check does not trust the plan's own groups."""
+    pictures = leaky_pictures()
+    plan = make_plan(pictures, 0, 0)
+    other = {"train": "test", "val": "train", "test": "train"}[plan.places["other/0"].split]
+    plan.places["other/0"] = splits.Place(other, "a group of its own")
+    across = leak_report(pictures, plan)["across_splits"]
+    assert across == {"groups": 0, "patients_or_videos": 0, "pairs_of_copies": 1}
+    plan.places["set/50.png"] = splits.Place(
+        {"train": "test", "val": "train", "test": "train"}[plan.places["set/51.png"].split], "another"
+    )
+    assert leak_report(pictures, plan)["across_splits"]["patients_or_videos"] == 1
 
 
 def test_cap_takes_whole_groups_and_keeps_the_class_ratio():
@@ -145,22 +273,3 @@ def test_a_long_video_does_not_fill_the_cap():
     plan = make_plan(pictures, 0, 90)
     groups = Counter(p.group for p in pictures if p.source in plan.places)
     assert sum(groups.values()) <= 90 and 0 < groups["long"] <= 30 and len(groups) > 30
-
-
-def test_near_pairs_against_all_pairs():
-    rng = np.random.default_rng(0)
-    hashes = rng.integers(0, 2**64, 700, dtype=np.uint64)
-    hashes[300:400] = hashes[:100] ^ np.uint64(1 << 63 | 1)
-    wanted = {
-        (i, j) for i in range(700) for j in range(i + 1, 700) if int(hashes[i] ^ hashes[j]).bit_count() <= 3
-    }
-    found = near_pairs(hashes, 3)
-    assert {tuple(pair) for pair in found.tolist()} == wanted and len(wanted) >= 100
-
-
-def test_dhash_is_the_sign_of_the_horizontal_step():
-    falling = np.tile(np.arange(9, 0, -1, dtype=np.uint8), (8, 1))
-    assert dhash(falling) == 2**64 - 1 and dhash(falling[:, ::-1]) == 0
-    one = np.zeros((8, 9), np.uint8)
-    one[0, 0] = 1
-    assert dhash(one) == 1 << 63
