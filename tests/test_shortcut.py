@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from data_preprocessing.shortcut import LARGEST_CLASS, OVERLAYS, shortcut_report
+from data_preprocessing.shortcut import LARGEST_CLASS, FLAGS, shortcut_report
 
 
 def rows(count: int, dataset_of_class: float = 0.0, classes: int = 4, seed: int = 0) -> list[dict]:
@@ -24,7 +24,7 @@ def rows(count: int, dataset_of_class: float = 0.0, classes: int = 4, seed: int 
                 "source_width": int(stream.integers(300, 900)),
                 "source_height": int(stream.integers(300, 900)),
                 "black_share": float(stream.random()),
-                "overlays": tuple(word for word in OVERLAYS if stream.random() < 0.3),
+                "overlays": tuple(word for word in FLAGS if stream.random() < 0.3),
             }
         )
     return made
