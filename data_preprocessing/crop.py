@@ -3,8 +3,8 @@
 A scanner's screen shows the echo image as a rectangle (linear probe) or a fan (curved or phased array)
 among text, rulers, grey bars and icons. `find_frame` returns what to keep: the published scan area where
 there is one, else the sector (two straight sides, two arcs) that agrees best with the recognised echoes, else
-the bounding box of the echoes. A fan that the screen or the publisher has cut off at a side is the sector within
-the box.
+the bounding box of the echoes. A fan that the screen or the publisher has cut off at a side is the part of
+the sector that lies in the box.
 
 Axes: H W pixels; P corners, E edge pixels, N cells of a coarse grid, A angles, R rings. Points are (x, y)
 with pixel centres on whole numbers; boxes are (left, top, right, bottom), right and bottom exclusive, like

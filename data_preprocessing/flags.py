@@ -231,9 +231,9 @@ def _is_dual(grey_HW: np.ndarray, kept_HW: np.ndarray) -> bool:
     seam_W = found_8W[0] & (found_8W.sum(0) >= 5)
     step_W = step_8W.mean(0)
     # A drawn line has an edge on both sides, and the edge of a shadow is not sharp.
-    beside_W = ndimage.maximum_filter1d(step_W, 7, mode="nearest")
-    alone_W = ndimage.maximum_filter(step_W, footprint=[1, 1, 0, 0, 0, 1, 1]) * SEAM_ALONE < step_W
-    seams = (seam_W & alone_W & (step_W == beside_W) & (step_W > SEAM_LEVELS)).nonzero()[0]
+    around = np.arange(-6, 7) != 0
+    alone_W = step_W > SEAM_ALONE * ndimage.maximum_filter(step_W, footprint=around)
+    seams = (seam_W & alone_W & (step_W > SEAM_LEVELS)).nonzero()[0]
     if len(seams):
         left = right = near + int(seams[0]) + 1
     else:
