@@ -2,9 +2,9 @@
 
 A scanner's screen shows the echo image as a rectangle (linear probe) or a fan (curved or phased array)
 among text, rulers, grey bars and icons. `find_frame` returns what to keep: the published scan area where
-there is one, else the sector (two straight sides, two arcs) that agrees best with the recognised echoes, else the
-bounding box of the echoes. A fan that the screen or the publisher has cut off at a side is the sector within
-the box.
+there is one, else the sector (two straight sides, two arcs) that agrees best with the recognised echoes, else
+the bounding box of the echoes. A fan that the screen or the publisher has cut off at a side is the part of
+the sector that lies in the box.
 
 Axes: H W pixels; P corners, E edge pixels, N cells of a coarse grid, A angles, R rings. Points are (x, y)
 with pixel centres on whole numbers; boxes are (left, top, right, bottom), right and bottom exclusive, like
@@ -502,7 +502,7 @@ def _flat_top(kept_HW: np.ndarray, tolerance: float) -> bool:
 def _support(
     sector: _Sector, side: float, edge_E2: np.ndarray, low: np.ndarray, high: np.ndarray, tolerance: float
 ) -> float:
-    """The share of a side of the sector, as far as it lies in the box, that has an edge of the image beside it.
+    """The share of a side of the sector, as far as it lies in the box, that an edge of the image lies beside.
 
     Returns:
         0 to 1; 0 when so little of the side is in the box that it says nothing.

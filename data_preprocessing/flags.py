@@ -32,6 +32,8 @@ CONTRAST, BRIGHT = 50, 130
 SURROUNDINGS = 14
 # Distances from the centre of a cross at which each of its arms has a pixel: small and large crosses.
 ARMS = ((3, 4, 5), (5, 6, 7))
+# Where the lines go on that only cross: beyond the arms of the largest cross.
+LINES_ON = ((0, 16), (0, -16), (16, 0), (-16, 0))
 # Height of letters, in pixels, and the number of bright parts from which on they are speckle.
 LETTER = (6, 34)
 MOST_PARTS = 1500
@@ -107,11 +109,10 @@ def _colour(pixels_hwC: np.ndarray, kept_hw: np.ndarray) -> np.ndarray:
     chroma_hw = high_hw - np.minimum(np.minimum(red_hw, green_hw), blue_hw)
     colour_hw = (chroma_hw > COLOURED) & kept_hw
     if colour_hw.any():
-        # The tint of a grey map depends on the brightness alone; most pixels of a level have it.
-        count_L = np.bincount(high_hw[kept_hw], minlength=256)
-        tint_L = np.bincount(high_hw[kept_hw], chroma_hw[kept_hw], 256) / np.maximum(count_L, 1)
-        common_L = count_L > 0.001 * count_L.sum()
-        colour_hw &= chroma_hw > np.where(common_L, tint_L, 0)[high_hw] + COLOURED / 2
+        # The tint of a grey map grows with the brightness; most pixels have it.
+        bright_hw = kept_hw & (high_hw > 20)
+        tint = float(np.median(chroma_hw[bright_hw][::7] / high_hw[bright_hw][::7]))
+        colour_hw &= chroma_hw > tint * high_hw + COLOURED / 2
     return colour_hw
 
 
@@ -155,6 +156,10 @@ def _has_cross(marks_HW: np.ndarray, grey_HW: np.ndarray) -> bool:
             square = slice(y, y + 2 * reach + 1), slice(x, x + 2 * reach + 1)
             grey = grey_HW[square].astype(int)
             drawn = grey[arms]
+            # Where four lines go on, two interfaces cross.
+            ends = [(y + reach + down, x + reach + across) for down, across in LINES_ON]
+            if all(0 <= v < height and 0 <= u < width and marks_HW[v, u] for v, u in ends):
+                continue
             if (
                 marks_HW[square][between].mean() < 0.2
                 and np.ptp(drawn) < 110
@@ -205,7 +210,7 @@ def _has_row(marks_HW: np.ndarray, colour_hw: np.ndarray | None) -> bool:
         return False
     coloured_G = np.array(
         [
-            colour_hw[top // 2 : foot // 2 + 1, left // 2 : right // 2 + 1].mean() > 0.2
+            colour_hw[top // 2 : foot // 2 + 1, left // 2 : right // 2 + 1].mean() > 0.12
             for top, foot, left, right in zip(top_G, foot_G, left_G, right_G, strict=True)
         ]
     )
@@ -217,22 +222,25 @@ def _is_dual(grey_HW: np.ndarray, kept_HW: np.ndarray) -> bool:
     height, width = grey_HW.shape
     near, far = round(0.3 * width), round(0.7 * width)
     # Every second row says enough.
-    middle_HW = grey_HW[: height // 8 * 8 : 2, near:far].astype(np.int16)
-    # Mean step from each column to the next, in four bands; speckle is wider than a pixel, a seam is not.
-    step_4W = abs(np.diff(middle_HW, axis=1)).reshape(4, -1, middle_HW.shape[1] - 1).mean(1)
-    usual_41 = np.median(step_4W, axis=1, keepdims=True)
-    seam_W = ((step_4W > SEAM_TIMES * usual_41) & (step_4W > SEAM_LEVELS / 2)).sum(0) >= 3
-    step_W = step_4W.mean(0)
+    middle_HW = grey_HW[: height // 16 * 16 : 2, near:far].astype(np.int16)
+    # Mean step from each column to the next, in eight bands; speckle is wider than a pixel, a seam is not.
+    step_8W = abs(np.diff(middle_HW, axis=1)).reshape(8, -1, middle_HW.shape[1] - 1).mean(1)
+    usual_81 = np.median(step_8W, axis=1, keepdims=True)
+    found_8W = (step_8W > SEAM_TIMES * usual_81) & (step_8W > SEAM_LEVELS / 2)
+    # A shadow begins below the skin; far down both views may be dark.
+    seam_W = found_8W[0] & (found_8W.sum(0) >= 5)
+    step_W = step_8W.mean(0)
     # A drawn line has an edge on both sides, and the edge of a shadow is not sharp.
-    beside_W = ndimage.maximum_filter1d(step_W, 7, mode="nearest")
-    alone_W = ndimage.maximum_filter(step_W, footprint=[1, 1, 0, 0, 0, 1, 1]) * SEAM_ALONE < step_W
-    if (seam_W & alone_W & (step_W == beside_W) & (step_W > SEAM_LEVELS)).any():
-        return True
-    dark_W = (grey_HW[::2, near:far] > GAP_LEVEL).mean(0) <= 0.01
-    whole_W = kept_HW[::2, near:far].mean(0) > 0.8
-    gap_W = ndimage.binary_opening(dark_W & whole_W, np.ones(max(2, round(GAP_WIDTH * width))))
-    if not gap_W.any():
-        return False
-    left, right = near + int(gap_W.argmax()), far - int(gap_W[::-1].argmax())
-    views = [grey_HW[:, :left], grey_HW[:, right:]]
-    return all((view > 2 * GAP_LEVEL).mean() > 0.3 for view in views)
+    around = np.arange(-6, 7) != 0
+    alone_W = step_W > SEAM_ALONE * ndimage.maximum_filter(step_W, footprint=around)
+    seams = (seam_W & alone_W & (step_W > SEAM_LEVELS)).nonzero()[0]
+    if len(seams):
+        left = right = near + int(seams[0]) + 1
+    else:
+        dark_W = (grey_HW[::2, near:far] > GAP_LEVEL).mean(0) <= 0.01
+        whole_W = kept_HW[::2, near:far].mean(0) > 0.8
+        gap_W = ndimage.binary_opening(dark_W & whole_W, np.ones(max(2, round(GAP_WIDTH * width))))
+        if not gap_W.any():
+            return False
+        left, right = near + int(gap_W.argmax()), far - int(gap_W[::-1].argmax())
+    return all((view > 2 * GAP_LEVEL).mean() > 0.3 for view in (grey_HW[:, :left], grey_HW[:, right:]))
