@@ -353,8 +353,11 @@ def _record(
         # Examination numbers start again in each split folder; names do not.
         group = f"{split}/{group}"
     outline = layout.outline(file.path) if layout.outline else None
-    if outline is not None and not outline.is_file():
+    if outline is not None and (not outline.is_file() or _leads_out(outline, folder)):
         outline = None
+    labels = layout.labels(file.path) if layout.labels else None
+    if labels is not None and _leads_out(labels, folder):
+        return f"its label file {labels.name} is a link that leads out of the data set's folder"
     return Record(
         source=f"{folder.name}/{file.relative}",
         dataset=entry.name,
@@ -371,11 +374,16 @@ def _record(
         modified_ns=file.modified_ns,
         take=layout.take,
         frames=tuple(map(int, (told.get("frames") or "").split())),
-        labels=str(layout.labels(file.path)) if layout.labels else "",
+        labels=str(labels) if labels else "",
         axis=layout.axis,
         array=layout.array,
         remark=told.get("remark") or "",
     )
+
+
+def _leads_out(beside: Path, folder: Path) -> bool:
+    """Whether a file beside a picture, which `walk` has not looked at, lies elsewhere behind a link."""
+    return not beside.resolve().is_relative_to(folder.resolve())
 
 
 def _read_own(raw_root: Path, folder: Path, found: Found) -> bool:

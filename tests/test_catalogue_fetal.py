@@ -53,6 +53,23 @@ def test_acouslic_takes_the_frames_with_a_mask(tmp_path, folder, masks):
     assert [list(chosen(tmp_path, record, 2)) for record in found.records] == [[2, 6]] * 4
 
 
+@pytest.mark.parametrize("linked", ["masks", "masks/stacked_fetal_abdomen/a-1.mha"])
+def test_a_mask_behind_a_link_that_leads_out_is_not_read(tmp_path, linked):
+    acouslic(tmp_path / "raw/ACOUSLIC", "masks")
+    place = tmp_path / "raw/ACOUSLIC" / linked
+    place.rename(tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    found = find(tmp_path / "raw")
+    why = found.rejected["ACOUSLIC/images/stacked_fetal_ultrasound/a-1.mha"]
+    assert why == "its label file a-1.mha is a link that leads out of the data set's folder"
+    # A data set's folder itself may be a link.
+    (tmp_path / "raw/ACOUSLIC").rename(tmp_path / "home")
+    (tmp_path / "raw/ACOUSLIC").symlink_to(tmp_path / "home")
+    place.unlink()
+    (tmp_path / "elsewhere").rename(place)
+    assert "ACOUSLIC/images/stacked_fetal_ultrasound/a-1.mha" in told(find(tmp_path / "raw"))
+
+
 def test_acouslic_list_without_a_column_is_named(tmp_path):
     acouslic(tmp_path / "ACOUSLIC", "masks")
     write(

@@ -338,3 +338,13 @@ def test_the_order_is_fixed_and_names_do_not_depend_on_neighbours(tmp_path):
     second = {record.source: record.name for record in find(tmp_path).records}
     assert [record.source for record in first] == sorted(record.source for record in first)
     assert all(second[record.source] == record.name for record in first)
+
+
+def test_an_outline_behind_a_link_that_leads_out_is_not_read(tmp_path):
+    plant(tmp_path, "raw/AUL/Benign/image/1.jpg", "raw/AUL/Benign/image/2.jpg")
+    home = tmp_path / "raw/AUL/Benign/segmentation/outline"
+    write(home / "1.json", "[[1, 1], [90, 1], [90, 70]]")
+    write(tmp_path / "elsewhere.json", "[[1, 1], [90, 1], [90, 70]]")
+    (home / "2.json").symlink_to(tmp_path / "elsewhere.json")
+    outlines = {r.source: r.outline for r in find(tmp_path / "raw").records}
+    assert outlines == {"AUL/Benign/image/1.jpg": str(home / "1.json"), "AUL/Benign/image/2.jpg": ""}
