@@ -420,7 +420,8 @@ def _read_own(raw_root: Path, folder: Path, found: Found) -> bool:
                     dataset=title,
                     organ=path.name.split("-")[0],
                     class_name=path.name,
-                    group="",
+                    # Frames of one video or volume belong together.
+                    group=file.relative if may_have_frames(file.path.name) else "",
                     split=split,
                     name=_output_name(title, file.relative),
                     bytes=file.bytes,

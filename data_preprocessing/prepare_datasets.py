@@ -29,8 +29,9 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import tyro
 from tqdm import tqdm
 
 # A script sees only its own folder; the shared packages lie one level up.
@@ -48,7 +49,7 @@ from usvar.provenance import made_by
 # What was found in each raw picture, so that it is read only once.
 INDEX = ".index.jsonl"
 # A change in one of these files makes the index and all outputs stale.
-VERSIONED = ("copies.py", "crop.py", "flags.py", "readers.py", "work.py")
+VERSIONED = ("crop.py", "flags.py", "readers.py", "work.py")
 SHEET_PICTURES = 24
 MANIFEST = [
     *("file", "source", "dataset", "organ", "class", "patient", "group", "split", "frame", "frame_kind"),
@@ -68,7 +69,7 @@ class Settings:
     # Where to write; a new or empty folder, or one that this script made.
     out_root: Path = Path("data/processed")
     # Print the known data sets, what of each is found under --raw-root and how to get the rest; do no more.
-    list: bool = False
+    list: tyro.conf.UseCounterAction[int] = 0
     # Side of the square output images in pixels, 16 to 1024.
     size: int = 256
     # Which classes: "all", "mission" (its six organs), or a JSON file {"class": "new name" or null}.
@@ -118,14 +119,16 @@ def main(settings: Settings) -> None:
     rejected = found.rejected | {r.id: looks[r.id].reason for r in records if looks[r.id].reason}
     left_out = found.left_out | flagged(records, looks, settings.exclude_flags)
     readable = [r for r in records if not looks[r.id].reason and r.id not in left_out]
-    index.save(settings.out_root, records)
-    check_rejected(rejected, len(found.rejected) + len(records), settings)
     if not readable:
         source, reason = next(iter(rejected.items()))
         raise InputError(
             f"none of the {len(records)} pictures in {settings.raw_root} can be used; the first, {source}: "
             f"{reason}; wanted pictures such as PNG or JPEG: look at the files"
         )
+    seen = len(found.rejected) + len(records)
+    if len(rejected) > settings.max_rejected * seen:
+        index.save(settings.out_root, records)
+        refuse(rejected, seen, settings)
     empty = found.empty_classes if settings.selection == "all" else []
     must_have = tuple(sorted(set(empty) - set(settings.exclude_classes)))
     plan = make_plan([picture(r, looks[r.id]) for r in readable], settings.seed, settings.cap, must_have)
@@ -163,7 +166,6 @@ def main(settings: Settings) -> None:
 
     rows = manifest_rows(kept, looks, plan, outputs)
     changed = write_reports(settings, rows, rejected | plan.dropped, left_out, kept, looks, outputs)
-    seen = len(found.rejected) + len(records)
     say(settings, rows, rejected, left_out, plan, seen, len(todo), removed, changed)
 
 
@@ -292,17 +294,16 @@ def flagged(records: list[Record], looks: dict[str, work.Look], unwanted: tuple[
     }
 
 
-def check_rejected(rejected: dict[str, str], seen: int, settings: Settings) -> None:
-    """Stop when too many pictures are unusable, with the list of reasons written."""
-    if len(rejected) > settings.max_rejected * seen:
-        settings.out_root.mkdir(parents=True, exist_ok=True)
-        write_csv(settings.out_root / "rejected.csv", ["source", "reason"], reasons_of(rejected))
-        source, reason = next(iter(sorted(rejected.items())))
-        raise InputError(
-            f"{len(rejected)} of {seen} pictures cannot be used, more than --max-rejected "
-            f"{settings.max_rejected:g}; the first, {source}: {reason}; all are listed in "
-            f"{settings.out_root / 'rejected.csv'}: mend or remove the files, or raise --max-rejected"
-        )
+def refuse(rejected: dict[str, str], seen: int, settings: Settings) -> NoReturn:
+    """Stop because too many pictures are unusable; only the list of the reasons is written."""
+    path = settings.out_root / "rejected.csv"
+    write_csv(path, ["source", "reason"], reasons_of(rejected))
+    source, reason = min(rejected.items())
+    raise InputError(
+        f"{len(rejected)} of {seen} pictures cannot be used, more than --max-rejected "
+        f"{settings.max_rejected:g}; the first, {source}: {reason}; all are listed in {path}: mend or "
+        "remove the files, or raise --max-rejected"
+    )
 
 
 def check_room(settings: Settings, images: int) -> None:
@@ -539,12 +540,9 @@ def write_reports(
     for name, members in sorted(by_class.items()):
         if members == old[name] and (sheets / f"{name}.png").is_file():
             continue
-        shown = sorted(members, key=lambda row: share_of(settings.seed, "sheet", row["file"]))[
-            :SHEET_PICTURES
-        ]
-        pictures = [
-            (kept[id_of[row["file"]]], looks[id_of[row["file"]]].frame, out / row["file"]) for row in shown
-        ]
+        shown = sorted(members, key=lambda row: share_of(settings.seed, "sheet", row["file"]))
+        shown = [(id_of[row["file"]], out / row["file"]) for row in shown[:SHEET_PICTURES]]
+        pictures = [(kept[name], looks[name].frame, path) for name, path in shown]
         title = (
             f"{name}: {len(shown)} of {len(members)}; original with the crop drawn on it, beside the result"
         )

@@ -12,6 +12,7 @@ import functools
 import os
 import stat
 import struct
+import tokenize
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -40,12 +41,19 @@ LARGEST_SIDE = 10_000
 LARGEST_AREA = 50_000_000
 # Deflate packs at most 1032 to 1: a header that claims more than the file can hold is refused unread.
 MOST_PACKED = 1032
-# Bytes of a DICOM file that SimpleITK may decode at once, and of one chunk of an HDF5 file.
-LARGEST_WHOLE = 1 << 30
+# Bytes of one piece of an HDF5 file, which is unpacked whole.
+LARGEST_PIECE = 1 << 28
 
 
 class Unreadable(Exception):
-    """The picture cannot be used; the message is the reason for rejected.csv."""
+    """The picture cannot be used; the message is the reason for rejected.csv.
+
+    A reason may quote a file's own words, so it is made one printable line here.
+    """
+
+    def __init__(self, reason: str):
+        line = " ".join(reason.split())[:300]
+        super().__init__("".join(mark if mark.isprintable() else "?" for mark in line))
 
 
 @dataclass(frozen=True)
@@ -173,9 +181,18 @@ def read_grey(
         if frames != 1:
             raise Unreadable(f"{frames} frames, wanted a still picture: export the frames you want")
     grey_HW = turned(to_grey(read_frames(path, [number or 0], axis, dataset)[0]), turn)
+    check_content(grey_HW)
+    return grey_HW
+
+
+def check_content(grey_HW: np.ndarray) -> None:
+    """Refuse a picture of one grey.
+
+    Raises:
+        Unreadable: when there is nothing in it.
+    """
     if int(grey_HW.max()) - int(grey_HW.min()) <= 2:
         raise Unreadable(f"nothing in it: all pixels are {grey_HW.flat[0]}")
-    return grey_HW
 
 
 def to_8_bit(array: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
@@ -198,7 +215,7 @@ def to_8_bit(array: np.ndarray, limits: tuple[float, float] | None = None) -> np
     low, high = limits or _limits([array])
     values = array.astype(np.float64)
     if low < 0 or high > 255:
-        values = (values - low) * (255 / (high - low))
+        values = (values - low) * (255 / max(high - low, np.finfo(float).tiny))
     elif 0 < high <= 1 and array.dtype.kind == "f":
         values *= 255
     return values.round().astype(np.uint8)
@@ -241,7 +258,7 @@ def ultrasound_region(path: Path) -> tuple[int, int, int, int] | None:
     Raises:
         Unreadable: with the reason, also when the region lies outside the picture.
     """
-    with _open(path, 0, ""), _no_warnings():
+    with _open(path, 0, ""):
         return _region(_dicom_header(path))
 
 
@@ -253,7 +270,7 @@ def _open(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
         ((opener, errors) for suffixes, opener, errors in READERS if name.endswith(suffixes)), (None, ())
     )
     if opener is None:
-        raise Unreadable("no suffix of a picture, volume or video")
+        raise Unreadable("not a picture, volume or video by its suffix")
     try:
         information = path.stat()
     except OSError as error:
@@ -572,6 +589,10 @@ def _open_meta(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
             fields[key.strip().lower()] = value.strip()
         offset = file.tell()
 
+    missing = [key for key in ("NDims", "DimSize", "ElementType") if key.lower() not in fields]
+    if missing:
+        raise Unreadable(f"no {' or '.join(missing)} in its header")
+
     def flag(*keys: str) -> bool:
         return any(fields.get(key, "").lower() in ("true", "1", "yes") for key in keys)
 
@@ -656,7 +677,9 @@ def _open_hdf5(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
 
     with h5py.File(path, "r") as file:
         if not dataset:
-            arrays = [name for name in file if file.get(name, getclass=True) is h5py.Dataset]
+            # Whether a link leads to an array is not asked, since that would open the other file.
+            own = [name for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)]
+            arrays = [name for name in own if file.get(name, getclass=True) is h5py.Dataset]
             if len(arrays) != 1:
                 names = ", ".join(arrays)[:100] or "none"
                 raise Unreadable(f"{len(arrays)} arrays in it ({names}), wanted one or a name")
@@ -687,8 +710,8 @@ def hdf5_array(file: Any, name: str) -> Any:
     stored = place.id.get_storage_size()
     if place.shape is None or place.nbytes > stored * MOST_PACKED:
         raise Unreadable(f"array {name!r} claims {place.nbytes} bytes, the file holds {stored}")
-    if place.chunks and int(np.prod(place.chunks, dtype=object)) * place.dtype.itemsize > LARGEST_WHOLE:
-        raise Unreadable(f"array {name!r} is stored in pieces of more than {LARGEST_WHOLE} bytes")
+    if place.chunks and int(np.prod(place.chunks, dtype=object)) * place.dtype.itemsize > LARGEST_PIECE:
+        raise Unreadable(f"array {name!r} is stored in pieces of more than {LARGEST_PIECE} bytes")
     return place
 
 
@@ -741,56 +764,99 @@ def _region(header: Any) -> tuple[int, int, int, int] | None:
 
 @contextmanager
 def _open_dicom(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+
+    try:
+        with _no_warnings():
+            yield _dicom_frames(path)
+    except (*DICOM_ERRORS, BytesLengthException, InvalidDicomError) as error:
+        # The library's own words may quote a value, hence a name.
+        raise Unreadable(f"damaged or truncated DICOM file ({type(error).__name__})") from None
+
+
+def _dicom_frames(path: Path) -> _Source:
     from pydicom.pixels import apply_color_lut, get_decoder, iter_pixels
 
-    with _no_warnings():
-        header = _dicom_header(path)
-        _check_size(header.Columns, header.Rows)
-        count = int(header.get("NumberOfFrames") or 1)
-        syntax = header.file_meta.TransferSyntaxUID
-        frame_bytes = header.Rows * header.Columns * header.SamplesPerPixel * header.BitsAllocated // 8
-        # A compressed frame takes at least the header of its item.
-        least = 8 if syntax.is_compressed else frame_bytes // 2
-        if count < 1 or count * least > path.stat().st_size * (MOST_PACKED if syntax.is_deflated else 1):
-            raise Unreadable(f"truncated: its header claims {count} frames of {frame_bytes} bytes")
-        region = _region(header)
-        if region is None and str(header.get("BurnedInAnnotation", "")).strip().upper() == "YES":
-            raise Unreadable(
-                "names may be burnt in (0028,0301), and no ultrasound region (0018,6011) cuts them off"
-            )
-        left, top, right, bottom = region or (0, 0, header.Columns, header.Rows)
-        colours = str(header.get("PhotometricInterpretation", ""))
+    header = _dicom_header(path)
+    _check_size(header.Columns, header.Rows)
+    count = int(header.get("NumberOfFrames") or 1)
+    syntax = header.file_meta.TransferSyntaxUID
+    try:
+        readable = syntax in LOSSLESS_JPEG or get_decoder(syntax).is_available
+    except NotImplementedError:
+        readable = False
+    if not readable:
+        raise Unreadable(f"its compression is not read ({syntax.name[:60]}): decompress it first")
+    frame_bytes = header.Rows * header.Columns * header.SamplesPerPixel * header.BitsAllocated // 8
+    # A compressed frame takes at least the header of its item; two pixels may share their colour.
+    least = 8 if syntax.is_compressed else frame_bytes // 2
+    held = path.stat().st_size * (MOST_PACKED if syntax.is_deflated else 1)
+    if count < 1 or count * least > held:
+        raise Unreadable(f"truncated: its header claims {count} frames of {frame_bytes} bytes")
+    region = _region(header)
+    if region is None and str(header.get("BurnedInAnnotation", "")).strip().upper() == "YES":
+        raise Unreadable("names burnt in (0028,0301), and no ultrasound region (0018,6011) to cut them off")
+    left, top, right, bottom = region or (0, 0, header.Columns, header.Rows)
+    colours = header.PhotometricInterpretation
 
-        def read(numbers: Sequence[int]) -> Iterator[np.ndarray]:
-            if numbers:
-                _check_number(numbers[-1], count)
-            by_pydicom = syntax.is_little_endian is not None and get_decoder(syntax).is_available
-            frames = (
-                iter_pixels(path, indices=numbers)
-                if by_pydicom
-                else _gdcm_frames(path, numbers, count * frame_bytes)
-            )
-            for frame in frames:
-                if by_pydicom and colours == "PALETTE COLOR":
-                    frame = apply_color_lut(frame, header)
-                    frame = frame if frame.dtype == np.uint8 else (frame >> 8).astype(np.uint8)
-                if colours == "MONOCHROME1":
-                    frame = np.invert(frame)
-                yield frame[top:bottom, left:right]
+    def read(numbers: Sequence[int]) -> Iterator[np.ndarray]:
+        if not numbers:
+            return
+        _check_number(numbers[-1], count)
+        if syntax in LOSSLESS_JPEG:
+            frames = _lossless_jpeg_frames(path, numbers, count)
+        else:
+            frames = iter_pixels(path, indices=numbers)
+        for frame in frames:
+            if frame.shape[:2] != (header.Rows, header.Columns):
+                raise Unreadable("damaged: a frame of another size than its header says")
+            if colours == "PALETTE COLOR":
+                frame = apply_color_lut(frame, header)
+                frame = frame if frame.dtype == np.uint8 else (frame >> 8).astype(np.uint8)
+            if colours == "MONOCHROME1":
+                frame = np.invert(frame)
+            yield frame[top:bottom, left:right]
 
-        yield _Source(lambda: count, read)
+    return _Source(lambda: count, read)
 
 
-def _gdcm_frames(path: Path, numbers: Sequence[int], needed: int) -> Iterator[np.ndarray]:
-    """Frames in the compressions that pydicom leaves to other packages (lossless JPEG, JPEG-LS)."""
-    import SimpleITK
+# Transfer syntax -> FFmpeg's decoder, for what pydicom leaves to packages that are not needed otherwise.
+LOSSLESS_JPEG = {
+    "1.2.840.10008.1.2.4.57": "mjpeg",
+    "1.2.840.10008.1.2.4.70": "mjpeg",
+    "1.2.840.10008.1.2.4.80": "jpegls",
+    "1.2.840.10008.1.2.4.81": "jpegls",
+}
 
-    if needed > LARGEST_WHOLE:
-        raise Unreadable(f"{needed} bytes in a compression that is only read whole: decompress it first")
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
-    array = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path), imageIO="GDCMImageIO"))
+
+def _lossless_jpeg_frames(path: Path, numbers: Sequence[int], count: int) -> Iterator[np.ndarray]:
+    import av
+    from pydicom import dcmread
+    from pydicom.encaps import get_frame
+    from pydicom.pixels import convert_color_space
+
+    tags = ["PixelData", "PixelRepresentation", "PhotometricInterpretation", "ExtendedOffsetTable"]
+    data = dcmread(path, specific_tags=tags)
     for number in numbers:
-        yield array[number]
+        packed = get_frame(data.PixelData, number, number_of_frames=count)
+        decoder = av.CodecContext.create(LOSSLESS_JPEG[data.file_meta.TransferSyntaxUID], "r")
+        decoder.options = {"err_detect": "explode", "max_pixels": str(LARGEST_AREA)}
+        try:
+            frames = [*decoder.decode(av.Packet(packed)), *decoder.decode(None)]
+        except av.FFmpegError as error:
+            raise Unreadable(f"damaged or truncated at frame {number}: {error.strerror}") from None
+        if len(frames) != 1 or frames[0].is_corrupt:
+            raise Unreadable(f"damaged or truncated at frame {number}")
+        pixels = frames[0].format.name
+        if pixels in ("gray", "gray16le"):
+            array = frames[0].to_ndarray()
+            yield array.view(array.dtype.str.replace("u", "i")) if data.PixelRepresentation else array
+        elif pixels in ("rgb24", "bgr24"):
+            array = frames[0].to_ndarray(format="rgb24")
+            ybr = data.PhotometricInterpretation.startswith("YBR_FULL")
+            yield convert_color_space(array, "YBR_FULL", "RGB") if ybr else array
+        else:
+            raise Unreadable(f"pixels of kind {pixels} in lossless JPEG, wanted grey or RGB")
 
 
 # Video
@@ -802,40 +868,46 @@ def _open_video(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
 
     options = {"format_whitelist": VIDEO_FORMATS, "protocol_whitelist": "file"}
     # An absolute path is never taken for an address.
-    with av.open(os.path.abspath(path), options=options) as container:
-        if not container.streams.video:
-            raise Unreadable("no video stream in it")
-        stream = container.streams.video[0]
-        _check_size(stream.width, stream.height)
-        # One thread, since many files are read side by side; faults are told instead of painted over.
-        stream.codec_context.thread_count = 1
-        stream.codec_context.options = {"err_detect": "explode", "max_pixels": str(LARGEST_AREA)}
+    try:
+        with av.open(os.path.abspath(path), options=options) as container:
+            yield _video_frames(container)
+    except av.FFmpegError as error:
+        raise Unreadable(f"damaged or truncated: {error.strerror}") from None
 
-        def count() -> int:
-            # Counted packet by packet, which decodes nothing: the header of a truncated file is wrong, and
-            # that of an MPEG stream is silent.
-            return sum(bool(packet.size) and not packet.is_discard for packet in container.demux(stream))
 
-        def read(numbers: Sequence[int]) -> Iterator[np.ndarray]:
-            wanted = iter(numbers)
-            next_wanted = next(wanted, None)
-            if next_wanted is None:
-                return
-            shown = -1
-            for shown, frame in enumerate(container.decode(stream)):
-                if frame.is_corrupt:
-                    raise Unreadable(f"damaged at frame {shown}")
-                if shown == next_wanted:
-                    _check_size(frame.width, frame.height)
-                    grey = frame.format.name.startswith("gray")
-                    array = frame.to_ndarray(format="gray" if grey else "rgb24")
-                    yield np.rot90(array, round(frame.rotation / 90)) if frame.rotation else array
-                    next_wanted = next(wanted, None)
-                    if next_wanted is None:
-                        return
-            raise Unreadable(f"no frame {next_wanted}: the file has {shown + 1}")
+def _video_frames(container: Any) -> _Source:
+    stream = next(iter(container.streams.video), None)
+    if stream is None or stream.codec_context is None:
+        raise Unreadable("no video stream in it that can be decoded")
+    _check_size(stream.width, stream.height)
+    # One thread, since many files are read side by side; faults are told instead of painted over.
+    stream.codec_context.thread_count = 1
+    stream.codec_context.options = {"err_detect": "explode", "max_pixels": str(LARGEST_AREA)}
 
-        yield _Source(count, read)
+    def count() -> int:
+        # Counted packet by packet, which decodes nothing: the header of a truncated file is wrong, and that
+        # of an MPEG stream is silent.
+        packets = sum(bool(packet.size) and not packet.is_discard for packet in container.demux(stream))
+        if not packets:
+            raise Unreadable("truncated: no whole frame in it")
+        return packets
+
+    def read(numbers: Sequence[int]) -> Iterator[np.ndarray]:
+        wanted = set(numbers)
+        number = -1
+        for number, frame in enumerate(container.decode(stream) if wanted else ()):
+            if frame.is_corrupt:
+                raise Unreadable(f"damaged at frame {number}")
+            if number in wanted:
+                _check_size(frame.width, frame.height)
+                colours = "gray" if frame.format.name.startswith("gray") else "rgb24"
+                yield np.rot90(frame.to_ndarray(format=colours), round(frame.rotation / 90))
+                if number == numbers[-1]:
+                    return
+        if wanted:
+            raise Unreadable(f"no frame {numbers[-1]}: the file has {number + 1}")
+
+    return _Source(count, read)
 
 
 # What each library raises on broken files, found by feeding it truncated and scrambled ones.
@@ -853,9 +925,17 @@ PILLOW_ERRORS = (
     Image.DecompressionBombError,
 )
 BLOCK_ERRORS = (OSError, EOFError, ValueError, KeyError, OverflowError, zlib.error)
-ARRAY_ERRORS = (OSError, ValueError, SyntaxError, TypeError, KeyError, RuntimeError, OverflowError)
-DICOM_ERRORS = (*PILLOW_ERRORS, AttributeError, RuntimeError, NotImplementedError)
-# PyAV's errors are OSErrors and ValueErrors too.
+ARRAY_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    OverflowError,
+    tokenize.TokenError,
+)
+DICOM_ERRORS = (*PILLOW_ERRORS, AttributeError, RuntimeError)
 VIDEO_ERRORS = (OSError, ValueError, RuntimeError, EOFError)
 
 READERS = (

@@ -10,8 +10,9 @@ from PIL import Image, ImageDraw
 
 from data_preprocessing.catalogue import CATALOGUE
 from data_preprocessing.crop import Frame
-from data_preprocessing.discover import entries_in, walk
+from data_preprocessing.discover import discover
 from data_preprocessing.splits import SPLITS
+from usvar.errors import InputError
 from usvar.files import atomic_path
 
 # Okabe and Ito: told apart by colour-blind readers.
@@ -41,20 +42,17 @@ def table(counts: Counter, classes: Sequence[str]) -> str:
 
 def list_data_sets(raw_root: Path) -> str:
     """All data sets of the catalogue: what each is, what lies below `raw_root`, how to get the rest."""
-    present: dict[str, list[Path]] = {}
-    if raw_root.is_dir():
-        for folder in sorted(path for path in raw_root.iterdir() if path.is_dir()):
-            for entry in entries_in(folder):
-                present.setdefault(entry.name, []).append(folder)
-    rows = [("data set", "organ", "shape", "access", "published", f"in {raw_root}")]
+    here, problem = Counter(), []
+    try:
+        here = Counter(record.dataset for record in discover(raw_root).records)
+    except InputError as error:
+        problem = ["", f"WARNING: {error}"]
+    rows = [("data set", "organ", "shape", "access", "published", "found")]
     missing = []
     for entry in CATALOGUE:
-        found = ", ".join(
-            f"{len(walk(folder)[0])} files in {folder.name}/" for folder in present.get(entry.name, [])
-        )
         count = str(entry.true_count or entry.seed_count or "?")
-        rows.append((entry.name, entry.organ, entry.shape, entry.access, count, found or "-"))
-        if not found:
+        rows.append((entry.name, entry.organ, entry.shape, entry.access, count, str(here[entry.name] or "-")))
+        if not here[entry.name]:
             same = f" (the same pictures as {entry.same_as}: not needed beside it)" if entry.same_as else ""
             missing.append(f"{entry.name}: {entry.home or 'no home known'}; {entry.unpack}{same}")
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
@@ -207,8 +208,10 @@ def _sheet(path: Path) -> list[list[str]]:
         for row in sheet.iter_rows(values_only=True, max_col=MOST_COLUMNS):
             if len(rows) > MOST_ROWS:
                 raise InputError(f"{path} has more than {MOST_ROWS} rows: save the list as CSV")
-            if any(value is not None for value in row):
-                rows.append(["" if value is None else str(value) for value in row])
+            # Rows come filled up to MOST_COLUMNS.
+            used = max((place for place, value in enumerate(row, 1) if value is not None), default=0)
+            if used:
+                rows.append(["" if value is None else str(value) for value in row[:used]])
     except InputError:
         raise
     except (*SHEET_ERRORS, InvalidFileException) as error:
@@ -231,6 +234,7 @@ SHEET_ERRORS = (
     RuntimeError,
     SyntaxError,
     zipfile.BadZipFile,
+    zlib.error,
 )
 
 
@@ -239,8 +243,8 @@ def _plain(name: str) -> str:
 
 
 def _found(names: list[str]) -> str:
-    text = ", ".join(" ".join(name.split()) for name in names)
-    return repr(text if len(text) <= 200 else text[:200] + "...")
+    text = repr(", ".join(" ".join(name.split()) for name in names))
+    return text if len(text) <= 200 else text[:200] + "..."
 
 
 def _line(error: Exception) -> str:

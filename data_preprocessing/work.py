@@ -16,6 +16,7 @@ from data_preprocessing.discover import Record
 from data_preprocessing.flags import find_flags
 from data_preprocessing.readers import (
     Unreadable,
+    check_content,
     count_frames,
     even_frames,
     labelled_frames,
@@ -108,8 +109,9 @@ def look(raw_root: Path, records: Sequence[Record]) -> list[Look]:
 
 
 def _look(record: Record, picture: np.ndarray) -> Look:
+    grey_HW = to_grey(picture)
     try:
-        grey_HW = to_grey(picture)
+        check_content(grey_HW)
     except Unreadable as error:
         return Look(reason=str(error))
     outline = read_outline(Path(record.outline)) if record.outline else None

@@ -90,7 +90,7 @@ def test_fass_takes_pictures_and_no_arrays(tmp_path, folder):
         ("Dataset/AC/image", "Dataset/HC/image"),
         ("Dataset/AC/AC_image1", "Dataset/HC/HC_image2"),
         ("Dataset/AC/AC_image2/image", "Dataset/HC/HC_image3/image"),
-        ("AC/image", "HC/image"),
+        ("AC/images", "HC/images"),
         ("a/Dataset/AC/resized_data/image", "a/Dataset/HC/resized_data/image"),
     ],
 )

@@ -136,14 +136,17 @@ def test_mmotu_2d_copy_of_figshare_has_no_types(tmp_path, folder):
     assert not found.rejected and not found.left_out
 
 
-@pytest.mark.parametrize("folder", ["MMOTU-3D/OTU_3d", "MMOTU-3D", "OTU_3d", "MMOTU/a/OTU_3d"])
+@pytest.mark.parametrize(
+    "folder", ["MMOTU-3D/OTU_3d", "MMOTU-3D", "OTU_3d", "MMOTU/A/OTU_3d", "MMOTU/z/OTU_3d"]
+)
 def test_mmotu_3d_is_left_out_for_its_contrast(tmp_path, folder):
     """Traps: still pictures in spite of the name; the same numbers as in OTU_2d, whose lists are others."""
     mmotu(tmp_path / folder)
     ovary_types(tmp_path / folder)
     mmotu(tmp_path / "MMOTU/OTU_2d")
     write(tmp_path / "MMOTU/OTU_2d/train_cls.txt", "0.JPG  5\n1.JPG  5\n")
-    write(tmp_path / "MMOTU/OTU_2d/train.txt", "".join(f"{number}\n" for number in range(8)))
+    write(tmp_path / "MMOTU/OTU_2d/train.txt", "5\n6\n7\n")
+    write(tmp_path / "MMOTU/OTU_2d/val.txt", "0\n1\n")
     plain = find(tmp_path)
     wanted = {
         f"{folder}/images/{number}.JPG": (

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,25 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from raw_trees import save, speckle
 
 from data_preprocessing import prepare_datasets
 from data_preprocessing.prepare_datasets import Settings
 from usvar.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def speckle(number: int, width: int = 96, height: int = 80) -> np.ndarray:
-    """A picture that fills its frame; each number is another one."""
-    rng = np.random.default_rng(number)
-    coarse = Image.fromarray(rng.integers(40, 255, (6, 7)).astype(np.uint8))
-    smooth_HW = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
-    return (smooth_HW + rng.integers(-20, 21, (height, width))).clip(20, 255).astype(np.uint8)
-
-
-def save(path: Path, array: np.ndarray, **options: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path, **options)
 
 
 def own_pictures(raw: Path, classes: tuple[str, ...] = ("Cat", "Dog"), each: int = 20) -> None:
@@ -138,7 +127,7 @@ def test_publishers_layouts(tmp_path):
         **{("BUSI", f"Breast-{c}"): 4 for c in ("Benign", "Malignant", "Normal")},
         **{("AUL", f"Liver-{c}"): 4 for c in ("Benign", "Malignant", "Normal")},
         ("HC18", "Fetal-Head"): 12,
-        ("DDTI", "Thyroid-Nodule"): 4,
+        ("DDTI", "Thyroid-Nodule-DDTI"): 4,
         ("STU-Hospital", "Breast"): 4,
         ("US-nerve", "Nerve"): 4,
         ("COVID-LUS", "Lung-Regular"): 8,
@@ -199,9 +188,7 @@ def test_mmotu_publishers_lists(tmp_path):
     rows = prepare(tmp_path / "raw", tmp_path / "out")
     assert {row["class"] for row in rows} == {"Ovary-Normal"} and len(rows) == 7
     assert {Path(row["source"]).stem for row in rows if row["split"] == "test"} == {"6", "7"}
-    assert rejected(tmp_path / "out") == {
-        "MMOTU/OTU_2d/images/8.JPG": "not in the publisher's list of classes"
-    }
+    assert rejected(tmp_path / "out") == {"MMOTU/OTU_2d/images/8.JPG": "not in the publisher's list"}
 
 
 @pytest.mark.parametrize("home", ["mine", "."])
@@ -239,8 +226,19 @@ def test_unknown_and_left_out_folders_are_said(tmp_path, capsys):
     save(tmp_path / "raw" / "pairs" / "masks" / "1.png", speckle(4))
     rows = prepare(tmp_path / "raw", tmp_path / "out")
     said = capsys.readouterr().out
-    for name, why in (("BUSI_256", "second copy"), ("strange", "not a known"), ("pairs", "looks like masks")):
-        assert any(line.startswith(f"{name}: left out") and why in line for line in said.splitlines())
+    assert "BUSI_256: BUSI_256, 0 files; 1 left out, a second copy of BUSI" in said
+    for name, why in (("strange", "not a known"), ("pairs", "looks like masks")):
+        assert any(f"{name}: left out" in line and why in line for line in said.splitlines())
+
+
+def test_list_names_what_is_found_and_how_to_get_the_rest(tmp_path, capsys):
+    own_pictures(tmp_path / "raw")
+    save(tmp_path / "raw" / "HC18" / "training_set" / "001_HC.png", speckle(1))
+    prepare_datasets.main(Settings(tmp_path / "raw", tmp_path / "out", list=1))
+    said = capsys.readouterr().out
+    assert re.search(r"(?m)^HC18 .* 1334 +1$", said) and re.search(r"(?m)^AUL .* 735 +-$", said)
+    assert "AUL: https://zenodo.org/records/7272660" in said and "HC18: https" not in said
+    assert not (tmp_path / "out").exists()
     assert {row["dataset"] for row in rows} == {"mine"}
 
 
@@ -269,9 +267,9 @@ def test_only_what_is_new_is_read_and_written(tmp_path, monkeypatch):
     for name in ("look", "write"):
         real = getattr(prepare_datasets.work, name)
 
-        def spy(raw_root, record, *rest, name=name, real=real):
-            calls[name].add(record.source)
-            return real(raw_root, record, *rest)
+        def spy(raw_root, part, *rest, name=name, real=real):
+            calls[name] |= {(item[0] if isinstance(item, tuple) else item).source for item in part}
+            return real(raw_root, part, *rest)
 
         monkeypatch.setattr(prepare_datasets.work, name, spy)
     rows = {row["source"]: row for row in prepare(tmp_path / "raw", tmp_path / "out")}
@@ -338,7 +336,7 @@ def bad_files(folder: Path) -> dict[str, str]:
     save(folder / "wide.png", np.zeros((32, 50_000), np.uint8))
     save(folder / "black.png", np.zeros((64, 64), np.uint8))
     Image.fromarray(speckle(2)).save(
-        folder / "film.gif", save_all=True, append_images=[Image.fromarray(speckle(3))]
+        folder / "pages.tif", save_all=True, append_images=[Image.fromarray(speckle(3))]
     )
     os.mkfifo(folder / "pipe.png")
     (folder / "out.png").symlink_to("/etc/hostname")
@@ -352,7 +350,7 @@ def bad_files(folder: Path) -> dict[str, str]:
         "dot.png": "1 x 1 pixels",
         "wide.png": "50000 x 32 pixels",
         "black.png": "nothing in it",
-        "film.gif": "2 frames",
+        "pages.tif": "2 frames",
         "pipe.png": "a device or pipe",
         "out.png": "a link that leads out",
         "nothing.png": "a link to nothing",
@@ -363,15 +361,51 @@ def bad_files(folder: Path) -> dict[str, str]:
 def test_bad_files_are_listed_counted_and_not_replaced(tmp_path, capsys):
     own_pictures(tmp_path / "raw", classes=("Cat",), each=12)
     wanted = bad_files(tmp_path / "raw" / "mine" / "Cat")
-    rows = prepare(tmp_path / "raw", tmp_path / "out")
+    rows = prepare(tmp_path / "raw", tmp_path / "out", max_rejected=0.5)
     assert {Path(row["source"]).name for row in rows} == {f"{i}.png" for i in range(12)}
     reasons = {Path(source).name: reason for source, reason in rejected(tmp_path / "out").items()}
     assert reasons.keys() == wanted.keys()
     for name, start in wanted.items():
         assert reasons[name].startswith(start), (name, reasons[name])
-    last = capsys.readouterr().out.strip().splitlines()[-2:]
-    assert last[1].startswith(f"rejected {len(wanted)} of {12 + len(wanted)} (11 unreadable, 1 copies)")
-    assert last[0].startswith("WARNING: 46%")
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.startswith(f"rejected {len(wanted)} of {12 + len(wanted)} (11 unreadable, 1 copies)")
+
+
+def test_too_many_bad_files_stop_the_run(tmp_path):
+    """Nothing is written but the list of reasons; mended, the same command goes on."""
+    own_pictures(tmp_path / "raw", classes=("Cat",), each=12)
+    bad = bad_files(tmp_path / "raw" / "mine" / "Cat")
+    with pytest.raises(InputError, match=r"11 of 24 pictures cannot be used, more than --max-rejected 0.2"):
+        prepare(tmp_path / "raw", tmp_path / "out")
+    assert len(rejected(tmp_path / "out")) == 11
+    assert not list(tmp_path.glob("out/*/*/*.png"))
+    for name in bad:
+        (tmp_path / "raw" / "mine" / "Cat" / name).unlink()
+    assert len(prepare(tmp_path / "raw", tmp_path / "out")) == 12
+
+
+def test_videos_and_volumes_give_a_few_frames_that_stay_together(tmp_path):
+    """Frames are evenly spaced, share a group, and are made again only when --frames changes."""
+    sitk = pytest.importorskip("SimpleITK")
+    own_pictures(tmp_path / "raw", classes=("Cat",), each=6)
+    folder = tmp_path / "raw" / "mine" / "Cat"
+    films = [[Image.fromarray(speckle(100 * film + i)) for i in range(8)] for film in range(1, 4)]
+    for number, frames in enumerate(films):
+        frames[0].save(folder / f"film {number}.gif", save_all=True, append_images=frames[1:])
+    volume = np.stack([speckle(900 + i) for i in range(3)])
+    sitk.WriteImage(sitk.GetImageFromArray(volume), str(folder / "volume.nii.gz"))
+    rows = prepare(tmp_path / "raw", tmp_path / "out")
+    numbers, splits = defaultdict(list), defaultdict(set)
+    for row in rows:
+        numbers[Path(row["source"]).name].append(int(row["frame"]))
+        splits[Path(row["source"]).name].add(row["split"])
+    assert len(rows) == 6 + 3 * 4 + 3
+    for number in range(3):
+        assert sorted(numbers[f"film {number}.gif"]) == [1, 3, 5, 7]
+    assert sorted(numbers["volume.nii.gz"]) == [0, 1, 2]
+    assert all(len(found) == 1 for found in splits.values())
+    assert len(prepare(tmp_path / "raw", tmp_path / "out", frames=2)) == 6 + 3 * 2 + 2
+    assert prepare(tmp_path / "raw", tmp_path / "out") == rows
 
 
 def test_copies_with_different_labels_are_dropped(tmp_path):
@@ -440,7 +474,7 @@ def test_wrong_settings_are_refused(tmp_path):
         ({"selection": "mission"}, "keeps none"),
         ({"exclude_classes": ("Horse",)}, "Horse is no class"),
         ({"cap": -1}, "--cap"),
-        ({"warn_rejected": 2.0}, "--warn-rejected"),
+        ({"max_rejected": 2.0}, "--max-rejected"),
         ({"cap": 5}, "raise --cap"),
     ):
         assert word in refused(tmp_path, **settings)

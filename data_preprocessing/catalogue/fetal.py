@@ -80,14 +80,14 @@ ENTRIES = (
         (
             # The publisher's "val" is its only held-out part.
             Layout(
-                r"(AC_)?image\d*/(?P<key>(fa_)?\d+)\.png",
+                r"(AC_)?images?\d*/(?P<key>(fa_)?\d+)\.png",
                 "Fetal-Abdomen",
                 {"train": "train", "val": "test"},
                 facts=_fast_u_net_split,
             ),
             # The lists of this part are not used: 56 examinations are in both.
             Layout(
-                r"(HC_)?image\d*/(?P<group>\d+)_\d?HC\.png",
+                r"(HC_)?images?\d*/(?P<group>\d+)_\d?HC\.png",
                 "Fetal-Head",
                 include="copies",
             ),

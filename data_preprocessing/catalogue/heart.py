@@ -168,9 +168,9 @@ ENTRIES = (
         "EchoNet-Dynamic",
         "Heart",
         (
-            # A video without a tracing gives evenly spaced frames.
+            # Not those of EchoNet-Pediatric beside it. A video without a tracing gives evenly spaced frames.
             Layout(
-                r"Videos/(?P<group>(?P<key>0X[0-9A-F]+))\.avi",
+                r"(?<!A4C/)(?<!PSAX/)Videos/(?P<group>(?P<key>[^/]+))\.avi",
                 "Heart",
                 {"train": "train", "val": "val", "test": "test"},
                 facts=partial(_echonet_lists, first=0, by_view=False),

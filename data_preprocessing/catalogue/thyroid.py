@@ -211,7 +211,8 @@ ENTRIES = (
         groups="the number in annot_id: a nodule; that two are of one patient is not told (unconfirmed)",
         marker="dataset.hdf5",
         true_count=192,
-        note="nodules (17 malignant) of 167 patients, 17,412 frames in one file; some scanned with a convex probe; TI-RADS as a remark",
+        note="nodules (17 malignant) of 167 patients, 17,412 frames in one file; some scanned with a convex "
+        "probe; TI-RADS as a remark",
     ),
     DataSet(
         "TN3K",

@@ -1,0 +1,54 @@
+"""Print the catalogue as the page docs/datasets.md.
+
+python -m data_preprocessing.catalogue > docs/datasets.md
+"""
+
+from data_preprocessing.catalogue import CATALOGUE, DataSet
+
+
+def page() -> str:
+    """The catalogue as Markdown: a table of all sets, then where to get each and what to know of it."""
+    lines = [
+        "# The data sets",
+        "",
+        "Made from `data_preprocessing/catalogue/` by",
+        "`python -m data_preprocessing.catalogue > docs/datasets.md`.",
+        "Counts are those of the sources, or the predecessor's where theirs are not known; what is marked",
+        "(unconfirmed) rests on one weak source. Read a set's licence before you pass anything on.",
+        "",
+        "| data set | organ | classes | from | frame | access | pictures | one side of the split |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for e in CATALOGUE:
+        count = e.true_count or e.seed_count or ""
+        classes = ", ".join(sorted(classes_of(e))) or "as its folders say"
+        cells = (e.name, e.organ, classes, e.labels, e.shape, e.access, str(count), e.groups)
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "## Where to get them, and what to know"]
+    for e in CATALOGUE:
+        lines += ["", f"**{e.name}**" + (f" (folder also {', '.join(e.aliases)})" if e.aliases else "")]
+        facts = {
+            "get": e.home or "no home known",
+            "unpack": e.unpack,
+            "looks like": f"`{e.marker}`" if e.marker else "",
+            "licence": e.licence,
+            "cite": e.cite,
+            "same pictures as": e.same_as,
+            "left out by default": "; ".join(f"{w} (`--include {k}`)" for k, w in sorted(e.left_out.items())),
+            "note": e.note,
+        }
+        lines += [f"- {name}: {fact}" for name, fact in facts.items() if fact]
+    return "\n".join(lines) + "\n"
+
+
+def classes_of(entry: DataSet) -> set[str]:
+    """All classes that the layouts of an entry can give."""
+    return {
+        name
+        for layout in entry.layouts
+        for name in ([layout.classes] if isinstance(layout.classes, str) else layout.classes.values())
+    }
+
+
+if __name__ == "__main__":
+    print(page(), end="")
