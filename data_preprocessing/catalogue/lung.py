@@ -36,6 +36,8 @@ ENTRIES = (
             Layout(
                 rf"pocus_videos/(?:[^/]+/)?(?P<label>[a-z]+)[_-]{COVID_SOURCE}\.(avi|gif|mov|mp4|mpe?g|webm)",
                 LUNG_PREFIX,
+                # Cut to squares too, so that their frames are seen to be the stills.
+                frame="full",
                 take="even",
             ),
             # A clone whose image_dataset was not built yet has the stills only here (unconfirmed).
