@@ -226,16 +226,18 @@ def entries_in(folder: Path) -> list[DataSet]:
     One archive may hold several sets (TN3K, TG3K and DDTI), so there may be several. The outermost name comes
     first: BUSI_256 holds a folder that is named like BUSI's.
     """
-    inside, further = [], []
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink() and not _hidden(path.name):
-            inside.append(path)
-            further += [below for below in path.iterdir() if below.is_dir()]
+    inside = _folders_in(folder)
+    further = [below for path in inside for below in _folders_in(path)]
     levels = [{plain_name(path.name) for path in paths} for paths in ([folder], inside, further)]
     entries = []
     for names in levels:
         entries += [entry for entry in CATALOGUE if entry not in entries and _is_called(entry, names)]
     return entries
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    """Its own folders: no links, none of the system's."""
+    return [p for p in folder.iterdir() if p.is_dir() and not p.is_symlink() and not _hidden(p.name)]
 
 
 def walk(folder: Path) -> tuple[list[File], dict[str, str]]:

@@ -212,6 +212,16 @@ def test_links(tmp_path):
     }
 
 
+def test_linked_and_hidden_folders_give_no_name(tmp_path):
+    plant(tmp_path / "elsewhere", "BUSI/benign/benign (1).png")
+    plant(tmp_path / "raw", HOSPITAL, "new/__MACOSX/BUSI/benign/benign (1).png", "newer/a/b/1.png")
+    for below in ("newer/BUSI", "newer/a/BUSI"):
+        (tmp_path / "raw" / below).symlink_to(tmp_path / "elsewhere/BUSI", target_is_directory=True)
+    found = find(tmp_path / "raw")
+    assert sources(found) == {HOSPITAL}
+    assert all("not a known data set" in note_of(found, folder) for folder in ("new", "newer"))
+
+
 def test_two_folders_of_one_set(tmp_path):
     """Both are read, under names of their own; which pictures repeat is for the search for copies."""
     plant(tmp_path, f"BUSI/{BUSI}", f"BUSI old/{BUSI}", f"BUSI old/{BUSI.replace('1', '2')}")
