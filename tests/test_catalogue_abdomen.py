@@ -231,6 +231,9 @@ def test_kidney_copy_of_another_organ_needs_both_words(tmp_path):
     write(tmp_path / "kidneyUS/labels/reviewed_labels_2.csv", vgg(**liver))
     counts = [len(find(tmp_path, *words).records) for words in ((), ("copies",), ("other-organ",))]
     assert counts == [1, 1, 2]
+    # The smallest prefix is the smallest number, not the first text.
+    groups = {group for _, group, _ in told(find(tmp_path, "copies", "other-organ")).values()}
+    assert groups == {"5", "3"}
     assert len(find(tmp_path, "copies", "other-organ").records) == 3
 
 
