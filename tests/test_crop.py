@@ -1,5 +1,7 @@
 """The scan area on drawn screens: speckle in a known shape, with text, bars and rulers around it."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
@@ -176,3 +178,130 @@ def test_find_frame_never_fails_on_odd_pictures():
             for hint in ("full", "zero border", *crop.SEARCHES):
                 left, top, right, bottom = find_frame(image, hint).box
                 assert 0 <= left < right <= shape[1] and 0 <= top < bottom <= shape[0]
+
+
+def screen(image_HW: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A whole scanner's screen around an image: logo, text, colour bar, ruler, ECG line and measurements."""
+    picture = Image.fromarray(image_HW)
+    draw = ImageDraw.Draw(picture)
+    for line in range(6):
+        draw.text((WIDTH - 55, 6 + 13 * line), f"C5-{line} {rng.integers(10, 99)}", fill=230)
+    draw.text((6, 4), "HOSPITAL 12:30", fill=200)
+    for row in range(120):
+        draw.line((10, 60 + row, 20, 60 + row), fill=255 - 2 * row)
+    for y in range(20, HEIGHT - 20, 18):
+        draw.line((WIDTH - 12, y, WIDTH - 7, y), fill=255)
+    ecg = [(x, HEIGHT - 12 - (9 if x % 60 < 4 else int(rng.integers(0, 2)))) for x in range(40, 600, 2)]
+    draw.line(ecg, fill=220)
+    draw.rectangle((6, HEIGHT - 60, 70, HEIGHT - 30), fill=70)
+    draw.text((10, HEIGHT - 52), "D 4.27 cm", fill=255)
+    return np.asarray(picture)
+
+
+def agreement(frame: Frame, true_HW: np.ndarray) -> float:
+    """Intersection over union."""
+    found_HW = frame_mask(frame)
+    return (found_HW & true_HW).sum() / (found_HW | true_HW).sum()
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("hint", ["auto", "text"])
+def test_a_fan_is_cut_out_of_a_whole_screen(seed, hint):
+    """Random sectors: narrow and wide, near and far, with cysts and a shadow from the probe down."""
+    rng = np.random.default_rng(seed)
+    half, near = rng.uniform(22, 48), rng.uniform(30, 110)
+    apex = (rng.uniform(290, 350), rng.uniform(20, 40) - near)
+    far = min(440 - apex[1], 250 / np.sin(np.radians(half)))
+    true = fan_mask(apex, half, (near, far))
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    image = np.where(true, speckle(seed), 0)
+    for _ in range(2):
+        middle, radius = (rng.uniform(220, 420), rng.uniform(200, 330)), rng.uniform(20, 50)
+        image[np.hypot(x - middle[0], y - middle[1]) < radius] //= 60
+    angle = np.degrees(np.arctan2(x - apex[0], y - apex[1]))
+    image[(abs(angle - rng.uniform(-10, 10)) < 4) & (y > 200)] //= 40
+    frame = find_frame(screen(image.astype(np.uint8), rng), hint)
+    assert frame.kind == "fan"
+    assert agreement(frame, true) > 0.95
+
+
+@pytest.mark.parametrize("cut_off", ["left", "right", "top", "bottom", "both sides"])
+def test_a_fan_cut_off_by_the_picture_keeps_sides_and_arcs(cut_off):
+    """A wide fan whose tips the publisher has cut off: once kept as a rectangle, with text in its corners."""
+    true = fan_mask((320, -30), 65, (60, 455))
+    image = np.where(true, speckle(), 0).astype(np.uint8)
+    window = {
+        "left": (90, 0, 640, 480),
+        "right": (0, 0, 550, 480),
+        "top": (0, 60, 640, 480),
+        "bottom": (0, 0, 640, 370),
+        "both sides": (90, 0, 550, 480),
+    }[cut_off]
+    left, top, right, bottom = window
+    part, true = image[top:bottom, left:right].copy(), true[top:bottom, left:right]
+    frame = find_frame(part, "text")
+    found = np.zeros(part.shape, bool)
+    left, top, right, bottom = frame.box
+    found[top:bottom, left:right] = crop.inside(frame)
+    assert frame.kind == "fan"
+    assert (found & true).sum() / (found | true).sum() > 0.95
+
+
+def test_a_transvaginal_fan_keeps_its_hollow_and_loses_the_corners():
+    """A very wide fan fills the picture but for the probe at the top and the corners."""
+    true = fan_mask((320, 0), 78, (70, 460))
+    frame = find_frame(furnish(np.where(true, speckle(), 0).astype(np.uint8)), "text")
+    found = frame_mask(frame)
+    assert frame.kind == "fan" and agreement(frame, true) > 0.95
+    assert not found[:40, 300:340].any() and not found[430:450, 8:60].any()
+
+
+def test_a_rectangle_is_cut_out_of_a_whole_screen():
+    rng = np.random.default_rng(0)
+    image = np.zeros((HEIGHT, WIDTH), np.uint8)
+    image[30:400, 120:520] = speckle()[30:400, 120:520]
+    # Dark corners at the bottom do not make it a fan.
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    image[(y - 300) > abs(x - 320) * -1.2 + 220] = 0
+    frame = find_frame(screen(image, rng), "auto")
+    assert frame.kind == "rectangle" and not frame.polygon
+    assert frame.box[0] == pytest.approx(120, abs=4) and frame.box[2] == pytest.approx(520, abs=4)
+    assert frame.box[1] == pytest.approx(30, abs=4) and frame.box[3] > 390
+
+
+@pytest.mark.parametrize("page", [255, 64])
+def test_a_software_window_and_a_page_are_taken_off(page):
+    """A screenshot: white page, grey window with buttons, the black screen in it; its dark foot is kept."""
+    picture = np.full((HEIGHT, WIDTH), page, np.uint8)
+    picture[40:440, 60:600] = 54
+    window = Image.fromarray(picture)
+    draw = ImageDraw.Draw(window)
+    for y in range(60, 200, 16):
+        draw.text((66, y), "Gain 12", fill=150)
+    draw.rectangle((560, 60, 575, 120), fill=240)
+    picture = np.asarray(window).copy()
+    picture[60:420, 150:520] = 0
+    picture[60:300, 150:520] = speckle()[60:300, 150:520]
+    frame = find_frame(picture, "auto")
+    assert frame.kind == "rectangle"
+    np.testing.assert_allclose(frame.box, (150, 60, 520, 420), atol=6)
+
+
+def test_a_frame_is_small_and_plain():
+    """It is written into the manifest: whole and one-decimal numbers, few corners."""
+    frame = find_frame(np.where(fan_mask(), speckle(), 0).astype(np.uint8), "auto")
+    assert len(json.dumps([frame.kind, frame.box, frame.polygon])) < 1000
+    again = Frame(*json.loads(json.dumps([frame.kind, frame.box, frame.polygon])))
+    assert tuple(again.box) == frame.box and tuple(map(tuple, again.polygon)) == frame.polygon
+    assert all(type(edge) is int for edge in frame.box)
+
+
+def test_inside_is_what_cut_keeps():
+    """`inside` is the mask that `cut` uses."""
+    true = fan_mask()
+    frame = find_frame(np.where(true, speckle(), 0).astype(np.uint8), "auto")
+    left, top, right, bottom = frame.box
+    mask = crop.inside(frame)
+    assert mask.shape == (bottom - top, right - left)
+    assert ((cut(np.full(true.shape, 7, np.uint8), frame) == 7) == mask).all()
+    assert crop.inside(Frame("rectangle", (1, 2, 5, 9))).all()
