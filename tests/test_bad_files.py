@@ -12,6 +12,7 @@ import faulthandler
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -462,6 +463,10 @@ def test_what_claims_too_much_leads_elsewhere_or_is_something_else_is_refused(co
         assert "leads out of its folder" in outcomes[name]["refused"]
     for name in ("pipe.png", "pipe.mp4", "device.png", "folder.nii"):
         assert outcomes[name]["refused"] == "no regular file"
+    for name in outcomes:
+        # Refused by what the header claims, before anything else is tried.
+        if name.startswith("claims") and name.endswith((".nii", ".gz", ".mha", ".dcm", ".h5")):
+            assert re.search(r"claims \d+|pieces of more|wanted at most", outcomes[name]["refused"]), name
     assert "names burnt in" in outcomes["names.dcm"]["refused"]
     assert "0 arrays in it" in outcomes["external link.h5"]["refused"]
 

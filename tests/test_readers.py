@@ -124,6 +124,11 @@ def test_picture_names():
     )
 
 
+def test_a_reason_is_one_printable_line():
+    assert str(Unreadable("a \n file's\t own\x00 word\x1b[31m")) == "a file's own? word?[31m"
+    assert len(str(Unreadable("x" * 1000))) == 300
+
+
 def assert_frames(path, wanted_NHW, **choice):
     """All frames as wanted, asked for in one go, one by one, and out of order."""
     count = len(wanted_NHW)
