@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from data_preprocessing.shortcut import LARGEST_CLASS, FLAGS, shortcut_report
+from data_preprocessing.shortcut import FLAGS, LARGEST_CLASS, shortcut_report
 
 
 def rows(count: int, dataset_of_class: float = 0.0, classes: int = 4, seed: int = 0) -> list[dict]:
