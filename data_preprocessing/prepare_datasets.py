@@ -57,6 +57,8 @@ MANIFEST = [
     *("crop_left", "crop_top", "crop_right", "crop_bottom", "polygon", "source_width", "source_height"),
     # Share of near-black pixels of the source; what was detected in it, as words.
     *("black_share", "flags"),
+    # What the publisher's lists say beyond the class, such as "transplant".
+    "remark",
     # The hash is of the RGB pixels of the output, as decoded from its PNG.
     *("output_size", "sha256"),
 ]
@@ -513,7 +515,7 @@ def manifest_rows(
             *(output.file, record.source, record.dataset, record.organ, record.class_name, record.group),
             *(place.group, place.split, record.number, seen.frame.kind, *seen.frame.box, corners),
             *(seen.width, seen.height, f"{seen.signature.black_share:.3f}", " ".join(seen.flags)),
-            *(output.size, output.sha256),
+            *(record.remark, output.size, output.sha256),
         )
         rows.append(dict(zip(MANIFEST, map(str, values), strict=True)))
     return sorted(rows, key=lambda row: row["file"])

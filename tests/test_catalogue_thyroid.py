@@ -1,11 +1,15 @@
 """Thyroid sets, each in its publisher's layout with its trap: what is found, as what, what is left out."""
 
+import csv
+
 import h5py
 import numpy as np
 import pytest
 from raw_trees import chosen, find, plant, save_volume, speckle, told, write
 
+from data_preprocessing import prepare_datasets
 from data_preprocessing.catalogue.entry import in_blocks
+from data_preprocessing.prepare_datasets import Settings
 from data_preprocessing.work import frames_of
 from usvar.errors import InputError
 
@@ -291,3 +295,25 @@ def test_tnscui_repack_has_no_list(tmp_path):
         "tnscui/JPEGImages/a1.jpg": ("Thyroid-Nodule", "a1", ""),
         "tnscui/JPEGImages/b.jpg": ("Thyroid-Nodule", "b", ""),
     }
+
+
+def test_cineclip_is_prepared_by_nodule(tmp_path):
+    """From one HDF5 file to images: a nodule on one side of the split, its TI-RADS in the manifest."""
+    sheet = "annot_id,ti-rads_level,histopath_diagnosis\n" + "".join(
+        f"{nodule}_,{3 + nodule % 3},{nodule % 2}\n" for nodule in range(1, 9)
+    )
+    plant_cineclip(
+        tmp_path / "raw/Cineclip", [f"{nodule}_" for nodule in range(1, 9) for _ in range(5)], sheet
+    )
+    prepare_datasets.main(Settings(tmp_path / "raw", tmp_path / "out", size=32, workers=1, frames=2))
+    with open(tmp_path / "out/manifest.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["file"] for row in rows}) == len(rows) == 16
+    nodules = {row["patient"]: (row["class"], row["remark"], row["split"]) for row in rows}
+    assert len({(row["patient"], row["split"]) for row in rows}) == 8
+    assert {nodule: told[:2] for nodule, told in nodules.items()} == {
+        str(nodule): (("Thyroid-Benign", "Thyroid-Malignant")[nodule % 2], f"TI-RADS {3 + nodule % 3}")
+        for nodule in range(1, 9)
+    }
+    # Rows 1 and 3 of a nodule's five.
+    assert {int(row["frame"]) for row in rows if row["patient"] == "2"} == {6, 8}
