@@ -1,7 +1,8 @@
-"""Measure the search for copies: planted copies in real pictures, and time and memory at full size.
+"""Measure the preparation: planted copies in real pictures, and time and memory at full size.
 
     python benchmarks/preparation.py planted --raw-root data/raw
     python benchmarks/preparation.py search --count 50000
+    python benchmarks/preparation.py load --count 10000
 
 "planted" makes copies of the pictures below --raw-root in memory: resized to 50 to 200%, re-encoded as JPEG
 at 80, mirrored, with calipers drawn on, cropped by 4 pixels on each side, and each two of these. Each copy is
@@ -11,14 +12,22 @@ originals. Ends with exit code 1 when less than 98% are found or a copy is on an
 
 "search" looks for near copies among generated hashes without a known patient; ends with exit code 1 when that
 takes a minute or more, or 1.5 GB of memory.
+
+"load" makes pictures of 600 x 450 pixels, fans and rectangles with text beside them, and prepares them at 256
+pixels, first a tenth of them, then all. Ends with exit code 1 below 60 images a second, or when any process
+takes 1.5 GB of memory.
 """
 
 import hashlib
 import io
+import os
 import resource
+import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -45,6 +54,7 @@ KINDS = ("resized", "jpeg 80", "mirrored", "calipers", "cropped by 4")
 PLANTS = (*((kind,) for kind in KINDS), *combinations(KINDS, 2))
 WANTED = 0.98
 MOST_SECONDS, MOST_BYTES = 60, 1.5e9
+LEAST_RATE = 60
 # How much a generated picture differs from the others of its set; so about 0.1% of all pairs are candidates.
 SET_CONTRAST = 0.6
 
@@ -52,12 +62,12 @@ SET_CONTRAST = 0.6
 @dataclass(frozen=True)
 class Settings:
     # What to measure.
-    mode: Annotated[Literal["planted", "search"], tyro.conf.Positional]
+    mode: Annotated[Literal["planted", "search", "load"], tyro.conf.Positional]
     # planted: folder of data sets as prepare_datasets.py reads it.
     raw_root: Path = Path("data/raw")
     # planted: every n-th picture gets copies, one for each kind and for each two.
     every: int = 1
-    # search: number of hashes.
+    # search: number of hashes; load: number of pictures.
     count: int = 50_000
     seed: int = 0
 
@@ -245,10 +255,65 @@ def _smooth_noise(stream: np.random.Generator) -> np.ndarray:
 _SPECTRUM = 1 / np.maximum(np.hypot(*np.meshgrid(np.fft.fftfreq(SIDE), np.fft.fftfreq(SIDE))), 1 / SIDE)
 
 
+def load(settings: Settings) -> bool:
+    """Prepare `count` pictures with all cores; returns whether it was fast and small enough."""
+    with tempfile.TemporaryDirectory() as folder:
+        few, all_of_them = settings.count // 10, settings.count
+        jobs = [(Path(folder), n, settings.seed) for n in range(all_of_them)]
+        with ProcessPoolExecutor() as pool:
+            list(tqdm(pool.map(_make_screen, *zip(*jobs, strict=True), chunksize=64), "make", all_of_them))
+        _, few_bytes = _prepare(Path(folder) / "few", Path(folder) / "out few")
+        all_s, all_bytes = _prepare(Path(folder) / "all", Path(folder) / "out all")
+    rate = all_of_them / all_s
+    print(
+        f"{all_of_them:,} images prepared in {all_s:.0f} s, {rate:.0f} a second, on {os.cpu_count()} cores; "
+        f"largest process {all_bytes / 1e6:,.0f} MB; {few:,} images: {few_bytes / 1e6:,.0f} MB, so "
+        f"{(all_bytes - few_bytes) / (all_of_them - few) / 1e3:.1f} kB an image more"
+    )
+    return rate >= LEAST_RATE and all_bytes < MOST_BYTES
+
+
+def _prepare(raw_root: Path, out_root: Path) -> tuple[float, float]:
+    """Run the script; seconds and memory of its largest process in bytes."""
+    script = Path(__file__).resolve().parent.parent / "data_preprocessing" / "prepare_datasets.py"
+    command = [sys.executable, str(script), "--raw-root", str(raw_root), "--out-root", str(out_root)]
+    # A process of its own asks, or the larger of two runs would be told for both.
+    asking = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", asking, *command, "--cap", "0"], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return time.perf_counter() - start, int(done.stdout.split()[-1]) * 1024.0
+
+
+def _make_screen(folder: Path, number: int, seed: int) -> None:
+    """Write one picture of a scanner's screen, and a link to every tenth of them."""
+    stream = np.random.default_rng([seed, number])
+    height, width = 450, 600
+    coarse = Image.fromarray(stream.integers(0, 256, (12, 16)).astype(np.uint8))
+    smooth_HW = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+    echo_HW = smooth_HW * stream.rayleigh(0.7, (height, width)).astype(np.float32)
+    y, x = np.mgrid[:height, :width]
+    if number % 2:
+        radius, angle = np.hypot(x - 300, y + 40), np.abs(np.arctan2(x - 300, y + 40))
+        inside = (radius > 80) & (radius < 470) & (angle < 0.6)
+    else:
+        inside = (x > 90) & (x < 510) & (y > 40) & (y < 420)
+    screen = Image.fromarray(np.where(inside, echo_HW.clip(12, 255), 0).astype(np.uint8))
+    ImageDraw.Draw(screen).text((8, 8), f"Gain {number % 90} dB  12.5 MHz  {number}", fill=200)
+    for name in ("all", "few") if number % 20 < 2 else ("all",):
+        path = folder / name / "Screens" / ("Rectangle", "Fan")[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        screen.save(path, quality=90)
+
+
 def main(settings: Settings) -> None:
-    if settings.every < 1 or settings.count < 2:
-        raise InputError("--every must be 1 or more, --count 2 or more")
-    if not (planted if settings.mode == "planted" else search)(settings):
+    if settings.every < 1 or settings.count < 100:
+        raise InputError("--every must be 1 or more, --count 100 or more")
+    if not {"planted": planted, "search": search, "load": load}[settings.mode](settings):
         raise SystemExit("FAILED: see the figures above")
 
 

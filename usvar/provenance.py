@@ -2,11 +2,10 @@
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import subprocess
 from pathlib import Path
 from typing import Any
-
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,7 +45,7 @@ def made_by(script: str, settings: Any, inputs: dict[str, Path] | None = None) -
         "script": script,
         "settings": plain(dataclasses.asdict(settings)),
         "code_revision": code_revision(),
-        "torch": str(torch.__version__),
+        "torch": str(importlib.metadata.version("torch")),
         "inputs": {
             role: {"path": path.name, "sha256": sha256_file(path)} for role, path in (inputs or {}).items()
         },
