@@ -482,9 +482,10 @@ def _block_frames(
         return frame if (slope, intercept) == (1.0, 0.0) else frame * slope + intercept
 
     def read_plain(numbers: Sequence[int]) -> Iterator[np.ndarray]:
-        block_ZYXC = np.memmap(path, dtype, "r", offset, shape_ZYXC)
         for number in numbers:
             _check_number(number, count)
+            # Mapped anew for each frame, so that the pages of those before do not stay in memory.
+            block_ZYXC = np.memmap(path, dtype, "r", offset, shape_ZYXC)
             yield finish(block_ZYXC[(slice(None),) * axis + (number,)])
 
     def read_packed(numbers: Sequence[int]) -> Iterator[np.ndarray]:
@@ -656,8 +657,14 @@ def _beside(path: Path, name: str) -> Path:
     return block
 
 
-def _array_frames(array: Any, axis: int) -> _Source:
-    """Frames of an array that is sliced from disk: (H, W), (N, H, W), or either with 1, 3 or 4 channels."""
+def _array_frames(opened: Callable[[], Any], axis: int) -> _Source:
+    """Frames of an array that is sliced from disk: (H, W), (N, H, W), or either with 1, 3 or 4 channels.
+
+    Args:
+        opened: gives the array; called for each frame, so that a mapped one leaves the memory after it.
+        axis: the slice axis.
+    """
+    array = opened()
     if array.dtype.kind not in "buif":
         raise Unreadable(f"an array of {str(array.dtype)[:40]}, wanted whole numbers or floats")
     # No picture is 4 pixels wide, so the last axis tells (H, W, 3) from (N, H, W).
@@ -673,7 +680,7 @@ def _array_frames(array: Any, axis: int) -> _Source:
     def read(numbers: Sequence[int]) -> Iterator[np.ndarray]:
         for number in numbers:
             _check_number(number, count)
-            frame = np.asarray(array[()] if still else array[(slice(None),) * axis + (number,)])
+            frame = np.asarray(opened()[() if still else (slice(None),) * axis + (number,)])
             if channels:
                 frame = frame[..., 0] if channels == 1 else frame[..., :3]
             # Half floats and foreign byte orders become the machine's own.
@@ -685,7 +692,7 @@ def _array_frames(array: Any, axis: int) -> _Source:
 @contextmanager
 def _open_npy(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
     # Refuses Python objects, which only unpickling, that is running code, could load.
-    yield _array_frames(np.lib.format.open_memmap(path, "r"), axis)
+    yield _array_frames(lambda: np.lib.format.open_memmap(path, "r"), axis)
 
 
 @contextmanager
@@ -701,7 +708,8 @@ def _open_hdf5(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
                 names = ", ".join(arrays)[:100] or "none"
                 raise Unreadable(f"{len(arrays)} arrays in it ({names}), wanted one or a name")
             dataset = arrays[0]
-        yield _array_frames(hdf5_array(file, dataset), axis)
+        array = hdf5_array(file, dataset)
+        yield _array_frames(lambda: array, axis)
 
 
 def hdf5_array(file: Any, name: str) -> Any:

@@ -491,6 +491,7 @@ def test_large_files_are_read_without_holding_them(tmp_path):
         "import sys; from pathlib import Path; path = Path(sys.argv[1]); sys.path[:0] = sys.argv[2:]; "
         "from data_preprocessing.readers import *; from sample_files import peak_megabytes; "
         "before = peak_megabytes(); read_frames(path, even_frames(count_frames(path), 4)); "
+        "assert len(labelled_frames(path)) == 500; "
         "print(peak_megabytes() - before)"
     )
     here = Path(__file__).parent
