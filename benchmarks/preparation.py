@@ -56,7 +56,7 @@ WANTED = 0.98
 MOST_SECONDS, MOST_BYTES = 60, 1.5e9
 LEAST_RATE = 60
 # How much a generated picture differs from the others of its set; so about 0.1% of all pairs are candidates.
-SET_CONTRAST = 0.6
+SET_CONTRAST = 0.8
 
 
 @dataclass(frozen=True)

@@ -206,9 +206,7 @@ def _alignment_basis(small_K: np.ndarray) -> np.ndarray:
     basis_KB = basis_HWB.reshape(SIDE * SIDE, -1)
     basis_KB -= basis_KB.mean(0)
     orthonormal_KB, triangle_BB = np.linalg.qr(basis_KB)
-    if abs(triangle_BB[0, 0]) < 1:
-        # Nothing in the picture: no other is its copy.
-        return np.zeros_like(basis_KB.T)
+    # All 0 where there is nothing in the picture: no other is its copy.
     return (orthonormal_KB * np.sign(triangle_BB[0, 0])).T
 
 

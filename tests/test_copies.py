@@ -1,5 +1,6 @@
 """Planted copies are found, look-alikes are not joined, and the search is complete and cheap."""
 
+import base64
 import dataclasses
 import json
 import time
@@ -69,11 +70,41 @@ def test_a_near_hash_alone_joins_nothing(originals):
     assert found.candidates == found.examined == 30 * 29 // 2 and len(found.pair_P2) == 0
 
 
-def test_a_negative_is_no_copy():
-    picture_HW = scan(3)[60:140, 80:140]
-    two = [signature(picture_HW), signature(255 - picture_HW)]
-    two[1] = dataclasses.replace(two[1], hash=two[0].hash)
+def test_a_negative_is_no_copy(originals):
+    s = originals[1][0]
+    negative = -np.frombuffer(base64.b64decode(s.small), np.int8)
+    two = [s, dataclasses.replace(s, small=base64.b64encode(negative.tobytes()).decode())]
     assert search(two).candidates == 1 and len(search(two).pair_P2) == 0
+
+
+@pytest.mark.parametrize("shift", [(1, 0), (0, 1), (-1, 1)])
+def test_a_shift_by_one_pixel_of_the_small_version_is_aligned(originals, shift):
+    """A crop of 4 pixels moves a picture of 128 so far."""
+    for s in originals[1][:10]:
+        small_HW = np.frombuffer(base64.b64decode(s.small), np.int8).reshape(copies.SIDE, copies.SIDE)
+        moved_HW = np.roll(small_HW, shift, (0, 1))
+        plain = np.corrcoef(small_HW.ravel(), moved_HW.ravel())[0, 1]
+        basis_BK = copies._alignment_basis(small_HW.ravel())
+        aligned = copies._correlation(basis_BK, moved_HW.reshape(1, -1), np.array([0]))[0]
+        # Well over a third of what is missing to 1 comes back.
+        assert plain < 0.92 and 1 - aligned < (1 - plain) / 1.6
+
+
+@pytest.mark.parametrize("margin", [((0, 0), (0, 60)), ((30, 0), (25, 0)), ((0, 40), (0, 0))])
+def test_another_fit_of_the_scan_area_is_the_same_picture(originals, margin):
+    """A wider crop squeezes the picture; its own frame does not move."""
+    areas = [cut(grey_HW, find_frame(grey_HW, "auto")) for grey_HW in originals[0]]
+    found = search(originals[1] + [signature(np.pad(area_HW, margin)) for area_HW in areas])
+    assert found.pair_P2.tolist() == [[n, n + len(areas)] for n in range(len(areas))]
+
+
+def test_calipers_on_a_dark_picture():
+    """White lines once outweighed all else: the brightness is compressed before it is measured."""
+    stream = np.random.default_rng(0)
+    dark = [scan(number) // 4 for number in range(30)]
+    marked = [plant(area_HW, ("calipers",), stream) for area_HW in dark]
+    found = search([signature(area_HW) for area_HW in dark + marked])
+    assert {(n, n + 30) for n in range(30)} - set(map(tuple, found.pair_P2.tolist())) == set()
 
 
 def test_signature_is_plain_small_and_the_same_each_time(originals):

@@ -147,8 +147,13 @@ def test_near_copies_keep_their_side_under_new_names_and_orders():
     """The near copy's name once decided which of two was compared with which."""
     pictures = [picture(i) for i in range(100)] + [near(i, 1000 + i) for i in range(0, 100, 3)]
     before = make_plan(pictures, 0, 0)
+    assert len(before.copies) == 34
     renamed = make_plan([replace(p, source=f"{p.sha256}.png") for p in pictures[::-1]], 0, 0)
     assert {p.source: renamed.places[f"{p.sha256}.png"] for p in pictures} == before.places
+    sha256 = {p.source: p.sha256 for p in pictures}
+    assert [(f"{sha256[a]}.png", f"{sha256[b]}.png", *rest) for a, b, *rest in before.copies] == (
+        renamed.copies
+    )
     more = [*pictures, *(picture(i) for i in range(5000, 5100))]
     after = make_plan(more, 0, 0).places
     assert {source: after[source] for source in before.places} == before.places
