@@ -80,6 +80,8 @@ class Found:
     rejected: dict[str, str] = field(default_factory=dict)
     # source -> reason, of pictures that --include would bring back.
     left_out: dict[str, str] = field(default_factory=dict)
+    # How many of them, by data set.
+    left_out_of: Counter[str] = field(default_factory=Counter)
     # One printed line for each folder: read as what, or why not.
     notes: list[str] = field(default_factory=list)
     # Class folders without a file, which must not go unnoticed.
@@ -189,6 +191,7 @@ def _read_folder(
             found.records += part.records
             found.rejected |= part.rejected | {f"{folder.name}/{file}": why for file, why in refused.items()}
             found.left_out |= part.left_out
+            found.left_out_of[entry.name] += len(part.left_out)
             said = [f"{folder.name}: {entry.name}, {len(part.records)} files"]
             for why, count in sorted(Counter(part.left_out.values()).items()):
                 said.append(f"{count} left out, {why}")

@@ -42,17 +42,21 @@ def table(counts: Counter, classes: Sequence[str]) -> str:
 
 def list_data_sets(raw_root: Path) -> str:
     """All data sets of the catalogue: what each is, what lies below `raw_root`, how to get the rest."""
-    here, problem = Counter(), []
+    here, left_out, problem = Counter(), Counter(), []
     try:
-        here = Counter(record.dataset for record in discover(raw_root).records)
+        found = discover(raw_root)
+        here, left_out = Counter(record.dataset for record in found.records), found.left_out_of
     except InputError as error:
         problem = ["", f"WARNING: {error}"]
     rows = [("data set", "organ", "shape", "access", "published", "found")]
     missing = []
     for entry in CATALOGUE:
         count = str(entry.true_count or entry.seed_count or "?")
-        rows.append((entry.name, entry.organ, entry.shape, entry.access, count, str(here[entry.name] or "-")))
-        if not here[entry.name]:
+        there = str(here[entry.name] or "-")
+        if left_out[entry.name]:
+            there = f"{here[entry.name]} ({left_out[entry.name]} left out)"
+        rows.append((entry.name, entry.organ, entry.shape, entry.access, count, there))
+        if there == "-":
             same = f" (the same pictures as {entry.same_as}: not needed beside it)" if entry.same_as else ""
             missing.append(f"{entry.name}: {entry.home or 'no home known'}; {entry.unpack}{same}")
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
