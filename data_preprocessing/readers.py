@@ -202,7 +202,7 @@ def to_8_bit(array: np.ndarray, limits: tuple[float, float] | None = None) -> np
     low, high = limits or _limits([array])
     values = array.astype(np.float64)
     if low < 0 or high > 255:
-        values = (values - low) * (255 / max(high - low, np.finfo(float).tiny))
+        values = (values - low) * (255 / (high - low) if high > low else 0)
     elif 0 < high <= 1 and array.dtype.kind == "f":
         values *= 255
     return values.round().astype(np.uint8)
@@ -411,6 +411,21 @@ class _Inflated:
         while size:
             size -= len(self.read(min(size, 1 << 20)))
 
+    def check_end(self) -> None:
+        """Read up to the checksum, which follows the last byte.
+
+        Raises:
+            EOFError: when the file ends before.
+            zlib.error: when the checksum is wrong.
+        """
+        while not self.inflater.eof:
+            self.packed = self.packed or self.file.read(1 << 18)
+            if not self.packed:
+                raise EOFError("the file ends before its checksum")
+            if self.inflater.decompress(self.packed, 1):
+                return  # more than the header claims: no concern of its frames
+            self.packed = self.inflater.unconsumed_tail
+
 
 def _volume_axis(shape: Sequence[int], axis: int) -> tuple[tuple[int, int, int], int]:
     """Three axes and the slice axis among them, for an array of 2 to 4 axes (channels not counted)."""
@@ -489,8 +504,9 @@ def _block_frames(
             yield finish(block_ZYXC[(slice(None),) * axis + (number,)])
 
     def read_packed(numbers: Sequence[int]) -> Iterator[np.ndarray]:
-        if numbers:
-            _check_number(numbers[-1], count)
+        if not numbers:
+            return
+        _check_number(numbers[-1], count)
         with open(path, "rb") as file:
             file.seek(offset)
             stream = _Inflated(file)
@@ -505,6 +521,9 @@ def _block_frames(
                     yield finish(slice_YXC)
                 else:
                     parts.append(slice_YXC.take(numbers, axis - 1))
+            # A fault before the last frame may show only in the checksum.
+            stream.skip((shape_ZYX[0] - done) * slice_bytes)
+            stream.check_end()
             if axis != 0:
                 # (Z, n, X, C) or (Z, Y, n, C): only what is asked for was kept.
                 block = np.stack(parts)

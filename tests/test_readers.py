@@ -94,6 +94,7 @@ def test_to_8_bit():
     assert (to_8_bit(np.array([[0.0, 254.6]])) == [[0, 255]]).all()
     assert (to_8_bit(np.array([[-1.0, 1.0]])) == [[0, 255]]).all()
     assert (to_8_bit(np.array([[0, 100, 4000]], np.uint16)) == [[0, 6, 255]]).all()
+    assert (to_8_bit(np.full((2, 3), 1000, np.uint16)) == 0).all()
     with pytest.raises(Unreadable, match="not finite"):
         to_8_bit(np.array([[0.0, np.nan]]))
 
@@ -228,6 +229,30 @@ def test_gzip_of_several_members(tmp_path, volume):
     parts = [gzip.compress(data[start : start + 5_000]) for start in range(0, len(data), 5_000)]
     (tmp_path / "m.nii.gz").write_bytes(b"".join(parts))
     assert_frames(tmp_path / "m.nii.gz", volume)
+    # Browsers unpack files and keep the name.
+    (tmp_path / "plain.nii.gz").write_bytes(data)
+    (tmp_path / "packed.nii").write_bytes(gzip.compress(data))
+    assert_frames(tmp_path / "plain.nii.gz", volume)
+    assert_frames(tmp_path / "packed.nii", volume)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mha"])
+def test_a_wrong_checksum_refuses_every_frame(tmp_path, volume, suffix):
+    """A flipped bit may unpack to other pixels without a word, and only the end tells."""
+    sitk = pytest.importorskip("SimpleITK")
+    path = tmp_path / f"v{suffix}"
+    sitk.WriteImage(sitk.GetImageFromArray(volume), str(path), True)
+    data = bytearray(path.read_bytes())
+    # gzip ends with checksum and length, zlib with the checksum.
+    data[-8 if suffix == ".nii.gz" else -4] ^= 1
+    path.write_bytes(data)
+    for axis in (0, -1):
+        with pytest.raises(Unreadable, match="incorrect data check"):
+            read_frames(path, [0], axis=axis)
+    data[-8 if suffix == ".nii.gz" else -4] ^= 1
+    path.write_bytes(data[:-1])
+    with pytest.raises(Unreadable, match="ends before its checksum"):
+        read_frames(path, [0])
 
 
 def test_arrays(tmp_path, volume):
