@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 from scipy import fft, ndimage
+from tqdm import tqdm
 
 SIDE = 32
 COMPRESS = np.rint(255 * (np.arange(256) / 255) ** 0.7).astype(np.uint8)
@@ -148,7 +149,7 @@ def find_copies(
     part_N = np.array(part_N)
     seconds, correlations, mirrors = [], [], []
     candidates = already_joined = 0
-    for i in range(len(hash_N)):
+    for i in tqdm(range(len(hash_N)), "near copies", mininterval=0.5, disable=len(hash_N) < 5000):
         differing_M = hash_N[i + 1 :] ^ hash_N[i]
         direct_M = np.bitwise_count(differing_M)
         mirror_M = np.bitwise_count(differing_M ^ MIRROR_BITS)

@@ -142,8 +142,8 @@ def _without_copies(pictures: list[Picture]) -> tuple[list[Picture], dict[str, s
                 p.source: f"exact copies with different labels: {', '.join(labels[n])}" for p in copies
             }
 
-    # Near copies, over all data sets together. Pictures of one known patient or video may look alike and differ
-    # in their label, such as two moments of a sweep: find_copies passes them over.
+    # Near copies, over all data sets together. Pictures of one known patient or video may look alike and have
+    # two labels, such as two moments of a sweep: find_copies passes them over.
     group_of = _join_groups(pictures, links)
     plan.search = find_copies(
         [min((p.signature for p in copies), key=lambda s: (s.hash, s.small)) for copies in same],

@@ -1,13 +1,16 @@
 """No copy, patient or video on two sides; splits that stay when other pictures come and go."""
 
+import csv
+import json
 from collections import Counter, defaultdict
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 
-from data_preprocessing import splits
+from data_preprocessing import prepare_datasets, splits
 from data_preprocessing.copies import signature
 from data_preprocessing.splits import Picture, leak_report, make_plan
 from usvar.errors import InputError
@@ -254,6 +257,38 @@ def test_leak_report_sees_a_wrong_place():
         {"train": "test", "val": "train", "test": "train"}[plan.places["set/51.png"].split], "another"
     )
     assert leak_report(pictures, plan)["across_splits"]["patients_or_videos"] == 1
+
+
+def test_a_prepared_folder_holds_both_reports(tmp_path, capsys):
+    """Two copies planted over sets, one of them under another class, on real files and with a second run."""
+    for number in range(24):
+        path = tmp_path / "raw" / "mine" / "AB"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image(number)).save(path)
+    for source, name in ((0, "A"), (1, "A")):
+        path = tmp_path / "raw" / "other" / name / f"copy of {source}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image(source)).resize((128, 96)).save(path, quality=80)
+    settings = prepare_datasets.Settings(tmp_path / "raw", tmp_path / "out", size=32, workers=1)
+    prepare_datasets.main(settings)
+    said = capsys.readouterr().out
+    assert "copies: 0 exact, 2 near, 0 mirrored, 2 pictures dropped for two labels; 0 groups" in said
+    assert "shortcut: metadata alone tells the class" in said
+    with open(tmp_path / "out" / "label_conflicts.csv", newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert {row["source"], row["other_source"]} == {"mine/B/1.png", "other/A/copy of 1.jpg"}
+    report = json.loads((tmp_path / "out" / "leak_report.json").read_text(encoding="utf-8"))
+    assert report["pairs_by_data_sets"] == {"mine | other": {"near": 2}}
+    assert report["shortcut"]["pictures"] == 24
+    with open(tmp_path / "out" / "manifest.csv", newline="", encoding="utf-8") as file:
+        split_of = {row["source"]: row["split"] for row in csv.DictReader(file)}
+    assert split_of["mine/A/0.png"] == split_of["other/A/copy of 0.jpg"]
+    times = {
+        name: (tmp_path / "out" / name).stat().st_mtime_ns
+        for name in ("leak_report.json", "label_conflicts.csv")
+    }
+    prepare_datasets.main(settings)
+    assert all((tmp_path / "out" / name).stat().st_mtime_ns == time for name, time in times.items())
 
 
 def test_cap_takes_whole_groups_and_keeps_the_class_ratio():
