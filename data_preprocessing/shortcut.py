@@ -116,15 +116,9 @@ def _features(rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
         for name in ("source_width", "source_height", "black_share")
     )
     columns = [np.array([row["dataset"] == name for row in rows]) for name in datasets]
-<<<<<<< HEAD
-    # Sizes act by their ratios.
-    columns += [np.log(width_N), np.log(height_N), np.log(width_N / height_N), black_N]
-    columns += [np.array([word in row["overlays"] for row in rows]) for word in FLAGS]
-=======
     # Sizes act by their ratios; the aspect ratio's logarithm is the difference of these two.
     columns += [np.log(width_N), np.log(height_N), black_N]
-    columns += [np.array([word in row["overlays"] for row in rows]) for word in OVERLAYS]
->>>>>>> copies
+    columns += [np.array([word in row["overlays"] for row in rows]) for word in FLAGS]
     return np.stack(columns, 1).astype(float), np.arange(len(columns)) < len(datasets)
 
 
