@@ -256,6 +256,45 @@ def test_a_transvaginal_fan_keeps_its_hollow_and_loses_the_corners():
     assert not found[:40, 300:340].any() and not found[430:450, 8:60].any()
 
 
+def test_the_arcs_alone_tell_the_sector():
+    """Both straight sides are cut off; the hollow at the probe and the far arc are left."""
+    true = fan_mask((320, 0), 80, (70, 460))[:, 180:460]
+    part = np.where(true, speckle()[:, 180:460], 0).astype(np.uint8)
+    frame = find_frame(part, "text")
+    left, top, right, bottom = frame.box
+    found = np.zeros(part.shape, bool)
+    found[top:bottom, left:right] = crop.inside(frame)
+    assert frame.kind == "fan" and (found & true).sum() / (found | true).sum() > 0.97
+
+
+def test_a_side_in_the_dark_is_where_the_other_one_is():
+    """The right part of the fan has no contact with the skin."""
+    true = fan_mask()
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    dark = np.degrees(np.arctan2(x - 320, y + 40)) > 20 + 6 * np.sin(y / 17)
+    frame = find_frame(furnish(np.where(true & ~dark, speckle(), 0).astype(np.uint8)), "auto")
+    assert frame.kind == "fan" and agreement(frame, true) > 0.92
+
+
+def test_bright_arcs_at_the_probe_are_kept():
+    """Thin rings with black between them lie above the tissue; as thin as they are they look like bars."""
+    true = fan_mask(radii=(90, 480))
+    radius = np.hypot(*np.mgrid[40 : HEIGHT + 40, -320 : WIDTH - 320])
+    image = np.where(true, speckle(), 0)
+    image[(radius < 116) & (radius % 8 < 4)] = 0
+    frame = find_frame(image.astype(np.uint8), "auto")
+    assert frame.kind == "fan" and agreement(frame, true) > 0.97
+
+
+def test_a_rectangle_with_a_round_dark_foot_is_no_fan():
+    """A linear image that fades at its lower corners looks like a sector but for its straight upper edge."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    image = np.where(np.hypot(x - 320, y + 150) < 540, speckle(), 0)
+    image[:, :4] = image[:, -4:] = 0
+    frame = find_frame(image.astype(np.uint8), "auto")
+    assert not frame.polygon
+
+
 def test_a_rectangle_is_cut_out_of_a_whole_screen():
     rng = np.random.default_rng(0)
     image = np.zeros((HEIGHT, WIDTH), np.uint8)
