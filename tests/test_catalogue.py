@@ -1,0 +1,65 @@
+"""The catalogue as a whole: complete, without contradictions, and printed in docs/datasets.md as it is."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from data_preprocessing.catalogue import CATALOGUE, INCLUDES, MISSION_CLASSES, plain_name
+from data_preprocessing.catalogue.__main__ import classes_of, page
+
+ROOT = Path(__file__).resolve().parent.parent
+# The rows of the mission's table, by the names that its readers know.
+ROWS = """
+105US AbdomenUS ACOUSLIC ASUS AUL brachial_plexus BrEaST BUID BUS_UC BUS_UCML BUS-BRA BUS BUSI CAMUS CardiacUDC
+CCAUI DDTI EchoCP EchoNet-Dynamic EchoNet-Pediatric FALLMUD FASS Fast-U-Net FH-PS-AOP GIST514-DB HC kidneyUS
+LUSS_phantom MicroSeg MMOTU-2D MMOTU-3D MUP regPro S1 Segthy STMUS_NDA STU-Hospital TG3K Cineclip TN3K TNSCUI UPBD
+US_nerve_Segmentation
+""".split()
+
+
+def test_every_row_of_the_table_has_an_entry():
+    known = {plain_name(name) for entry in CATALOGUE for name in (entry.name, *entry.aliases)}
+    assert len(ROWS) == 43
+    assert not [row for row in ROWS if plain_name(row) not in known]
+
+
+@pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.name)
+def test_an_entry_is_complete(entry):
+    assert entry.organ and entry.home and entry.unpack and entry.labels and entry.groups
+    assert entry.shape in ("fan", "rectangle", "both")
+    assert entry.access in ("open", "register", "hard to reach")
+    assert entry.layouts or entry.same_as in {other.name for other in CATALOGUE}
+    for layout in entry.layouts:
+        re.compile(layout.pattern)
+        assert layout.take in ("still", "first", "even", "listed", "labelled")
+        assert (layout.labels is not None) == (layout.take == "labelled")
+        assert set(layout.splits.values()) <= {"train", "val", "test"}
+        assert not layout.include or layout.include in entry.left_out
+    for name in classes_of(entry):
+        assert re.fullmatch(r"[A-Z][A-Za-z0-9]*(-[A-Z][A-Za-z0-9]*)*", name), name
+
+
+def test_names_of_folders_lead_to_one_entry():
+    """Two sets of one archive may share the archive's name; else a name would be ambiguous."""
+    archives = {plain_name("Thyroid Dataset"), plain_name("MMOTU")}
+    names = [
+        name
+        for entry in CATALOGUE
+        for name in {plain_name(known) for known in (entry.name, *entry.aliases)} - archives
+    ]
+    assert not {name for name in names if names.count(name) > 1}
+
+
+def test_the_mission_has_six_organs_and_twelve_classes():
+    assert len(MISSION_CLASSES) == 12
+    assert {name.split("-")[0] for name in MISSION_CLASSES} == {
+        *("Breast", "Fetal", "Heart", "Kidney", "Liver", "Thyroid")
+    }
+    assert set(MISSION_CLASSES) <= {name for entry in CATALOGUE for name in classes_of(entry)}
+
+
+def test_the_page_is_the_catalogue():
+    """Made again by `python -m data_preprocessing.catalogue > docs/datasets.md`."""
+    assert (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8") == page()
+    assert all(f"`--include {word}`" in page() for word in INCLUDES)
