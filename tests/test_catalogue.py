@@ -17,7 +17,7 @@ ROWS = (
     *("FASS", "Fast-U-Net", "FH-PS-AOP", "GIST514-DB", "HC", "kidneyUS", "LUSS_phantom"),
     *("MicroSeg", "MMOTU-2D", "MMOTU-3D", "MUP", "regPro", "S1", "Segthy"),
     *("STMUS_NDA", "STU-Hospital", "TG3K", "Cineclip", "TN3K", "TNSCUI", "UPBD"),
-    *("US_nerve_Segmentation"),
+    "US_nerve_Segmentation",
 )
 
 
