@@ -172,6 +172,8 @@ def check(s: Settings, train: tokens.TokenMaps, val: tokens.TokenMaps) -> None:
     for name in ("class_drop", "drop_rate", "drop_path_rate", "label_smoothing", "class_balance", "top_p"):
         if not 0 <= getattr(s, name) <= 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted 0 to 1")
+    if not isinstance(train.made_by.get("image_size"), int):
+        raise InputError(f"{train.file}: its made_by record has no image_size: tokenise again")
     if train.classes != val.classes:
         raise InputError(
             f"{val.file.parent / 'classes.json'} lists {', '.join(val.classes)}, the training split lists "
@@ -319,7 +321,7 @@ def main(s: Settings) -> None:
         "arguments": arguments,
         "classes": list(train.classes),
         "vqvae_sha256": vqvae.sha256,
-        "image_size": int(train.made_by["image_size"]),
+        "image_size": train.made_by["image_size"],
     }
     last_path, best_path = s.out_dir / "ar-ckpt-last.pth", s.out_dir / "ar-ckpt-best.pth"
     last, note = read_last(last_path)
