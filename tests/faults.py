@@ -75,7 +75,7 @@ def start(
 def run(script: str, settings: Any, printed: Path, before: Callable | None = None) -> tuple[int, str]:
     """Exit code and all that a script prints."""
     process = start(script, settings, printed, before)
-    process.join(120)
+    process.join(400)
     assert process.exitcode is not None, printed.read_text()
     return process.exitcode, printed.read_text()
 
@@ -97,8 +97,14 @@ def run_two(script: str, settings: Any, printed: Path, before: Callable | None =
         for rank in range(2)
     ]
     for process in both:
-        process.join(180)
+        process.join(400)
     return [process.exitcode for process in both]
+
+
+def error_line(printed: str) -> str:
+    """The one line that begins with error:, among progress bars."""
+    (line,) = (line for line in printed.replace("\r", "\n").splitlines() if line.startswith("error: "))
+    return line
 
 
 def wait_for(happened: Callable[[], bool], limit_s: float = 60) -> None:

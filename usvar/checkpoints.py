@@ -15,7 +15,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -314,10 +314,10 @@ def load_vqvae(
     if "encoder.conv_in.weight" not in state:
         raise InputError(f"{path} holds no VQ-VAE: give the best.pth of train_vqvae.py or a published one")
     if config is None:
-        config = {"arguments": _vqvae_arguments(path, state, patch_nums)}
+        config = {"arguments": _shapes_tell(path, _vqvae_arguments, state, patch_nums)}
     else:
         sides = _checked_config(path, config, "v_patch_nums")
-        derived = _vqvae_arguments(path, state, sides)
+        derived = _shapes_tell(path, _vqvae_arguments, state, sides)
         del derived["quant_resi"]  # a share between 0 and 1 that no shape tells
         _refuse_other_arguments(path, config["arguments"], derived)
     arguments = {**config["arguments"], "v_patch_nums": tuple(config["arguments"]["v_patch_nums"])}
@@ -342,7 +342,7 @@ def load_var(path: Path, vqvae: Loaded, device: torch.device | str = "cpu") -> L
     if "pos_start" not in state:
         raise InputError(f"{path} holds no VAR: give the ar-ckpt-best.pth of train_var.py or a published one")
     if config is None:
-        config = {"arguments": _var_arguments(path, state, vqvae)}
+        config = {"arguments": _shapes_tell(path, _var_arguments, state, vqvae)}
     else:
         _checked_config(path, config, "patch_nums")
         made_with = str(config.get("vqvae_sha256"))
@@ -351,7 +351,7 @@ def load_var(path: Path, vqvae: Loaded, device: torch.device | str = "cpu") -> L
                 f"{path} was trained on tokens of a VQ-VAE with SHA-256 {made_with[:12]}, the one given has "
                 f"{vqvae.sha256[:12]}: give the VQ-VAE that made its tokens"
             )
-        derived = _var_arguments(path, state, vqvae)
+        derived = _shapes_tell(path, _var_arguments, state, vqvae)
         del derived["num_heads"]  # without l2-norm, no shape tells it
         _refuse_other_arguments(path, config["arguments"], derived)
     arguments = {**config["arguments"], "patch_nums": tuple(config["arguments"]["patch_nums"])}
@@ -410,6 +410,16 @@ def _checked_config(path: Path, config: dict[str, Any], sides_key: str) -> tuple
     if "classes" in config:
         refuse_class_names(path, config["classes"])
     return tuple(sides)
+
+
+def _shapes_tell(path: Path, derive: Callable[..., dict[str, Any]], *state: Any) -> dict[str, Any]:
+    """Arguments from the shapes of tensors, some of which others may have left out or cut."""
+    try:
+        return derive(path, *state)
+    except (KeyError, IndexError, AttributeError, TypeError, ZeroDivisionError) as error:
+        raise InputError(
+            f"{path} lacks a tensor or has a strange one ({error}): copy or train it again"
+        ) from error
 
 
 def _refuse_other_arguments(path: Path, arguments: dict[str, Any], derived: dict[str, Any]) -> None:
