@@ -6,6 +6,7 @@ The processes come from a fork server that has imported torch once, so that a st
 import importlib
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import sys
@@ -102,8 +103,8 @@ def run_two(script: str, settings: Any, printed: Path, before: Callable | None =
 
 
 def error_line(printed: str) -> str:
-    """The one line that begins with error:, among progress bars."""
-    (line,) = (line for line in printed.replace("\r", "\n").splitlines() if line.startswith("error: "))
+    """The one line of an error, which may stand behind a progress bar."""
+    (line,) = re.findall("error: .*", printed)
     return line
 
 

@@ -263,13 +263,13 @@ def optimiser_step(
     Returns:
         The norm before clipping, and whether the step was made.
     """
-    for group in optimiser.param_groups:
-        group["lr"] = rate
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
     is_finite = bool((norm if loss is None else norm + loss.detach()).isfinite())
     if world is not None:
         is_finite = not world.any(not is_finite)
     if is_finite:
+        for group in optimiser.param_groups:
+            group["lr"] = rate
         optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return norm, is_finite
