@@ -352,10 +352,10 @@ def main(s: Settings) -> None:
         if best < float("inf") and not is_whole(best_path):
             note += f" {best_path} is missing or damaged: the next validation writes it anew"
             best = float("inf")
-        if run:
-            run.forget_after(start)
-            if note:
-                run.note(start, note.strip())
+    if run:
+        run.forget_after(start)
+        if note:
+            run.note(start, note.strip())
     if start >= s.steps:
         if not is_whole(best_path):
             raise InputError(

@@ -436,16 +436,16 @@ def main(s: Settings) -> None:
         if best < float("inf") and not is_whole(best_path):
             note += f" {best_path} is missing or damaged: the next validation writes it anew"
             best = float("inf")
-        if run:
-            run.forget_after(start)
-            if note:
-                run.note(start, note.strip())
     elif s.codebook_start_images:
         model.eval()
         batches = range(-(-s.codebook_start_images // s.batch_size))
         features_BChw = torch.cat([encode(model, to_device(*load(i)), world) for i in batches])
         start_codebook(model, features_BChw, s.seed)
         averaged.load_state_dict(model.state_dict())
+    if run:
+        run.forget_after(start)
+        if note:
+            run.note(start, note.strip())
     if start >= s.steps:
         if not is_whole(best_path):
             raise InputError(

@@ -77,6 +77,15 @@ def test_the_number_of_reading_threads_and_a_cache_that_is_there_change_nothing(
         assert_same_run("train_vqvae", tmp_path / "one", tmp_path / name)
 
 
+@pytest.mark.parametrize("script", TRAINERS)
+def test_log_lines_of_a_run_that_died_before_its_first_checkpoint_are_forgotten(script, tiny, tmp_path):
+    """They were once kept beside those of the new start."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "log.jsonl").write_text('{"step": 1, "rate": 1.0}\n{"step": 2, "ra')
+    MAINS[script](settings_of(script, tiny, tmp_path / "out", steps=2, log_every=1))
+    assert [row["step"] for row in log_without_timings(tmp_path / "out") if "rate" in row] == [1, 2]
+
+
 # Point 5: signals from outside, at any moment of a step.
 @pytest.mark.parametrize(
     ("script", "number", "code"),
@@ -227,7 +236,7 @@ def test_a_step_that_is_not_finite_stops_the_run_before_it_is_made(script, what,
     with pytest.raises(RunError, match="step 3 was not made"):
         MAINS[script](chosen)
     assert (out / LAST[script]).read_bytes() == before
-    assert sum("note" in row for row in log_without_timings(out)) == 2
+    assert [row["step"] for row in log_without_timings(out) if "note" in row] == [3]
 
 
 @pytest.mark.parametrize("script", TRAINERS)
