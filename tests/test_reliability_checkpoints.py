@@ -48,14 +48,22 @@ def no_figures():
         yield
 
 
+class Runs(dict):
+    """Folders of finished runs, saved every second step: each trainer's is made when it is first asked for."""
+
+    def __init__(self, tiny: dict[str, Path], root: Path) -> None:
+        super().__init__()
+        self.tiny, self.root = tiny, root
+
+    def __missing__(self, script: str) -> Path:
+        self[script] = self.root / script
+        MAINS[script](settings_of(script, self.tiny, self[script], steps=STEPS[script], save_every=2))
+        return self[script]
+
+
 @pytest.fixture(scope="module")
 def straight(tiny, tmp_path_factory) -> dict[str, Path]:
-    """A finished run of each trainer, saved every second step."""
-    outs = {}
-    for script in TRAINERS:
-        outs[script] = tmp_path_factory.mktemp(script) / "out"
-        MAINS[script](settings_of(script, tiny, outs[script], steps=STEPS[script], save_every=2))
-    return outs
+    return Runs(tiny, tmp_path_factory.mktemp("straight"))
 
 
 def damage(path: Path, how: str) -> None:
