@@ -49,7 +49,7 @@ def no_figures():
 
 
 class Runs(dict):
-    """Folders of finished runs, saved every second step: each trainer's is made when it is first asked for."""
+    """Folders of finished runs, saved every second step, each made when it is first asked for."""
 
     def __init__(self, tiny: dict[str, Path], root: Path) -> None:
         super().__init__()
