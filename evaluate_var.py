@@ -399,42 +399,50 @@ def find_copies(
     train: ImageSet,
     train_paths: tuple[str, ...],
     test: ImageSet,
+    rebuilt_test: ImageSet,
     generated: ImageSet,
     left_out: list[dict[str, str]],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Nearest training image of each generated one in features, pixels and tokens.
+    """Nearest training image of each generated one in pixels, features and tokens.
+
+    A picture decoded from tokens is softer than any real one, so even a perfect copy of a token map lies far
+    from the training image. Searches named "rebuilt" therefore compare like with like: with training images
+    that went through the VQ-VAE, the threshold from test images that did so too.
 
     Returns:
         Numbers for the file, and distances and rows for the figures.
     """
+
+    def rebuilt(found: ImageSet) -> ImageSet:
+        return ImageSet(judging.rebuild(models.vae, found.grey_NHW, s.batch_size), found.label_N)
+
     source_N = np.sort(np.random.default_rng(s.seed).permutation(len(train))[:PLANTED])
     planted = train.take(source_N)
     draws = draw_parameters(len(planted), torch.Generator().manual_seed(s.seed))
     altered = images.to_uint8(augment(images.to_model_range(planted.grey_NHW)[:, :1], draws))
-    plants = {
-        "as they are": planted,
-        "rebuilt by the VQ-VAE": ImageSet(
-            judging.rebuild(models.vae, planted.grey_NHW, s.batch_size), planted.label_N
-        ),
-        "augmented as in training": ImageSet(altered, planted.label_N),
-    }
+    plants = {"as they are": planted, "augmented": ImageSet(altered, planted.label_N)}
+    plants |= {"rebuilt": rebuilt(planted), "augmented, then rebuilt": rebuilt(plants["augmented"])}
     for found in plants.values():
         judges.describe(found)
 
-    pixel_search = copies.PixelSearch(train.grey_NHW)
-    searches: dict[str, Search] = {"pixels": lambda found: pixel_search(found.grey_NHW)}
-    mirrored_NHW = copies.mirrored(train.grey_NHW)
-    for name, extractor in judges.extractors.items():
-        searches[name] = in_features(name, train.features[name], features(extractor, mirrored_NHW))
-    searches["tokens"] = in_tokens(s, models, train_paths)
+    # Name -> the search, and the real images whose distances give the threshold.
+    searches: dict[str, tuple[Search, ImageSet]] = {}
+    for suffix, reference, unseen in (("", train, test), (", rebuilt", rebuilt(train), rebuilt_test)):
+        judges.describe(reference)
+        searches[f"pixels{suffix}"] = in_pixels(reference.grey_NHW), unseen
+        mirrored_NHW = copies.mirrored(reference.grey_NHW)
+        for name, extractor in judges.extractors.items():
+            mirrored_MD = features(extractor, mirrored_NHW)
+            searches[f"{name}{suffix}"] = in_features(name, reference.features[name], mirrored_MD), unseen
+    searches["tokens"] = in_tokens(s, models, train_paths), test
 
     numbers, drawn = {}, {}
-    for space, search in searches.items():
-        found, test_N = search(generated), search(test)[0]
+    for space, (search, unseen) in searches.items():
+        found, test_N = search(generated), search(unseen)[0]
         of_plants = {kind: search(plant) for kind, plant in plants.items()}
         numbers[space] = copies.copy_numbers(found, test_N, len(train), of_plants, source_N)
-        if space in judges.extractors:
-            numbers[space]["extractor"] = judges.stamp(space)
+        extractor = space.removesuffix(", rebuilt")
+        numbers[space]["by"] = judges.stamp(extractor) if extractor in judges.extractors else space
         drawn[space] = {"generated": found[0], "row": found[1], "test": test_N}
         drawn[space]["threshold"] = numbers[space].get("threshold_5_percent_of_test")
         if drawn[space]["threshold"] is None:
@@ -444,6 +452,12 @@ def find_copies(
                 f"{len(test)} test images, wanted {copies.LEAST_FOR_QUANTILE} for a 5% quantile",
             )
     return numbers, drawn
+
+
+def in_pixels(reference_MHW: np.ndarray) -> Search:
+    """Search by grey levels, masked and registered."""
+    search = copies.PixelSearch(reference_MHW)
+    return lambda found: search(found.grey_NHW)
 
 
 def in_features(name: str, train_MD: np.ndarray, mirrored_MD: np.ndarray) -> Search:
@@ -642,7 +656,9 @@ def main(s: Settings) -> None:
         for name, found in {"real_test": test, **sets}.items()
         if name in ("real_test", "generated", "position_prior")
     }
-    copied, drawn = find_copies(s, judges, models, train, train_files.paths, test, generated, left_out)
+    copied, drawn = find_copies(
+        s, judges, models, train, train_files.paths, test, sets["reconstructed_test"], generated, left_out
+    )
     within = variety(s, {"real_test": test, **sets}, classes, left_out)
     looks, curves = optics(sets, train, test)
     bits = likelihood(s, models)

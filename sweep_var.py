@@ -260,8 +260,8 @@ def main(s: Settings) -> None:
     left = [models.classes[i] for i in lacking]
     why = (
         f"Of {len(rows)} points with {s.images_per_class} images a class, one setting after the other: the "
-        f"highest {judging.SUPERVISED}-recall among those within one spread of the lowest {judging.SUPERVISED}-KD to "
-        f"{len(val)} validation images"
+        f"highest {judging.SUPERVISED}-recall among those within one spread of the lowest "
+        f"{judging.SUPERVISED}-KD to {len(val)} validation images"
         + (f" (without {', '.join(left)}: under 4 validation images)." if left else ".")
     )
     chosen = {name: getattr(drawing, name) for name in judging.DRAWING}

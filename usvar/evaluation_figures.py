@@ -52,8 +52,9 @@ def draw_all(
     draw_confusions(folder / "confusion.png", result["class_fidelity"], classes)
     draw_copies(folder / "copies.png", copies, stamps)
     for space, found in copies.items():
-        path = folder / f"nearest_{space}.png"
-        draw_nearest_pairs(path, found, sets["generated"], sets["real_train"], stamps.get(space, space))
+        path = folder / f"nearest_{space.replace(', ', '_')}.png"
+        by = result["copies"][space]["by"] + (" (rebuilt)" if "rebuilt" in space else "")
+        draw_nearest_pairs(path, found, sets["generated"], sets["real_train"], by)
     draw_variety(folder / "variety.png", result["variety"], classes, stamps)
     draw_physics(folder / "physics.png", curves)
     draw_bits(folder / "bits_per_token.png", result["bits_per_token"], result["patch_nums"])
@@ -191,8 +192,9 @@ def draw_copies(path: Path, drawn: dict[str, Any], stamps: dict[str, str]) -> No
             axis.hist(values, bins, weights=weights, alpha=0.55, color=colour, label=label)
         if found["threshold"] is not None:
             axis.axvline(found["threshold"], color="black", linestyle=":", label="5% quantile of test")
-        unit = units.get(space, f"distance in features ({stamps.get(space)})")
-        title = f"Nearest training image in {space if space in units else 'features'}"
+        name, _, domain = space.partition(", ")
+        unit = units.get(name, f"distance in features ({stamps.get(name)})")
+        title = f"Nearest {domain} training image in {name}".replace("  ", " ")
         axis.set(title=title, xlabel=unit, ylabel="share of images")
         axis.legend(fontsize=7)
     plots.save(figure, path)
@@ -239,7 +241,7 @@ def draw_best_and_worst(
             names.append(f"{name}\n{start + 1} to {start + len(part)}")
             cells.append(
                 [
-                    f"{classes[generated.label_N[row]][:14]} {value:.2f}"
+                    f"{classes[generated.label_N[row]][:9]} {value:.2f}"
                     for row, value in zip(part, realism[start : start + ROW], strict=True)
                 ]
             )
@@ -354,6 +356,8 @@ def draw_sweep(path: Path, sweep: dict[str, Any]) -> None:
             for place, row in enumerate(row for row in found if row["mode"] == found[0]["mode"]):
                 if row["chosen"]:
                     panel.axvline(place, color="black", linestyle=":", linewidth=1)
+            if not key.endswith("KD"):
+                panel.set_ylim(-0.02, 1.02)
             if column == 0:
                 panel.set_ylabel(title, fontsize=8)
         axes[0, column].set_title(name.replace("_", " "), fontsize=9)

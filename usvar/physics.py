@@ -19,8 +19,9 @@ from usvar.metrics import ssim
 CHUNK = 64
 # Grey level that belongs to the scan area; a decoder leaves faint noise where real pictures are black.
 LEAST_GREY = 6.0
-# Side that the outline is found at, and the bins of depth.
-OUTLINE_SIDE, DEPTH_BINS = 64, 32
+# Grey level of an outline, higher than that: the glow around a soft fan is no frayed edge. Side that outlines
+# are found at, and the bins of depth.
+OUTLINE_GREY, OUTLINE_SIDE, DEPTH_BINS = 16.0, 64, 32
 # Largest lag of the speckle's autocorrelation, and the window that its mean and contrast are taken off in.
 LAGS, SPECKLE_WINDOW = 8, 9
 # Real training pictures outside the limits of a well-formed frame, on each side of each quantity; and the
@@ -134,7 +135,7 @@ def scan_areas(grey_NHW: np.ndarray) -> np.ndarray:
         small_Bhw = F.adaptive_avg_pool2d(x_B1HW, side)[:, 0].numpy()
         for row, small_hw in enumerate(small_Bhw, start):
             # Padded, so that closing does not eat at the picture's border.
-            bright_hw = np.pad(small_hw > LEAST_GREY, 3, mode="edge")
+            bright_hw = np.pad(small_hw > OUTLINE_GREY, 3, mode="edge")
             closed_hw = ndimage.binary_closing(bright_hw, disc)[3:-3, 3:-3]
             area_Nhw[row] = ndimage.binary_fill_holes(closed_hw)
     return area_Nhw
