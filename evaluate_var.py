@@ -39,6 +39,7 @@ from usvar import (
     tokens,
 )
 from usvar.augment import augment, draw_parameters
+from usvar.chosen import DRAWING, read_sweep, with_chosen
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet
 from usvar.extractor import SmallNet, features, probabilities
@@ -603,7 +604,8 @@ def main(s: Settings) -> None:
     device = distributed.start(s.device).device
     models = judging.load_models(s.data_root, s.var, s.vqvae, s.tokens_dir, images.SPLITS, device)
     classes = models.classes
-    s = judging.with_chosen(s, s.settings_from, models.var_sha256)
+    s = with_chosen(s, s.settings_from, models.var_sha256)
+    sweep = read_sweep(s.settings_from)
     generated = read_generated(s, s.generated, models) if s.generated else None
     cache = s.out_dir / "cache"
     (train, train_files), (val, _), (test, _) = (
@@ -668,8 +670,8 @@ def main(s: Settings) -> None:
         "classes": list(classes),
         "patch_nums": list(models.var.patch_nums),
         "judges": judges.config | {"stamps": stamps},
-        "drawing": None if s.generated else {name: getattr(s, name) for name in judging.DRAWING},
-        "sweep": judging.read_sweep(s.settings_from),
+        "drawing": None if s.generated else {name: getattr(s, name) for name in DRAWING},
+        "sweep": sweep,
         "counts": {
             name: {c: int((found.label_N == i).sum()) for i, c in enumerate(classes)}
             for name, found in counted.items()

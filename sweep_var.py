@@ -33,6 +33,7 @@ from usvar import (
     tokens,
     training,
 )
+from usvar.chosen import DRAWING
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet
 from usvar.files import write_json
@@ -121,9 +122,9 @@ def check(s: Settings, boundaries: list[int]) -> None:
             raise InputError(
                 f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted {least} or more"
             )
-    for name in judging.DRAWING:
+    for name in DRAWING:
         for value in getattr(s, name):
-            tokens.check_drawing(**{k: getattr(START, k) for k in judging.DRAWING} | {name: value})
+            tokens.check_drawing(**{k: getattr(START, k) for k in DRAWING} | {name: value})
     if wrong := [K for K in s.prefix_tokens if K not in boundaries[:-1]]:
         raise InputError(
             f"--prefix-tokens {wrong[0]} was given, wanted some of {' '.join(map(str, boundaries[:-1]))}"
@@ -264,7 +265,7 @@ def main(s: Settings) -> None:
         f"{judging.SUPERVISED}-KD to {len(val)} validation images"
         + (f" (without {', '.join(left)}: under 4 validation images)." if left else ".")
     )
-    chosen = {name: getattr(drawing, name) for name in judging.DRAWING}
+    chosen = {name: getattr(drawing, name) for name in DRAWING}
     sweep = {"why": why, "stamps": stamps, "rows": rows}
     evaluation_figures.draw_sweep(s.out_dir / "sweep.png", sweep)
     write_json(

@@ -27,9 +27,7 @@ USE = {
     "real_and_generated": "all real and all generated",
     "position_prior": "tokens by frequency alone",
 }
-# The planted copies that a search must find to be trusted: what a model that learned a view by heart draws.
-HARDEST_PLANT = "augmented, then rebuilt"
-PLANTS = ("as they are", "augmented", "rebuilt", HARDEST_PLANT)
+PLANTS = ("as they are", "augmented", "rebuilt", "augmented, then rebuilt")
 CAUTIONS = (
     "Research only: nothing here is fit for diagnosis or for any decision about a patient.",
     "No guarantee of privacy: few near copies do not show that no training image can be recovered.",
@@ -197,20 +195,18 @@ def reading(result: dict[str, Any]) -> list[str]:
     trusted, blind = [], []
     for space, entry in result["copies"].items():
         if "share_below" in entry:
-            share = entry["planted_copies_detected"][HARDEST_PLANT]["share_below_threshold"]
-            (trusted if share >= 0.5 else blind).append(f"{space} {entry['share_below']:.1%} ({share:.0%})")
+            # What a model that learned a picture by heart draws: its tokens, or that picture decoded.
+            plant = "as they are" if space == "tokens" else "rebuilt"
+            found = entry["planted_copies_detected"][plant]["share_below_threshold"]
+            words_of = f"{space} {entry['share_below']:.1%} ({found:.0%})"
+            (trusted if found >= 0.5 else blind).append(words_of)
     if trusted or blind:
         words.append(
             "Copies. Share of the generated images that lie nearer to a training image than 95% of the real "
-            f"test images do (5% is what new images would give), and in brackets the share of "
-            f"planted copies, "
-            f"{HARDEST_PLANT}, that the same search finds: "
+            "test images do (5% is what new images would give), and in brackets the share of planted copies, "
+            "decoded as samples are, that the same search finds: "
             + (", ".join(trusted) if trusted else "no search finds half of them")
-            + (
-                f". Not to be trusted here, for they find fewer than half: {', '.join(blind)}."
-                if blind
-                else "."
-            )
+            + (f". Not to be trusted here, finding fewer than half: {', '.join(blind)}." if blind else ".")
         )
     looks = result["physics"]
     words.append(
