@@ -24,9 +24,10 @@ LEAST_GREY = 6.0
 OUTLINE_GREY, OUTLINE_SIDE, DEPTH_BINS = 16.0, 64, 32
 # Largest lag of the speckle's autocorrelation, and the window that its mean and contrast are taken off in.
 LAGS, SPECKLE_WINDOW = 8, 9
-# Real training pictures outside the limits of a well-formed frame, on each side of each quantity; and the
-# number of pictures a class needs for limits of its own.
-OUTSIDE_LIMITS, LEAST_FOR_LIMITS = 0.01, 20
+# Real training pictures outside the limits of a well-formed frame, on each side of each quantity; how much
+# looser the limits are drawn, as a share, since an edge softened by half a pixel of the outline is no broken
+# frame; and the number of pictures a class needs for limits of its own.
+OUTSIDE_LIMITS, SLACK, LEAST_FOR_LIMITS = 0.01, 0.05, 20
 
 
 def draw_pairs(count: int, most: int, rng: np.random.Generator) -> np.ndarray:
@@ -172,7 +173,7 @@ class FrameLimits:
         def limits(values_N3: np.ndarray) -> np.ndarray:
             low_3, high_3 = np.quantile(values_N3, (OUTSIDE_LIMITS, 1 - OUTSIDE_LIMITS), axis=0)
             high_3[:2] = 1.0
-            return np.stack([low_3, high_3])
+            return np.stack([low_3 * (1 - SLACK), high_3 * (1 + SLACK)])
 
         of_class = {
             int(k): limits(shape_N3[label_N == k])
@@ -184,8 +185,7 @@ class FrameLimits:
     def well_formed(self, shape_N3: np.ndarray, label_N: np.ndarray) -> np.ndarray:
         """Whether each frame lies within the limits of its class, (N,) bool."""
         limit_N23 = np.array([self.of_class.get(int(k), self.pooled) for k in label_N]).reshape(-1, 2, 3)
-        slack = 1e-6  # quantiles of equal values differ from them by rounding
-        return ((shape_N3 >= limit_N23[:, 0] - slack) & (shape_N3 <= limit_N23[:, 1] + slack)).all(1)
+        return ((shape_N3 >= limit_N23[:, 0]) & (shape_N3 <= limit_N23[:, 1])).all(1)
 
 
 def depth_profile(grey_NHW: np.ndarray, area_Nhw: np.ndarray) -> np.ndarray:

@@ -1,0 +1,84 @@
+"""Planted copies are found whatever was done to them, and new pictures are not taken for copies."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from usvar import copies, images
+from usvar.augment import augment, draw_parameters
+
+
+def scenes(count: int, seed: int) -> np.ndarray:
+    """Smooth random scenes in a fan, uint8: like one another in frame, unlike in content."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:64, :64] / 64
+    inside = (np.hypot(x - 0.5, y + 0.1) < 1.0) & (np.abs(x - 0.5) < 0.5 * (y + 0.3))
+    smooth = ndimage.gaussian_filter(rng.normal(0, 1, (count, 64, 64)), (0, 5, 5))
+    grey = 110 + 45 * smooth / smooth.std() + rng.normal(0, 12, smooth.shape)
+    return (np.clip(grey, 1, 255) * inside).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def train() -> np.ndarray:
+    return scenes(60, 0)
+
+
+@pytest.fixture(scope="module")
+def search(train) -> copies.PixelSearch:
+    return copies.PixelSearch(train)
+
+
+def test_copies_turned_mirrored_brighter_and_moved_are_found_in_pixels(train, search, monkeypatch):
+    monkeypatch.setattr(copies, "ROWS", 7)  # several blocks
+    threshold = np.quantile(search(scenes(60, 1))[0], 0.05)
+    draws = draw_parameters(30, torch.Generator().manual_seed(0))
+    altered = images.to_uint8(augment(images.to_model_range(train[:30])[:, :1], draws))
+    moved = np.roll(train[:30], (3, -3), (1, 2))
+    dark = (train[:30] * 0.5).astype(np.uint8)
+    for planted in (train[:30], copies.mirrored(train[:30]), altered, moved, dark):
+        distance, row = search(planted)
+        assert (row == np.arange(30)).all()
+        assert (distance < threshold).all()
+
+
+def test_the_mask_keeps_the_black_surroundings_from_counting_as_likeness(search):
+    """Unmasked, two unlike pictures in one frame would correlate by the frame."""
+    assert np.median(search(scenes(60, 1))[0]) > 0.6
+    assert (search(np.zeros((3, 64, 64), np.uint8))[0] > 0.9).all()
+
+
+def test_nearest_in_features_knows_mirror_images():
+    rng = np.random.default_rng(0)
+    train, mirrored = rng.normal(0, 1, (20, 8)), rng.normal(0, 1, (20, 8))
+    query = np.concatenate([train[[3, 7]], mirrored[[5, 19]]]) + 1e-3
+    distance, row = copies.nearest_in_features(query, train, mirrored)
+    assert row.tolist() == [3, 7, 5, 19]
+    assert (distance < 0.01).all()
+
+
+def test_token_distance_weighs_scales_alike():
+    spans = [(0, 1), (1, 5)]
+    train = np.array([[1, 2, 3, 4, 5], [9, 2, 3, 4, 5]], np.uint16)
+    query = np.array([[1, 2, 3, 4, 5], [1, 9, 9, 3, 5], [9, 2, 3, 4, 4]])
+    distance, row = copies.nearest_in_tokens(query, train, spans)
+    assert row.tolist() == [0, 0, 1]
+    assert distance.tolist() == [0.0, (0 + 3 / 4) / 2, (0 + 1 / 4) / 2]
+
+
+def test_shares_and_detection_are_counted():
+    generated = np.array([0.1, 0.2, 5.0, 6.0]), np.array([0, 0, 1, 2])
+    test = np.linspace(1, 10, 100)
+    planted = {"all": (np.zeros(4), np.array([7, 8, 9, 0])), "none": (np.full(4, 9.0), np.zeros(4, int))}
+    found = copies.copy_numbers(generated, test, 10, planted, np.array([7, 8, 9, 1]))
+    assert found["generated_below"] == 2 and found["share_below"] == 0.5
+    assert found["test_below"] == 5
+    assert found["share_of_train_that_is_nearest"] == 0.3
+    detected = found["planted_copies_detected"]
+    assert detected["all"] == {
+        "planted": 4,
+        "share_below_threshold": 1.0,
+        "share_whose_source_is_nearest": 0.75,
+    }
+    assert detected["none"]["share_below_threshold"] == 0.0
+    assert "share_below" not in copies.copy_numbers(generated, test[:5], 10, planted, np.zeros(4))
