@@ -123,6 +123,10 @@ def check(s: Settings, boundaries: list[int]) -> None:
                 f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted {least} or more"
             )
     for name in DRAWING:
+        if not getattr(s, name):
+            raise InputError(
+                f"--{name.replace('_', '-')} was given without a value: give one, or leave it out"
+            )
         for value in getattr(s, name):
             tokens.check_drawing(**{k: getattr(START, k) for k in DRAWING} | {name: value})
     if wrong := [K for K in s.prefix_tokens if K not in boundaries[:-1]]:

@@ -15,7 +15,12 @@ class Settings:
     cfg: float = 1.5
     top_k: int = 0
     top_p: float = 0.95
-    temperature: float | tuple[float, ...] = 1.0
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class PerScale(Settings):
+    temperature: tuple[float, ...] = (1.0,)
 
 
 def write(path: Path, **changes) -> Path:
@@ -28,7 +33,7 @@ def write(path: Path, **changes) -> Path:
 def test_the_four_settings_are_taken_over(tmp_path):
     path = write(tmp_path / "chosen.json")
     assert with_chosen(Settings(), path, "a" * 64) == Settings(3.0, 50, 0.9, 1.1)
-    assert with_chosen(Settings(temperature=(1.0,)), path, "a" * 64).temperature == (1.1,)
+    assert with_chosen(PerScale(), path, "a" * 64).temperature == (1.1,)
     assert with_chosen(Settings(cfg=2.0), None, "a" * 64) == Settings(cfg=2.0)
     assert read_sweep(path) == {"why": "w", "rows": [], "stamps": {}}
     assert read_sweep(None) is None
