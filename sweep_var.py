@@ -124,9 +124,7 @@ def check(s: Settings, boundaries: list[int]) -> None:
             )
     for name in DRAWING:
         if not getattr(s, name):
-            raise InputError(
-                f"--{name.replace('_', '-')} was given without a value: give one, or leave it out"
-            )
+            raise InputError(f"--{name.replace('_', '-')} was given without a value: give one or more")
         for value in getattr(s, name):
             tokens.check_drawing(**{k: getattr(START, k) for k in DRAWING} | {name: value})
     if wrong := [K for K in s.prefix_tokens if K not in boundaries[:-1]]:

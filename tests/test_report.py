@@ -1,7 +1,7 @@
 """The page in a real browser: it fits a phone and a laptop, in light and dark, and everything on it shows.
 
-Chromium is asked for what it laid out: the page is put into frames of two widths, and a script beside them (the
-page itself has none) writes what it finds into the document, which --dump-dom then prints.
+Chromium is asked for what it laid out: the page is put into frames of two widths, and a script beside them
+(the page itself has none) writes what it finds into the document, which --dump-dom then prints.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The sweep on tiny models: it goes on where it stopped, chooses by its rule, and its choice is drawn with."""
+"""The sweep on tiny models: it goes on where it stopped, chooses by its rule, and its choice is used."""
 
 import dataclasses
 import json
