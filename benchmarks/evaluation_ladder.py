@@ -11,8 +11,8 @@ should move does not, or moves out of order:
 - each distance (kernel and Fréchet, both extractors) rises with each fault, and with its strength;
 - recall and coverage fall with collapse; class fidelity falls with the wrong organ;
 - real against real is at the floor: its kernel distance is 0 within three times its spread;
-- the share of near copies rises in step with the copies, in pixels and by both extractors. The distances hardly
-  see copies, which is why a low distance alone is no praise.
+- the share of near copies rises in step with the copies, in pixels and by both extractors. The distances
+  hardly see copies, which is why a low distance alone is no praise.
 
 Tests run the same ladder on simple made pictures.
 """
@@ -246,7 +246,7 @@ def expectations(extractors: list[str]) -> Iterator[tuple[str, str, int]]:
 def faults_of_the_measures(rungs: dict[str, list[dict[str, Any]]], extractors: list[str]) -> list[str]:
     """What did not go as `expectations` say, in words; none is what should be.
 
-    A step may go the wrong way by a twentieth of the whole way or half a standard error: the faults are random.
+    A step may go the wrong way by a twentieth of the whole way or half a standard error: faults are random.
     """
     wrong = []
     for fault, measure_name, sign in expectations(extractors):

@@ -8,7 +8,7 @@ starts, as they do once the networks have run. Counted: all distances of the fou
 pooled and for each class, the copy search in pixels, features (mirror images included) and tokens, variety,
 and the physics of all sets. Not counted, since they run networks: drawing, decoding, features, the accuracy
 score and the likelihood. Fails when it takes over 10 minutes or over 4 GiB.
-On a machine that does other work too, give --threads 1: CPU seconds count then, what one idle core would take.
+On a machine that does other work too, give --threads 1: CPU seconds count then, those of one idle core.
 """
 
 import resource
