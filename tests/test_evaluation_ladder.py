@@ -1,6 +1,6 @@
 """The validity ladder on simple made pictures: spoilt more, every measure that should move moves more.
 
-The full ladder, on real pictures and with a figure, is benchmarks/evaluation_ladder.py; this is the same code.
+The full ladder, on real pictures and with a figure, is benchmarks/evaluation_ladder.py: the same code.
 """
 
 import numpy as np
