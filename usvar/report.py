@@ -211,7 +211,8 @@ def reading(result: dict[str, Any]) -> list[str]:
     looks = result["physics"]
     words.append(
         f"Frames well formed: {looks['generated']['well_formed_share']:.0%} of the generated, "
-        f"{looks['real_test']['well_formed_share']:.0%} of the real test images."
+        f"{looks['real_test']['well_formed_share']:.0%} of the real test images, "
+        f"{looks['reconstructed_test']['well_formed_share']:.0%} of these rebuilt by the VQ-VAE."
     )
     return words
 
