@@ -140,7 +140,7 @@ def draw_use(path: Path, use: dict[str, Any]) -> None:
         axis.plot(entry["balanced_accuracy"], row, "D", color=plots.COLOURS[1], markersize=6)
     axis.set_yticks(range(len(USE)), [f"{title} ({use[kind]['images']})" for kind, title in USE.items()])
     axis.set_ylim(len(USE) - 0.5, -0.5)
-    axis.set_xlim(0, 1)
+    axis.set_xlim(0, 1.03)
     tested = use["real"]["test_images"]
     axis.set(
         title="Classifier trained on ..., tested on real test images",
