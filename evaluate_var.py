@@ -443,8 +443,8 @@ def find_copies(
         found, test_N = search(generated), search(unseen)[0]
         of_plants = {kind: search(plant) for kind, plant in plants.items()}
         numbers[space] = copies.copy_numbers(found, test_N, len(train), of_plants, source_N)
-        extractor = space.removesuffix(", rebuilt")
-        numbers[space]["by"] = judges.stamp(extractor) if extractor in judges.extractors else space
+        name, comma, domain = space.partition(", ")
+        numbers[space]["by"] = (judges.stamp(name) if name in judges.extractors else name) + comma + domain
         drawn[space] = {"generated": found[0], "row": found[1], "test": test_N}
         drawn[space]["threshold"] = numbers[space].get("threshold_5_percent_of_test")
         if drawn[space]["threshold"] is None:

@@ -53,7 +53,7 @@ def draw_all(
     draw_copies(folder / "copies.png", copies, stamps)
     for space, found in copies.items():
         path = folder / f"nearest_{space.replace(', ', '_')}.png"
-        by = result["copies"][space]["by"] + (" (rebuilt)" if "rebuilt" in space else "")
+        by = result["copies"][space]["by"]
         draw_nearest_pairs(path, found, sets["generated"], sets["real_train"], by)
     draw_variety(folder / "variety.png", result["variety"], classes, stamps)
     draw_physics(folder / "physics.png", curves)
