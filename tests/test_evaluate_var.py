@@ -195,7 +195,7 @@ def test_the_page_holds_all_figures_and_asks_no_network(settings, result):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path (apt-get install chromium)")
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_the_whole_page_fits_a_phone_and_a_laptop_in_a_browser(settings, result, tmp_path, dark):
-    """All figures show at both widths, nothing but tables and figures scrolls sideways, nothing is fetched."""
+    """All figures show at both widths, only tables and figures scroll sideways, and nothing is fetched."""
     found = looked_at((settings.out_dir / "report.html").resolve(), tmp_path, dark)
     assert set(found) == {"w390", "w1280"}
     for name, layout in found.items():
