@@ -11,8 +11,8 @@ import pytest
 from scipy import ndimage
 
 from benchmarks.preparation import PLANTS, plant
-from data_preprocessing.crop import cut, find_frame
 from data_preprocessing import near_copies
+from data_preprocessing.crop import cut, find_frame
 from data_preprocessing.near_copies import MIRROR_BITS, NEAR_BITS, Signature, find_copies, signature
 
 HEIGHT, WIDTH = 180, 220
