@@ -22,6 +22,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -48,6 +49,8 @@ from usvar.provenance import made_by
 
 # What was found in each raw picture, so that it is read only once.
 INDEX = ".index.jsonl"
+# Seconds between two saves of the index: a killed run loses no more than that.
+SAVE_EVERY = 60
 # A change in one of these files makes the index and all outputs stale.
 VERSIONED = ("copies.py", "crop.py", "flags.py", "readers.py", "work.py")
 SHEET_PICTURES = 24
@@ -112,10 +115,13 @@ def main(settings: Settings) -> None:
         for (_, part), seen in in_parallel("look", work.look, new, settings.workers):
             for record, one in zip(part, seen, strict=True):
                 looks[record.id] = index.looks[key(record)] = one
+            index.save_if_due(settings.out_root, records)
     except cli.Stopped as stop:
-        index.save(settings.out_root, records)
         done = f"{len(looks)} of {len(records)} pictures looked at; the same command goes on"
         raise cli.Stopped(stop.signal_number, done) from None
+    finally:
+        # Also for a run that is refused below: it goes on here when its settings are mended.
+        index.save(settings.out_root, records)
 
     # Decide everything before anything is written.
     rejected = found.rejected | {r.id: looks[r.id].reason for r in records if looks[r.id].reason}
@@ -129,7 +135,6 @@ def main(settings: Settings) -> None:
         )
     seen = len(found.rejected) + len(records)
     if len(rejected) > settings.max_rejected * seen:
-        index.save(settings.out_root, records)
         refuse(rejected, seen, settings)
     empty = found.empty_classes if settings.selection == "all" else []
     must_have = tuple(sorted(set(empty) - set(settings.exclude_classes)))
@@ -164,6 +169,7 @@ def main(settings: Settings) -> None:
             for (record, *_), (sha256, length) in zip(part, written, strict=True):
                 output = Output(files[record.id], settings.size, sha256, length)
                 outputs[record.id] = index.outputs[key(record)] = output
+            index.save_if_due(settings.out_root, records)
     finally:
         index.save(settings.out_root, records)
 
@@ -274,8 +280,12 @@ def choose_frames(records: list[Record], index: "Index", found: Found, settings:
     several = [(settings.raw_root, r, settings.frames) for r in records if r.take not in ("still", "first")]
     known = {frames_key(r, settings.frames) for _, r, _ in several} & set(index.frames)
     new = [job for job in several if frames_key(job[1], settings.frames) not in known]
-    for (_, record, wanted), numbers in in_parallel("frames", work.frames_of, new, settings.workers):
-        index.frames[frames_key(record, wanted)] = numbers
+    try:
+        for (_, record, wanted), numbers in in_parallel("frames", work.frames_of, new, settings.workers):
+            index.frames[frames_key(record, wanted)] = numbers
+    finally:
+        if new:
+            index.save(settings.out_root)
     chosen = []
     for record in records:
         if record.take in ("still", "first"):
@@ -370,6 +380,7 @@ class Index:
         self.outputs: dict[str, Output] = {}
         # By `frames_key`: numbers of the chosen frames, or why there are none.
         self.frames: dict[str, list[int] | str] = {}
+        self.saved = time.monotonic()
 
     @staticmethod
     def stamp() -> str:
@@ -396,11 +407,11 @@ class Index:
             return cls()
         return index
 
-    def save(self, out_root: Path, records: list[Record]) -> None:
-        """Write what is known of `records`, one JSON line each, if it differs from the file."""
+    def save(self, out_root: Path, records: list[Record] | None = None) -> None:
+        """Write what is known, one JSON line each, if it differs from the file; of `records` only, if given."""
         lines = [json.dumps({"stamp": self.stamp()})]
         lines += [json.dumps({"key": k, "frames": frames}) for k, frames in sorted(self.frames.items())]
-        for k in map(key, records):
+        for k in self.looks if records is None else map(key, records):
             if k in self.looks:
                 output = dataclasses.astuple(self.outputs[k]) if k in self.outputs else None
                 lines.append(json.dumps({"key": k, "look": self.looks[k].as_json(), "output": output}))
@@ -408,6 +419,12 @@ class Index:
         path = out_root / INDEX
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
+        self.saved = time.monotonic()
+
+    def save_if_due(self, out_root: Path, records: list[Record]) -> None:
+        """Save when the last time is SAVE_EVERY seconds ago."""
+        if time.monotonic() - self.saved >= SAVE_EVERY:
+            self.save(out_root, records)
 
 
 def in_parallel(

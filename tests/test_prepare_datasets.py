@@ -322,6 +322,39 @@ def test_a_run_that_is_stopped_goes_on(tmp_path):
     assert not list(tmp_path.rglob(".tmp-*"))
 
 
+@pytest.mark.parametrize("step", ["look", "write"])
+def test_a_killed_run_loses_only_what_it_did_since_the_last_save(tmp_path, monkeypatch, step):
+    """Killed, a process can do nothing more: the index on the disk at that moment is all that is left."""
+    own_pictures(tmp_path / "raw")
+    fresh = prepare(tmp_path / "raw", tmp_path / "fresh")
+    monkeypatch.setattr(prepare_datasets, "SAVE_EVERY", 0)
+    real, calls = getattr(prepare_datasets.work, step), []
+
+    def spy(raw_root, part, *rest):
+        calls.append(part)
+        if len(calls) == 31:
+            (tmp_path / "left").write_bytes((tmp_path / "out" / prepare_datasets.INDEX).read_bytes())
+            raise RuntimeError("killed")
+        return real(raw_root, part, *rest)
+
+    monkeypatch.setattr(prepare_datasets.work, step, spy)
+    with pytest.raises(RuntimeError, match="killed"):
+        prepare(tmp_path / "raw", tmp_path / "out")
+    (tmp_path / "left").replace(tmp_path / "out" / prepare_datasets.INDEX)
+    calls.clear()
+    calls += [None] * 40  # not killed again
+    assert prepare(tmp_path / "raw", tmp_path / "out") == fresh
+    assert len(calls) == 40 + 10
+
+
+def test_a_refused_run_keeps_what_it_looked_at(tmp_path, monkeypatch):
+    own_pictures(tmp_path / "raw")
+    save(tmp_path / "raw" / "mine" / "Cow" / "only.png", speckle(9999))
+    assert "Cow" in refused(tmp_path)
+    monkeypatch.setattr(prepare_datasets.work, "look", lambda *_: pytest.fail("looked at again"))
+    prepare(tmp_path / "raw", tmp_path / "out", exclude_classes=("Cow",))
+
+
 def bad_files(folder: Path) -> dict[str, str]:
     """Write one of each kind of bad file; returns the start of the expected reason by name."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -435,10 +468,10 @@ def test_selection_mapping_and_exclusion(tmp_path):
 
 
 def refused(tmp_path: Path, **settings: object) -> str:
-    """The message of an InputError; nothing may have been written."""
+    """The message of an InputError; nothing may have been written but the index of what was looked at."""
     with pytest.raises(InputError) as caught:
         prepare(tmp_path / "raw", tmp_path / "out", **settings)
-    assert not (tmp_path / "out").exists()
+    assert {p.name for p in tmp_path.glob("out/**/*")} <= {prepare_datasets.INDEX}
     return str(caught.value)
 
 
