@@ -14,8 +14,10 @@ no longer wanted are removed. Another --size writes all images anew; another --s
 writes only those that come or move.
 """
 
+import contextlib
 import csv
 import dataclasses
+import fcntl
 import hashlib
 import io
 import json
@@ -49,6 +51,8 @@ from usvar.provenance import made_by
 
 # What was found in each raw picture, so that it is read only once.
 INDEX = ".index.jsonl"
+# Held by the run that writes.
+LOCK = ".lock"
 # Seconds between two saves of the index: a killed run loses no more than that.
 SAVE_EVERY = 60
 # A change in one of these files makes the index and all outputs stale.
@@ -105,8 +109,15 @@ def main(settings: Settings) -> None:
     found = discover(settings.raw_root, settings.include)
     for note in found.notes:
         print(note)
+    chosen = select(found, settings)
+    with only_run(settings.out_root):
+        prepare(settings, found, chosen)
+
+
+def prepare(settings: Settings, found: Found, chosen: list[Record]) -> None:
+    """Look, plan, write, report: all that happens in the out root."""
     index = Index.load(settings.out_root)
-    records = choose_frames(select(found, settings), index, found, settings)
+    records = choose_frames(chosen, index, found, settings)
 
     # Look at every picture once.
     looks = {r.id: index.looks[key(r)] for r in records if key(r) in index.looks}
@@ -200,10 +211,36 @@ def check(settings: Settings) -> None:
         )
     if out.exists() and not out.is_dir():
         raise InputError(f"--out-root {settings.out_root} is a file, wanted a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / INDEX).is_file():
+    if out.is_dir() and {path.name for path in out.iterdir()} - {LOCK} and not (out / INDEX).is_file():
         raise InputError(
             f"--out-root {settings.out_root} holds files that this script did not make: give an empty folder"
         )
+
+
+@contextlib.contextmanager
+def only_run(out_root: Path) -> Iterator[None]:
+    """Hold the out root: of two runs at once, each would remove what the other writes.
+
+    Raises:
+        InputError: when another run holds it, or it cannot be written to.
+    """
+    try:
+        out_root.mkdir(parents=True, exist_ok=True)
+        lock = os.open(out_root / LOCK, os.O_CREAT | os.O_RDWR)
+    except OSError as error:
+        raise InputError(
+            f"--out-root {out_root} cannot be written to ({error.strerror}): give another folder"
+        ) from None
+    try:
+        # Not inherited by the workers, and gone with this process however it ends.
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise InputError(
+            f"another run writes to --out-root {out_root}: wait for its end, or give another folder"
+        ) from None
+    finally:
+        os.close(lock)
 
 
 def select(found: Found, settings: Settings) -> list[Record]:
@@ -408,7 +445,7 @@ class Index:
         return index
 
     def save(self, out_root: Path, records: list[Record] | None = None) -> None:
-        """Write what is known, one JSON line each, if it differs from the file; of `records` only, if given."""
+        """Write what is known (of `records`, if given), one JSON line each, if it differs from the file."""
         lines = [json.dumps({"stamp": self.stamp()})]
         lines += [json.dumps({"key": k, "frames": frames}) for k, frames in sorted(self.frames.items())]
         for k in self.looks if records is None else map(key, records):

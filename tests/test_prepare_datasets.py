@@ -471,7 +471,7 @@ def refused(tmp_path: Path, **settings: object) -> str:
     """The message of an InputError; nothing may have been written but the index of what was looked at."""
     with pytest.raises(InputError) as caught:
         prepare(tmp_path / "raw", tmp_path / "out", **settings)
-    assert {p.name for p in tmp_path.glob("out/**/*")} <= {prepare_datasets.INDEX}
+    assert {p.name for p in tmp_path.glob("out/**/*")} <= {prepare_datasets.INDEX, prepare_datasets.LOCK}
     return str(caught.value)
 
 
@@ -521,6 +521,20 @@ def test_a_folder_of_other_files_is_not_touched(tmp_path):
     assert (tmp_path / "out" / "train" / "Cat" / "precious.png").is_file()
     with pytest.raises(InputError, match="overlap"):
         prepare(tmp_path / "raw", tmp_path / "raw" / "processed")
+
+
+def test_two_runs_at_once_and_a_folder_that_cannot_be_written(tmp_path):
+    own_pictures(tmp_path / "raw", each=4)
+    command = [sys.executable, "data_preprocessing/prepare_datasets.py", "--raw-root", str(tmp_path / "raw")]
+    with prepare_datasets.only_run(tmp_path / "out"):
+        done = subprocess.run(
+            [*command, "--out-root", str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True
+        )
+    assert done.returncode == 2 and "another run writes" in done.stderr and done.stderr.count("\n") == 1
+    assert prepare(tmp_path / "raw", tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written to"):
+        prepare(tmp_path / "raw", tmp_path / "file" / "out")
 
 
 @pytest.mark.parametrize("name", ["..x", "a:b", " Cat", "a\nb"])

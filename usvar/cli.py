@@ -5,10 +5,14 @@ saving (the same command goes on from there).
 """
 
 import contextlib
+import errno
 import io
+import multiprocessing
+import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -49,6 +53,11 @@ def run(main: Callable[[S], Any], settings_class: type[S], description: str | No
     except InputError as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        print(f"error: {error}: make room, then give the same command again", file=sys.stderr)
+        raise SystemExit(2) from None
     except Stopped as stop:
         print(f"stopped: {stop}", file=sys.stderr)
         raise SystemExit(128 + stop.signal_number) from None
@@ -73,9 +82,18 @@ def stop_on_signals() -> Iterator[None]:
 
 
 def start_worker() -> None:
-    """First call in a process of a pool: leave Ctrl-C to the parent, which stops the pool."""
+    """First call in a process of a pool: leave Ctrl-C to the parent, which stops the pool.
+
+    A parent that is killed cannot stop it: then the process ends by itself, instead of waiting forever.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def parse(settings_class: type[S], description: str | None, arguments: list[str]) -> S:
