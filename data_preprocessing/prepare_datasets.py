@@ -358,8 +358,11 @@ def refuse(rejected: dict[str, str], seen: int, settings: Settings) -> NoReturn:
 
 
 def check_room(settings: Settings, images: int) -> None:
-    """Stop before the disk runs full: a PNG of grey stored as RGB takes at most about a byte a pixel."""
-    needed = images * settings.size**2
+    """Stop before the disk runs full: a PNG of grey stored as RGB takes at most about a byte a pixel.
+
+    To that come the lists, some 4 kB an image, and the contact sheets.
+    """
+    needed = images * (settings.size**2 + 4096) + (20 << 20) * (images > 0)
     home = next(
         path
         for path in (settings.out_root.absolute(), *settings.out_root.absolute().parents)
@@ -368,8 +371,8 @@ def check_room(settings: Settings, images: int) -> None:
     free = shutil.disk_usage(home).free
     if needed > free:
         raise InputError(
-            f"{images} images of {settings.size} x {settings.size} need up to {needed / 1e9:.1f} GB, "
-            f"{free / 1e9:.1f} GB are free at {settings.out_root}: make room, or lower --size or --cap"
+            f"{images} images of {settings.size} x {settings.size} need up to {needed / 1e9:.3f} GB, "
+            f"{free / 1e9:.3f} GB are free at {settings.out_root}: make room, or lower --size or --cap"
         )
     if images:
         print(f"{images} images to write, up to {needed / 1e9:.2f} GB ({free / 1e9:.0f} GB free)")

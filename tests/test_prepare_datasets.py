@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -535,6 +536,14 @@ def test_two_runs_at_once_and_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written to"):
         prepare(tmp_path / "raw", tmp_path / "file" / "out")
+
+
+def test_a_disk_without_room_is_refused_before_an_image_is_written(tmp_path, monkeypatch):
+    """40 images of 32 x 32 are small, but their lists and contact sheets need room as well."""
+    own_pictures(tmp_path / "raw")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    message = refused(tmp_path)
+    assert "40 images of 32 x 32 need up to 0.021 GB, 0.001 GB are free" in message and "make room" in message
 
 
 @pytest.mark.parametrize("name", ["..x", "a:b", " Cat", "a\nb"])
