@@ -59,7 +59,10 @@ SAVE_EVERY = 60
 VERSIONED = ("copies.py", "crop.py", "flags.py", "readers.py", "work.py")
 SHEET_PICTURES = 24
 MANIFEST = [
-    *("file", "source", "dataset", "organ", "class", "patient", "group", "split", "frame", "frame_kind"),
+    *("file", "source", "dataset", "organ", "class", "patient", "group", "split", "frame"),
+    # What brought the probe to the top, see readers.turned; box, polygon and size are those of the picture
+    # after it.
+    *("turn", "frame_kind"),
     # The polygon is empty where the whole box is image; else pixels outside it were made black.
     *("crop_left", "crop_top", "crop_right", "crop_bottom", "polygon", "source_width", "source_height"),
     # Share of near-black pixels of the source; what was detected in it, as words.
@@ -570,7 +573,8 @@ def manifest_rows(
         corners = " ".join(f"{x:g},{y:g}" for x, y in seen.frame.polygon)
         values = (
             *(output.file, record.source, record.dataset, record.organ, record.class_name, record.group),
-            *(place.group, place.split, record.number, seen.frame.kind, *seen.frame.box, corners),
+            *(place.group, place.split, record.number, record.turn, seen.frame.kind),
+            *(*seen.frame.box, corners),
             *(seen.width, seen.height, f"{seen.signature.black_share:.3f}", " ".join(seen.flags)),
             *(record.remark, output.size, output.sha256),
         )

@@ -164,13 +164,21 @@ def test_camus_nifti_lists_and_the_transposed_copy(tmp_path):
             sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / f"{patient}_{view}_ED_gt.nii.gz"))
         save(camus / "dataset_png/train/images" / f"{patient}_4CH_ED.png", speckle(number * 10 + 4).T)
         save(camus / "dataset_png/train/labels" / f"{patient}_4CH_ED_gt.png", speckle(7000 + number).T)
+    # A picture that only the copy holds: the manifest says how it was turned, and gives its size after that.
+    save(camus / "dataset_png/train/images" / "patient0001_2CH_ES.png", speckle(9000).T)
     lists = camus / "database_split"
     lists.mkdir()
     (lists / "subgroup_training.txt").write_text("patient0001\npatient0002\npatient0003\npatient0006\n")
     (lists / "subgroup_validation.txt").write_text("patient0004\n")
     (lists / "subgroup_testing.txt").write_text("patient0005\n")
     rows = prepare(tmp_path / "raw", tmp_path / "out")
-    assert len(rows) == 12 and all(row["source"].endswith(".nii.gz") for row in rows)
+    turned = [row for row in rows if not row["source"].endswith(".nii.gz")]
+    assert len(rows) == 13 and len(turned) == 1 and {row["turn"] for row in rows} == {"", "transpose"}
+    assert [turned[0][name] for name in ("turn", "source_width", "source_height")] == [
+        "transpose",
+        "96",
+        "80",
+    ]
     by_patient = {row["patient"].split("/")[-1]: row["split"] for row in rows}
     assert (by_patient["patient0004"], by_patient["patient0005"]) == ("val", "test")
     assert {by_patient[f"patient000{n}"] for n in (1, 2, 3, 6)} == {"train"}
@@ -236,10 +244,13 @@ def test_unknown_and_left_out_folders_are_said(tmp_path, capsys):
 def test_list_names_what_is_found_and_how_to_get_the_rest(tmp_path, capsys):
     own_pictures(tmp_path / "raw")
     save(tmp_path / "raw" / "HC18" / "training_set" / "001_HC.png", speckle(1))
+    save(tmp_path / "raw" / "AUL" / "pictures" / "1.jpg", speckle(2))
     prepare_datasets.main(Settings(tmp_path / "raw", tmp_path / "out", list=1))
     said = capsys.readouterr().out
     assert re.search(r"(?m)^HC18 .* 1334 +1$", said) and re.search(r"(?m)^AUL .* 735 +-$", said)
     assert "AUL: https://zenodo.org/records/7272660" in said and "HC18: https" not in said
+    # Why what is there does not count.
+    assert "WARNING: AUL: read as own pictures, named like AUL, but no path like Benign/image/1.jpg" in said
     assert not (tmp_path / "out").exists()
 
 
