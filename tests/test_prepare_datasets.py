@@ -244,13 +244,16 @@ def test_unknown_and_left_out_folders_are_said(tmp_path, capsys):
 def test_list_names_what_is_found_and_how_to_get_the_rest(tmp_path, capsys):
     own_pictures(tmp_path / "raw")
     save(tmp_path / "raw" / "HC18" / "training_set" / "001_HC.png", speckle(1))
-    save(tmp_path / "raw" / "AUL" / "pictures" / "1.jpg", speckle(2))
+    save(tmp_path / "raw" / "BUID" / "pictures" / "1.jpg", speckle(2))
     prepare_datasets.main(Settings(tmp_path / "raw", tmp_path / "out", list=1))
     said = capsys.readouterr().out
     assert re.search(r"(?m)^HC18 .* 1334 +1$", said) and re.search(r"(?m)^AUL .* 735 +-$", said)
     assert "AUL: https://zenodo.org/records/7272660" in said and "HC18: https" not in said
     # Why what is there does not count.
-    assert "WARNING: AUL: read as own pictures, named like AUL, but no path like Benign/image/1.jpg" in said
+    assert (
+        "WARNING: BUID: read as own pictures, named like BUID, but no path like Benign/1 Benign Image.bmp"
+        in said
+    )
     assert not (tmp_path / "out").exists()
 
 
