@@ -29,7 +29,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -46,7 +46,7 @@ from data_preprocessing.shortcut import shortcut_report
 from data_preprocessing.splits import CONFLICT, SPLITS, Picture, Plan, leak_report, make_plan, share_of
 from usvar import cli
 from usvar.errors import InputError
-from usvar.files import remove_stale_temporaries, write_json, write_text
+from usvar.files import atomic_path, remove_stale_temporaries, write_json, write_text
 from usvar.provenance import made_by
 
 # What was found in each raw picture, so that it is read only once.
@@ -452,17 +452,24 @@ class Index:
 
     def save(self, out_root: Path, records: list[Record] | None = None) -> None:
         """Write what is known (of `records`, if given), one JSON line each, if it differs from the file."""
-        lines = [json.dumps({"stamp": self.stamp()})]
-        lines += [json.dumps({"key": k, "frames": frames}) for k, frames in sorted(self.frames.items())]
+        path = out_root / INDEX
+        # Line by line: as one text it would be the largest thing in memory.
+        if path.is_file():
+            with open(path, encoding="utf-8") as old:
+                same = all(was == line for was, line in zip_longest(old, self._lines(records)))
+        if not path.is_file() or not same:
+            with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+                file.writelines(self._lines(records))
+        self.saved = time.monotonic()
+
+    def _lines(self, records: list[Record] | None) -> Iterator[str]:
+        yield json.dumps({"stamp": self.stamp()}) + "\n"
+        for k, frames in sorted(self.frames.items()):
+            yield json.dumps({"key": k, "frames": frames}) + "\n"
         for k in self.looks if records is None else map(key, records):
             if k in self.looks:
                 output = dataclasses.astuple(self.outputs[k]) if k in self.outputs else None
-                lines.append(json.dumps({"key": k, "look": self.looks[k].as_json(), "output": output}))
-        text = "\n".join(lines) + "\n"
-        path = out_root / INDEX
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            write_text(path, text)
-        self.saved = time.monotonic()
+                yield json.dumps({"key": k, "look": self.looks[k].as_json(), "output": output}) + "\n"
 
     def save_if_due(self, out_root: Path, records: list[Record]) -> None:
         """Save when the last time is SAVE_EVERY seconds ago."""

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,8 @@ class Look:
 
     def as_json(self) -> dict:
         """Plain values for a JSON line."""
-        return asdict(self)
+        # dataclasses.asdict copies deeply, which takes most of the time of saving an index.
+        return {name: vars(value) if is_dataclass(value) else value for name, value in vars(self).items()}
 
     @classmethod
     def from_json(cls, values: dict) -> "Look":
