@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from data_preprocessing.readers import (
 )
 from data_preprocessing.report import contact_sheet, pair_tile
 from usvar.errors import InputError
-from usvar.files import TEMPORARY_PREFIX
+from usvar.files import TEMPORARY_PREFIX, full_disk_named
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Look:
 
     def as_json(self) -> dict:
         """Plain values for a JSON line."""
-        return asdict(self)
+        # dataclasses.asdict copies deeply, which takes most of the time of saving an index.
+        return {name: vars(value) if is_dataclass(value) else value for name, value in vars(self).items()}
 
     @classmethod
     def from_json(cls, values: dict) -> "Look":
@@ -151,8 +152,9 @@ def _write_png(grey_HW: np.ndarray, target: Path) -> tuple[str, int]:
     # crash of the machine the index notices a file whose length is wrong.
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{target.name}")
     try:
-        # Level 3 packs speckle as small as the default 6 does, in less than half the time.
-        rgb.save(temporary, compress_level=3)
+        with full_disk_named(target):
+            # Level 3 packs speckle as small as the default 6 does, in less than half the time.
+            rgb.save(temporary, compress_level=3)
         length = temporary.stat().st_size
         os.replace(temporary, target)
     finally:
