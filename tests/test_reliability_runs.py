@@ -165,7 +165,7 @@ def test_ctrl_c_twice_stops_at_once_also_in_a_long_call(tiny, tmp_path):
     assert process.exitcode is None
     os.kill(process.pid, signal.SIGINT)
     process.join(20)
-    assert process.exitcode == -signal.SIGINT  # a shell says 130
+    assert process.exitcode == 130
 
 
 def test_a_second_ctrl_c_ends_a_long_call_that_began_after_the_first(tiny, tmp_path):
@@ -176,7 +176,7 @@ def test_a_second_ctrl_c_ends_a_long_call_that_began_after_the_first(tiny, tmp_p
     assert process.exitcode is None, (tmp_path / "printed").read_text()
     os.kill(process.pid, signal.SIGINT)
     process.join(20)
-    assert process.exitcode == -signal.SIGINT  # a shell says 130
+    assert process.exitcode == 130
 
 
 def test_under_torchrun_one_ctrl_c_that_comes_twice_is_one(monkeypatch):
