@@ -229,7 +229,8 @@ def select(found: Found, settings: Settings) -> list[Record]:
         new_name = {name: name for name in catalogue.MISSION_CLASSES} | catalogue.CLASS_ALIASES
     else:
         new_name = read_mapping(Path(settings.selection))
-        if unknown := sorted(set(new_name) - known):
+        # Also a class of a data set that is not here: one file serves any choice of data sets.
+        if unknown := sorted(set(new_name) - known - catalogue.CLASSES):
             raise InputError(
                 f"{settings.selection} names the class {unknown[0]!r}, found {', '.join(sorted(known))}"
             )
@@ -374,7 +375,7 @@ def frames_key(record: Record, wanted: int) -> str:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Output:
     """A prepared image that was written."""
 

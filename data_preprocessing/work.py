@@ -3,8 +3,9 @@
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -29,7 +30,7 @@ from usvar.errors import InputError
 from usvar.files import TEMPORARY_PREFIX, full_disk_named
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Look:
     """What one picture turned out to be; stored between runs, so that no picture is looked at twice."""
 
@@ -46,7 +47,9 @@ class Look:
     def as_json(self) -> dict:
         """Plain values for a JSON line."""
         # dataclasses.asdict copies deeply, which takes most of the time of saving an index.
-        return {name: vars(value) if is_dataclass(value) else value for name, value in vars(self).items()}
+        return {
+            name: _shallow(value) if is_dataclass(value) else value for name, value in _shallow(self).items()
+        }
 
     @classmethod
     def from_json(cls, values: dict) -> "Look":
@@ -55,6 +58,10 @@ class Look:
         if frame:
             frame = Frame(frame["kind"], tuple(frame["box"]), tuple(map(tuple, frame["polygon"])))
         return cls(frame=frame, flags=tuple(flags), signature=Signature(**seen) if seen else None, **values)
+
+
+def _shallow(record: Any) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in fields(record)}
 
 
 def frames_of(raw_root: Path, record: Record, wanted: int) -> list[int] | str:

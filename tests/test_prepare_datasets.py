@@ -475,7 +475,7 @@ def test_copies_with_different_labels_are_dropped(tmp_path):
 def test_selection_mapping_and_exclusion(tmp_path):
     own_pictures(tmp_path / "raw", classes=("Cat", "Dog", "Cow"), each=5)
     choice = tmp_path / "choice.json"
-    choice.write_text(json.dumps({"Cat": "Pet", "Dog": "Pet", "Cow": None}))
+    choice.write_text(json.dumps({"Cat": "Pet", "Dog": "Pet", "Cow": None, "Fetal-Head": None}))
     rows = prepare(tmp_path / "raw", tmp_path / "out", selection=str(choice))
     assert {row["class"] for row in rows} == {"Pet"} and len(rows) == 10
     rows = prepare(tmp_path / "raw", tmp_path / "out", exclude_classes=("Dog",))
