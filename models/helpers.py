@@ -1,4 +1,4 @@
-"""Pure tensor functions of the networks: where the scales lie, how a token is drawn, its loss, stochastic depth.
+"""Pure functions of tensors: where the scales lie, how a token is drawn, the loss, stochastic depth.
 
 Sources: K. Tian et al., "Visual Autoregressive Modeling" (2024), sections 3.2 and 4; A. Holtzman et al., "The
 Curious Case of Neural Text Degeneration" (2020) for top-p; E. Jang et al. (2017) for Gumbel-softmax; G. Huang

@@ -399,6 +399,23 @@ class VAR(nn.Module):
                         x_BlD = x_BlD.repeat(2, 1, 1)
         return torch.cat(idx_list, dim=1), f_hat
 
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compile the blocks by torch.compile, for shapes that stay: one graph a scale for all blocks.
+
+        Graphs are made at the first call with a batch size, and a batch of another size makes its own.
+
+        Args:
+            backend: of torch.compile.
+        """
+        import torch._dynamo  # only here, for it takes seconds to import
+
+        # Dynamo counts the graphs of all blocks and scales together, and gives up silently beyond its limit.
+        torch._dynamo.config.recompile_limit = max(
+            torch._dynamo.config.recompile_limit, 8 * len(self.patch_nums)
+        )
+        for block in self.blocks:
+            block.compile(backend=backend, dynamic=False)
+
     def _labels(self, label_B: int | Sequence[int] | Tensor, B: int) -> Tensor:
         """One label an image, with "no class" as num_classes."""
         label_B = torch.as_tensor(label_B)
