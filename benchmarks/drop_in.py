@@ -4,13 +4,15 @@
 
 Both packages are called `models`, so each lives in a process of its own, with `root` first on its path. This
 file is the same for both: it calls only what the published package and its drop-in have in common. Requests
-are those at the end; "wall_s" and "cpu_s" (user and system time of all threads) are of the work alone.
+are those at the end; "wall_s", "cpu_s" (user and
+system time of all threads) and "peak_mb" (above what was held before) are of the work alone.
 """
 
 import json
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +26,18 @@ def clock(device: torch.device) -> tuple[float, float]:
         torch.cuda.synchronize()
     used = resource.getrusage(resource.RUSAGE_SELF)
     return time.perf_counter(), used.ru_utime + used.ru_stime
+
+
+def memory_mb(device: torch.device, reset: bool = False) -> float:
+    """Peak of the device's memory, or of the process on a CPU; set back to what is held now on request."""
+    if device.type == "cuda":
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated() / 1e6
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    rows = dict(row.split(":", 1) for row in Path("/proc/self/status").read_text().splitlines())
+    return int(rows["VmHWM"].split()[0]) * 1024 / 1e6
 
 
 class Package:
@@ -59,6 +73,12 @@ class Package:
             input_BLC = self.vae.quantize.idxBl_to_var_input(list(idx_BL.split(lengths, dim=1)))
         with self.autocast():
             return self.var(label_B, input_BLC)
+
+    def save(self, request: dict[str, Any]) -> None:
+        """All weights, to a file."""
+        state = {f"vae.{key}": value for key, value in self.vae.state_dict().items()}
+        state |= {f"var.{key}": value for key, value in self.var.state_dict().items()}
+        save_file({key: value.cpu().contiguous() for key, value in state.items()}, request["file"])
 
     def logits(self, request: dict[str, Any]) -> None:
         """Teacher-forced logits, to a file."""
@@ -111,10 +131,12 @@ def main() -> None:
             package = Package(request)
             answer = {}
         else:
+            start_mb = memory_mb(package.device, reset=True)
             wall, cpu = clock(package.device)
             getattr(package, request["do"])(request)
             now_wall, now_cpu = clock(package.device)
-            answer = {"wall_s": now_wall - wall, "cpu_s": now_cpu - cpu}
+            peak_mb = max(0.0, memory_mb(package.device) - start_mb)
+            answer = {"wall_s": now_wall - wall, "cpu_s": now_cpu - cpu, "peak_mb": peak_mb}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
