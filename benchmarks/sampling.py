@@ -155,6 +155,8 @@ def fast_paths(s: Settings, vae: VQVAE, var: VAR, device: torch.device) -> list[
     hidden = var.blocks[0].ffn.fc1
     up = vae.decoder.up[1].upsample
     map_BChw = draw(1, up.conv.in_channels, 8 * s.patch_nums[-1], 8 * s.patch_nums[-1])
+    if device.type == "cpu":  # as fhat_to_img lays it out
+        map_BChw = map_BChw.contiguous(memory_format=torch.channels_last)
     f_hat = draw(s.batch, vae.Cvae, s.patch_nums[-1], s.patch_nums[-1])
 
     def head_at_first_scale(half: slice) -> torch.Tensor:

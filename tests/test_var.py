@@ -165,11 +165,11 @@ def test_a_single_scale_trains_and_samples(patch_nums):
 def test_a_sample_does_not_depend_on_the_batch_it_is_drawn_in(more_smooth):
     """Fault: one stream served the whole batch, so other batch sizes gave other images."""
     var = tiny()
-    label_B = torch.tensor([0, 1, 2, 3, 0, 1])
+    label_B = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
     settings = {"cfg": 1.5, "top_k": 20, "top_p": 0.95, "more_smooth": more_smooth}
-    together, f_hat = var.generate_tokens(label_B, seeds=range(6), **settings)
-    assert len(together.unique(dim=0)) == 6
-    for i in range(6):
+    together, f_hat = var.generate_tokens(label_B, seeds=range(8), **settings)
+    assert len(together.unique(dim=0)) == 8
+    for i in range(8):
         alone, f_hat_alone = var.generate_tokens(label_B[i : i + 1], seeds=[i], **settings)
         assert torch.equal(alone[0], together[i])
         torch.testing.assert_close(f_hat_alone[0], f_hat[i], atol=1e-4, rtol=1e-4)
