@@ -123,7 +123,7 @@ def fast_paths(s: Settings, vae: VQVAE, var: VAR, device: torch.device) -> list[
             tolerance = 1e-4 if dtypes == (torch.float32, torch.float32) else 3e-2
             check_equal(name, run(slow, dtypes[0]), run(fast, dtypes[1]), tolerance)
         costs = [
-            lambda work=work, dtype=dtype: cost_of(lambda: run(work, dtype), device)
+            lambda memory, work=work, dtype=dtype: cost_of(lambda: run(work, dtype), device, memory)
             for work, dtype in zip((slow, fast), dtypes, strict=True)
         ]
         return Pair(name, *costs)
@@ -225,8 +225,8 @@ def published_pairs(s: Settings, theirs: Any, ours: Any) -> list[Pair]:
     sampling = {"cfg": s.cfg, "top_k": s.top_k, "top_p": s.top_p}
     requests = {"images": {"do": "sample", "sampling": sampling}, "decoding": {"do": "decode"}}
 
-    def cost(worker: Any, request: dict[str, Any]) -> Callable[[], Cost]:
-        return lambda: worker.cost(**request, batch=s.batch, seed=0)
+    def cost(worker: Any, request: dict[str, Any]) -> Callable[[bool], Cost]:
+        return lambda memory: worker.cost(**request, batch=s.batch, seed=0, memory=memory)
 
     return [
         Pair(f"{name}: published -> ours", cost(theirs, request), cost(ours, request))

@@ -141,7 +141,11 @@ def fast_paths(s: Settings, vae: VQVAE, var: VAR, device: torch.device) -> list[
         error = float((wanted - found).norm() / wanted.norm())
         if not error < (1e-3 if slow.dtype == fast.dtype == torch.float32 else 0.1):
             raise SystemExit(f"FAILED: {name} changes the gradient by {error:.1e} of its norm")
-        pairs.append(Pair(name, *(lambda step=step: cost_of(step.run, device) for step in (slow, fast))))
+        pairs.append(
+            Pair(
+                name, *(lambda memory, step=step: cost_of(step.run, device, memory) for step in (slow, fast))
+            )
+        )
 
     tokens = s.batch * var.L
     x_ND, layer = torch.randn(tokens, var.C, device=device), var.blocks[0].ffn.fc1
@@ -155,7 +159,10 @@ def fast_paths(s: Settings, vae: VQVAE, var: VAR, device: torch.device) -> list[
     pairs.append(
         Pair(
             "products: PyTorch's choice -> ours",
-            *(lambda function=function: cost_of(lambda: product(function), device) for function in ours),
+            *(
+                lambda memory, function=function: cost_of(lambda: product(function), device, memory)
+                for function in ours
+            ),
         )
     )
     return pairs
@@ -164,8 +171,8 @@ def fast_paths(s: Settings, vae: VQVAE, var: VAR, device: torch.device) -> list[
 def published_pairs(s: Settings, theirs: Any, ours: Any) -> list[Pair]:
     """The same calls to both packages; and the published step with its encoder beside ours without."""
 
-    def cost(worker: Any, **request: Any) -> Callable[[], Cost]:
-        return lambda: worker.cost("step", batch=s.batch, seed=0, **request)
+    def cost(worker: Any, **request: Any) -> Callable[[bool], Cost]:
+        return lambda memory: worker.cost("step", batch=s.batch, seed=0, memory=memory, **request)
 
     return [
         Pair("step on tokens: published -> ours", cost(theirs), cost(ours)),

@@ -71,8 +71,12 @@ def test_memory_and_ratios_are_of_the_work():
     torch.ones(80_000_000)  # what was held and given back before does not count
     cost = cost_of(work, torch.device("cpu"))
     assert 75 < cost.peak_mb < 120
+    # Small blocks, whose memory the C library would keep: 100 MB.
+    kept = [cost_of(lambda: [torch.ones(25_000) for _ in range(1000)], torch.device("cpu"), True)]
+    kept += [cost_of(lambda: [torch.ones(25_000) for _ in range(1000)], torch.device("cpu"), True)]
+    assert all(90 < cost.peak_mb < 150 for cost in kept)
     assert cost_of(lambda: None, torch.device("cpu")).peak_mb < 20
-    pair = Pair("row", lambda: Cost(4.0, 2.0, 10.0), lambda: Cost(1.0, 1.0, 5.0))
+    pair = Pair("row", lambda memory: Cost(4.0, 2.0, 10.0 * memory), lambda _: Cost(1.0, 1.0, 5.0))
     measure.measure([pair], repeats=3)
     assert [len(costs) for costs in pair.costs.values()] == [3, 3]
     row = measure.summary([pair])["row"]
