@@ -6,7 +6,8 @@
 The first K tokens of an image are given, the others are predicted scale by scale, and all are decoded:
   plain  K = 0: nothing is given but the class.
   tp     teacher prefix: the first K tokens of a real image, drawn at random for each sample.
-  nop    no prefix from an image: each of the K tokens is drawn by its frequency in the class at its place.
+  nop    no prefix from an image: each of the K tokens is drawn by its frequency in the class at its place,
+         or is the most frequent one there (--nop-prefix mode).
 
 Reads both models and the token maps of train (for nop) and of the split named (for tp). Writes to <out-dir>:
 scale_<i>_K<tokens>/<mode>/<Class>/<index>.png (i scales given), <mode>_<Class>.png with K along the columns

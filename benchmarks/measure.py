@@ -155,7 +155,7 @@ def report(
     )
     s = record["settings"]
     axis.set_title(
-        f"{name}: batch {s['batch']}, depth {s['depth']}, width {s['width']}, {s['dtype']}, {s['device']}"
+        f"{name.replace('_published', ' beside the published package')}: batch {s['batch']}, depth {s['depth']}, width {s['width']}, {s['dtype']}, {s['device']}"
     )
     plots.save(figure, out_dir / f"{name}.png")
     print(f"see {out_dir / f'{name}.json'} and {name}.png")
