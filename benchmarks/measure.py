@@ -154,9 +154,9 @@ def report(
         f"{'CPU' if by_cpu else 'wall'} time of {ways[0]} over that of {ways[1]} (right of the line: faster)"
     )
     s = record["settings"]
-    axis.set_title(
-        f"{name.replace('_published', ' beside the published package')}: batch {s['batch']}, depth {s['depth']}, width {s['width']}, {s['dtype']}, {s['device']}"
-    )
+    subject = name.replace("_published", " beside the published package")
+    sizes = f"batch {s['batch']}, depth {s['depth']}, width {s['width']}"
+    axis.set_title(f"{subject}: {sizes}, {s['dtype']}, {s['device']}")
     plots.save(figure, out_dir / f"{name}.png")
     print(f"see {out_dir / f'{name}.json'} and {name}.png")
 
