@@ -1,13 +1,14 @@
 # Everything here sets itself up: a virtual environment in .venv with the pinned requirements.
 #
-#   make demo    simulate ultrasound, run every stage small, end with the pictures to look at (minutes)
-#   make test    ruff and all tests
-#   make clean   remove .venv and the demo's files
+#   make demo        simulate ultrasound, run every stage small, end with the pictures to look at (minutes)
+#   make test        ruff and the tests
+#   make test-slow   the tests that take minutes: sixty kills, several processes
+#   make clean       remove .venv and the demo's files
 
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
 
-.PHONY: demo test clean
+.PHONY: demo test test-slow clean
 
 demo: $(VENV)/.installed
 	PATH="$(VENV)/bin:$$PATH" bash demo.sh
@@ -17,6 +18,9 @@ test: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
+
+test-slow: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m slow --timeout 1800
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -9,7 +9,6 @@ The training split gets augmented views too, so that training the transformer de
 half-way, the same command goes on; when all is there it says so.
 """
 
-import hashlib
 import json
 import sys
 import zlib
@@ -18,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from tqdm import tqdm
 
 from models import VQVAE
@@ -27,7 +25,8 @@ from models.quant import code_counts, perplexity, usage
 from usvar import checkpoints, cli, distributed, images, provenance, tokens, training
 from usvar.augment import augment, draw_parameters
 from usvar.errors import InputError
-from usvar.files import write_json
+from usvar.files import lock_folder, new_memmap, remove_stale_temporaries, write_json
+from usvar.threads import in_order
 
 # Rows between two marks of what is done: as much as a killed run loses.
 ROWS_PER_MARK = 256
@@ -58,6 +57,9 @@ class Settings:
     # Seed of the augmented views.
     seed: int = 0
 
+    # Seconds to wait for the pictures of a batch before the run stops and names them.
+    read_limit_s: float = 300.0
+
 
 def view_parameters(files: images.ImageFiles, rows: np.ndarray, views: int, seed: int) -> torch.Tensor:
     """Augmentation of each row (image, view), by the picture's name: new pictures change no other's views."""
@@ -74,17 +76,16 @@ def tokenise(
     model: VQVAE,
     files: images.ImageFiles,
     rows: np.ndarray,
+    grey_BHW: np.ndarray,
     views: int,
-    size: int,
     seed: int,
     device: torch.device,
 ) -> np.ndarray:
-    """Token maps of some rows; row r is view r % views of image r // views.
+    """Token maps of some rows; row r is view r % views of image r // views, whose pixels are given.
 
     Returns:
         (len(rows), L) int64.
     """
-    grey_BHW = images.read_images(files, (rows // views).tolist(), size)
     image_B3HW = images.to_model_range(grey_BHW, device)
     if (augmented := rows % views > 0).any():
         chosen = torch.from_numpy(augmented).to(device)
@@ -94,46 +95,52 @@ def tokenise(
     return torch.cat(model.img_to_idxBl(image_B3HW), dim=1).cpu().numpy()
 
 
+def find_images(s: Settings, vqvae: checkpoints.Loaded) -> list[images.ImageFiles]:
+    """The splits' images, after refusing those of another size, before anything is written."""
+    classes = images.find_classes(s.data_root)
+    wanted = vqvae.model.quantize.v_patch_nums[-1] * vqvae.model.downsample
+    found = [images.find_images(s.data_root, split, classes) for split in images.SPLITS]
+    for files in found:
+        if (size := images.image_size(files)) != wanted:
+            raise InputError(
+                f"{s.data_root / files.split} holds images of {size} x {size} pixels, {s.vqvae} wants "
+                f"{wanted} x {wanted}: prepare with --size {wanted} or give another VQ-VAE"
+            )
+    return found
+
+
 def tokenise_split(
-    s: Settings, split: str, vqvae: checkpoints.Loaded, world: distributed.World, record: dict
+    s: Settings, files: images.ImageFiles, vqvae: checkpoints.Loaded, world: distributed.World, record: dict
 ) -> None:
     """Tokenise a split into one archive, going on where an earlier run stopped."""
-    files = images.find_images(s.data_root, split, images.find_classes(s.data_root))
-    folder, size = s.out_dir / split, images.image_size(files)
+    split, folder, size = files.split, s.out_dir / files.split, images.image_size(files)
     patch_nums = vqvae.model.quantize.v_patch_nums
-    if size != patch_nums[-1] * vqvae.model.downsample:
-        wanted = patch_nums[-1] * vqvae.model.downsample
-        raise InputError(
-            f"{s.data_root} holds images of {size} x {size} pixels, {s.vqvae} wants {wanted} x {wanted}: "
-            f"prepare with --size {wanted} or give another VQ-VAE"
-        )
     views = s.views if split == "train" else 1
-    listing = "\n".join(f"{path} {(files.root / path).stat().st_size}" for path in files.paths)
     made_by = record | {
         "split": split,
         "vocab_size": vqvae.model.vocab_size,
         "image_size": size,
         "views": views,
-        "listing_sha256": hashlib.sha256(listing.encode()).hexdigest(),
+        "listing_sha256": images.listing_sha256(files),
     }
     if is_finished(folder, made_by):
-        print(
-            f"{split}: nothing to do, {folder / tokens.FILE_NAME} is made by these settings"
-        ) if world.is_main else None
+        if world.is_main:
+            print(f"{split}: nothing to do, {folder / tokens.FILE_NAME} is made by these settings")
         return
 
     count, length = len(files) * views, tokens.token_count(patch_nums)
-    idx_path, done_path, stamp_path = (
-        folder / f"partial_{name}" for name in ("idx.npy", "done.npy", "stamp.json")
+    idx_path, done_path, path_path, stamp_path = (
+        folder / f"partial_{name}" for name in ("idx.npy", "done.npy", "path.npy", "stamp.json")
     )
     if world.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_stale_temporaries(folder)
         stamp = json.dumps(made_by, sort_keys=True)
         if not stamp_path.is_file() or json.loads(stamp_path.read_text(encoding="utf-8")) != stamp:
-            folder.mkdir(parents=True, exist_ok=True)
             stamp_path.unlink(missing_ok=True)
             dtype = np.uint16 if vqvae.model.vocab_size <= 65536 else np.int32
-            open_memmap(idx_path, mode="w+", dtype=dtype, shape=(count, length)).flush()
-            open_memmap(done_path, mode="w+", dtype=np.bool_, shape=(count,)).flush()
+            new_memmap(idx_path, dtype, (count, length)).flush()
+            new_memmap(done_path, np.bool_, (count,)).flush()
             write_json(stamp_path, stamp)
     world.barrier()
     idx_NL, done_N = np.load(idx_path, mmap_mode="r+"), np.load(done_path, mmap_mode="r+")
@@ -141,29 +148,45 @@ def tokenise_split(
     share = share[~done_N[share]]
     step = max(1, s.batch_size // world.size)
     progress = tqdm(total=len(share), desc=f"tokenise {split}", disable=not world.is_main, file=sys.stdout)
-    for start in range(0, len(share), ROWS_PER_MARK):
-        marked = share[start : start + ROWS_PER_MARK]
-        for rows in (marked[i : i + step] for i in range(0, len(marked), step)):
-            idx_NL[rows] = tokenise(vqvae.model, files, rows, views, size, s.seed, world.device)
-            progress.update(len(rows))
-        # The tokens reach the disk before the mark that says so.
-        idx_NL.flush()
-        done_N[marked] = True
-        done_N.flush()
+    # Pictures are read in a thread while the device works on the batch before.
+    batches = [share[i : i + step] for i in range(0, len(share), step)]
+    read = in_order(
+        lambda rows: images.read_images(files, (rows // views).tolist(), size),
+        batches,
+        threads=1,
+        ahead=2,
+        limit_s=s.read_limit_s,
+        name=lambda rows: " or ".join(str(files.root / files.paths[i]) for i in dict.fromkeys(rows // views)),
+    )
+    unmarked: list[np.ndarray] = []
+    for number, (rows, grey_BHW) in enumerate(zip(batches, read, strict=True), 1):
+        idx_NL[rows] = tokenise(vqvae.model, files, rows, grey_BHW, views, s.seed, world.device)
+        progress.update(len(rows))
+        unmarked.append(rows)
+        if sum(map(len, unmarked)) >= ROWS_PER_MARK or number == len(batches):
+            # The tokens reach the disk before the mark that says so.
+            idx_NL.flush()
+            done_N[np.concatenate(unmarked)] = True
+            done_N.flush()
+            unmarked.clear()
     progress.close()
     world.barrier()
     if world.is_main:
+        # On disk, because the names of a million pictures fill memory.
+        path_N = new_memmap(path_path, f"<U{max(map(len, files.paths))}", (count,))
+        for i, name in enumerate(files.paths):
+            path_N[i * views : (i + 1) * views] = name
         tokens.write_token_maps(
             folder,
             idx_NL,
             np.repeat(files.label_N, views),
-            np.repeat(np.array(files.paths), views),
+            path_N,
             np.tile(np.arange(views), len(files)),
             patch_nums,
             files.classes,
             made_by,
         )
-        for path in (idx_path, done_path, stamp_path):
+        for path in (idx_path, done_path, path_path, stamp_path):
             path.unlink()
         report(split, idx_NL, patch_nums, vqvae.model.vocab_size)
     world.barrier()
@@ -173,7 +196,11 @@ def is_finished(folder: Path, made_by: dict) -> bool:
     """Whether the split's archive is there and was made by the same settings from the same files."""
     if not (folder / tokens.FILE_NAME).is_file() or not (folder / "classes.json").is_file():
         return False
-    before = tokens.read_token_maps(folder).made_by
+    try:
+        before = tokens.read_token_maps(folder).made_by
+    except InputError as error:
+        print(f"note: {error}; it is made anew")
+        return False
     return without_paths(before) == without_paths(made_by)
 
 
@@ -187,8 +214,10 @@ def without_paths(made_by: dict) -> dict:
 
 def report(split: str, idx_NL: np.ndarray, patch_nums: tuple[int, ...], vocab_size: int) -> None:
     """One line a scale: how much of the codebook its tokens use."""
-    maps = [torch.from_numpy(idx_NL[:, start:end].astype(np.int64)) for start, end in scale_spans(patch_nums)]
-    counts_SV = code_counts(maps, vocab_size)
+    counts_SV = torch.zeros(len(patch_nums), vocab_size, dtype=torch.long)
+    for rows in training.batches(len(idx_NL), tokens.BLOCK):
+        block = torch.from_numpy(idx_NL[rows.start : rows.stop].astype(np.int64))
+        counts_SV += code_counts([block[:, a:b] for a, b in scale_spans(patch_nums)], vocab_size)
     print(
         f"{split}: {len(idx_NL)} token maps of {idx_NL.shape[1]} tokens, "
         f"{usage(counts_SV.sum(0)):.0%} of codes in use"
@@ -206,10 +235,14 @@ def main(s: Settings) -> None:
     world = distributed.start(s.device)
     images.find_classes(s.data_root)
     vqvae = checkpoints.load_vqvae(s.vqvae, world.device)
+    splits = find_images(s, vqvae)
     record = provenance.made_by("tokenize_multiscale_maps.py", s, {"vqvae": s.vqvae})
-    for split in images.SPLITS:
-        tokenise_split(s, split, vqvae, world, record)
+    lock = lock_folder(s.out_dir) if world.is_main else None
+    for files in splits:
+        tokenise_split(s, files, vqvae, world, record)
     world.close()
+    if lock:
+        lock.close()
 
 
 if __name__ == "__main__":

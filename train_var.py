@@ -6,9 +6,9 @@
 
 Reads <tokens-dir>/{train,val}/ from tokenize_multiscale_maps.py and the VQ-VAE that made them. Writes to
 <out-dir>: ar-ckpt-best.pth (averaged weights, lowest cross-entropy on val), ar-ckpt-last.pth (everything
-needed to go on), log.jsonl, settings.json, baselines.json, loss_curves.png, loss_per_scale.png and
-samples.png. Run the same command again to go on; Ctrl-C saves first. No image is decoded in the loop, and the
-test split is not read.
+needed to go on), ar-ckpt-last-previous.pth (the one before it, taken when the last is damaged), log.jsonl,
+settings.json, baselines.json, loss_curves.png, loss_per_scale.png and samples.png. Run the same command again
+to go on; Ctrl-C saves first. No image is decoded in the loop, and the test split is not read.
 """
 
 import copy
@@ -26,8 +26,8 @@ from tqdm import tqdm
 from models import VAR, VQVAE
 from models.helpers import scale_spans
 from usvar import cli, distributed, images, plots, provenance, tokens, training
-from usvar.checkpoints import load_strictly, load_vqvae, read_checkpoint, save_checkpoint
-from usvar.errors import InputError
+from usvar.checkpoints import is_whole, load_vqvae, read_last, restore, save_checkpoint, save_last
+from usvar.errors import InputError, RunError
 from usvar.files import write_json
 
 # Settings that do not change the numbers: they may differ when a run goes on.
@@ -35,8 +35,10 @@ MAY_CHANGE = (
     "tokens_dir",
     "vqvae",
     "out_dir",
+    "max_skipped_steps",
     "log_every",
     "save_every",
+    "read_limit_s",
     "device",
     "samples_per_class",
     "cfg",
@@ -109,6 +111,9 @@ class Settings:
     # Largest norm of the gradient.
     clip: float = 2.0
 
+    # Steps that may be left out because loss or gradient is not finite; the next such step stops the run.
+    max_skipped_steps: int = 0
+
     # Decay of the averaged weights that are validated and kept in ar-ckpt-best.pth.
     ema_decay: float = 0.999
 
@@ -123,6 +128,9 @@ class Settings:
 
     # Steps between two saves of ar-ckpt-last.pth.
     save_every: int = 1000
+
+    # Seconds to wait for a read before the run stops and names the file.
+    read_limit_s: float = 300.0
 
     # Images a class in samples.png.
     samples_per_class: int = 6
@@ -164,6 +172,8 @@ def check(s: Settings, train: tokens.TokenMaps, val: tokens.TokenMaps) -> None:
     for name in ("class_drop", "drop_rate", "drop_path_rate", "label_smoothing", "class_balance", "top_p"):
         if not 0 <= getattr(s, name) <= 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted 0 to 1")
+    if not isinstance(train.made_by.get("image_size"), int):
+        raise InputError(f"{train.file}: its made_by record has no image_size: tokenise again")
     if train.classes != val.classes:
         raise InputError(
             f"{val.file.parent / 'classes.json'} lists {', '.join(val.classes)}, the training split lists "
@@ -311,10 +321,10 @@ def main(s: Settings) -> None:
         "arguments": arguments,
         "classes": list(train.classes),
         "vqvae_sha256": vqvae.sha256,
-        "image_size": int(train.made_by["image_size"]),
+        "image_size": train.made_by["image_size"],
     }
     last_path, best_path = s.out_dir / "ar-ckpt-last.pth", s.out_dir / "ar-ckpt-best.pth"
-    last = read_checkpoint(last_path) if last_path.exists() else None
+    last, note = read_last(last_path)
     if last:
         training.refuse_other_settings(last_path, last["made_by"], record, MAY_CHANGE)
     run = training.RunFolder(s.out_dir, record) if world.is_main else None
@@ -334,16 +344,24 @@ def main(s: Settings) -> None:
         fused=device.type == "cuda",
     )
     sampler = training.BalancedSampler(train.label_N, s.class_balance, s.seed)
-    meter, start, best = training.Meter(), 0, float("inf")
+    meter, start, best, skipped = training.Meter(), 0, float("inf"), 0
     if last:
-        load_strictly(model, last["model"], last_path)
-        load_strictly(averaged, last["ema"], last_path)
-        optimiser.load_state_dict(last["optimiser"])
-        meter.load_state_dict(last["meter"], device)
-        start, best = last["step"], last["best"]
-        if run:
-            run.forget_after(start)
+        restore(last_path, last, model, averaged, optimiser)
+        meter.load_state_dict(last["meter"], world)
+        start, best, skipped = last["step"], last["best"], last["skipped"]
+        if best < float("inf") and not is_whole(best_path):
+            note += f" {best_path} is missing or damaged: the next validation writes it anew"
+            best = float("inf")
+    if run:
+        run.forget_after(start)
+        if note:
+            run.note(start, note.strip())
     if start >= s.steps:
+        if not is_whole(best_path):
+            raise InputError(
+                f"{best_path} is missing or damaged, and all {s.steps} steps are done: delete "
+                f"{last_path.name} to train the last steps again from the checkpoint before it"
+            )
         print(f"nothing to do: {last_path} has all {s.steps} steps")
         return
 
@@ -367,16 +385,16 @@ def main(s: Settings) -> None:
         return tokens.as_tensor(train.idx_NL, rows), torch.from_numpy(train.label_N[rows]), drop_B[share]
 
     def save(step: int) -> None:
+        content = {"model": model.state_dict(), "ema": averaged.state_dict()}
+        content |= {"optimiser": optimiser.state_dict(), "meter": meter.state_dict(world)}
+        content |= {"step": step, "best": best, "skipped": skipped, "config": config, "made_by": record}
         if world.is_main:
-            content = {"model": model.state_dict(), "ema": averaged.state_dict()}
-            content |= {"optimiser": optimiser.state_dict(), "meter": meter.state_dict()}
-            content |= {"step": step, "best": best, "config": config, "made_by": record}
-            save_checkpoint(last_path, content)
+            save_last(last_path, content, model, averaged)
 
     parameters = list(model.parameters())
     progress = tqdm(total=s.steps, initial=start, disable=not world.is_main, file=sys.stdout, mininterval=5)
     with training.StopSignal() as stop:
-        for step, batch, _ in training.prefetch(load, range(start, s.steps)):
+        for step, batch, _ in training.prefetch(load, range(start, s.steps), s.read_limit_s, train.file):
             rate = training.learning_rate(step, s.learning_rate, s.warmup_steps, s.steps, s.final_rate)
             # Dropout and stochastic depth draw from torch's own stream: seeded by step, it need not be saved.
             torch.manual_seed(training.step_seed(s.seed, training.STREAM_NETWORK, step, world.rank))
@@ -389,19 +407,30 @@ def main(s: Settings) -> None:
             losses_S = token_losses(logits_BLV, idx_BL, spans, s.label_smoothing)
             loss = mean_over_tokens(losses_S, spans)
             loss.backward()
-            norm = training.optimiser_step(parameters, optimiser, rate, s.clip)
-            training.ema_update(averaged, model, step, s.ema_decay)
             done = step + 1
-            meter.add(train_mean=loss, train_last=losses_S[-1], train_per_scale=losses_S, gradient_norm=norm)
+            norm, is_made = training.optimiser_step(parameters, optimiser, rate, s.clip, loss, world)
+            if is_made:
+                training.ema_update(averaged, model, step, s.ema_decay)
+                scales = {"train_last": losses_S[-1], "train_per_scale": losses_S}
+                meter.add(train_mean=loss, **scales, gradient_norm=norm)
+            else:
+                rows = sampler.batch(step, s.batch_size)
+                batch_names = [f"{train.path_N[row]} view {train.view_N[row]}" for row in rows]
+                refused = training.refuse_step(run, done, loss, norm, skipped, batch_names)
+                if skipped >= s.max_skipped_steps:
+                    if step > start:
+                        save(step)
+                    progress.close()
+                    world.close()
+                    raise RunError(
+                        f"{refused}; {last_path} holds the weights before it; look at those files, lower "
+                        f"--learning-rate in another --out-dir, or give --max-skipped-steps {skipped + 1}"
+                    )
+                skipped += 1
             progress.update()
 
-            if done % s.log_every == 0 or done == s.steps:
+            if (done % s.log_every == 0 or done == s.steps) and meter.steps:
                 means, seconds = meter.read(world)
-                if not math.isfinite(means["train_mean"]):
-                    raise InputError(
-                        f"the loss became {means['train_mean']} before step {done}: {last_path} holds an "
-                        "earlier step; lower --learning-rate and start in another --out-dir"
-                    )
                 if run:
                     run.log({"step": done, **means, "rate": rate, "seconds_per_step": seconds})
                     progress.set_postfix_str(

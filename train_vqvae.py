@@ -5,10 +5,10 @@
     torchrun --nproc-per-node 4 train_vqvae.py --data-root data/processed                # four GPUs
 
 Reads <data-root>/{train,val}/<Class>/*.png from data_preprocessing/prepare_datasets.py. Writes to <out-dir>:
-best.pth (averaged weights, lowest loss on val), last.pth (everything needed to go on), log.jsonl,
-settings.json, loss_curves.png, quality_curves.png, reconstructions.png, codebook_usage.png and
-codebook_weight.npy. Run the same command again to go on from last.pth; Ctrl-C saves first. The test split is
-not read here.
+best.pth (averaged weights, lowest loss on val), last.pth (everything needed to go on), last-previous.pth
+(the one before it, taken when last.pth is damaged), log.jsonl, settings.json, loss_curves.png,
+quality_curves.png, reconstructions.png, codebook_usage.png and codebook_weight.npy. Run the same command
+again to go on from last.pth; Ctrl-C saves first. The test split is not read here.
 """
 
 import copy
@@ -25,12 +25,21 @@ from models import VQVAE
 from models.quant import code_counts, perplexity
 from usvar import cli, distributed, images, metrics, plots, provenance, training
 from usvar.augment import augment, draw_parameters
-from usvar.checkpoints import load_strictly, read_checkpoint, save_checkpoint
-from usvar.errors import InputError
+from usvar.checkpoints import is_whole, read_last, restore, save_checkpoint, save_last
+from usvar.errors import InputError, RunError
 from usvar.files import atomic_path
 
 # Settings that do not change the numbers: they may differ when a run goes on.
-MAY_CHANGE = ("data_root", "out_dir", "log_every", "save_every", "workers", "device")
+MAY_CHANGE = (
+    "data_root",
+    "out_dir",
+    "max_skipped_steps",
+    "log_every",
+    "save_every",
+    "workers",
+    "read_limit_s",
+    "device",
+)
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,9 @@ class Settings:
     # Largest norm of the gradient of the total per pixel value.
     clip: float = 1.0
 
+    # Steps that may be left out because loss or gradient is not finite; the next such step stops the run.
+    max_skipped_steps: int = 0
+
     # Decay of the averaged weights that are validated and kept in best.pth.
     ema_decay: float = 0.999
 
@@ -117,6 +129,9 @@ class Settings:
 
     # Threads that decode images at the start.
     workers: int = 4
+
+    # Seconds to wait for a read before the run stops and names the file.
+    read_limit_s: float = 300.0
 
     # auto (a GPU if there is one), cpu, cuda or cuda:1.
     device: str = "auto"
@@ -352,6 +367,9 @@ def main(s: Settings) -> None:
     check(s, side)
 
     record = provenance.made_by("train_vqvae.py", s)
+    for files in (train_files, val_files):
+        listing = {"path": files.split, "sha256": images.listing_sha256(files)}
+        record["inputs"][f"{files.split}_images"] = listing
     arguments = {
         "vocab_size": s.vocab_size,
         "z_channels": s.z_channels,
@@ -361,7 +379,7 @@ def main(s: Settings) -> None:
     }
     config = {"kind": "vqvae", "arguments": arguments, "image_size": side, "classes": list(names)}
     last_path, best_path = s.out_dir / "last.pth", s.out_dir / "best.pth"
-    last = read_checkpoint(last_path) if last_path.exists() else None
+    last, note = read_last(last_path)
     if last:
         training.refuse_other_settings(last_path, last["made_by"], record, MAY_CHANGE)
         if last["config"] != config:
@@ -374,7 +392,8 @@ def main(s: Settings) -> None:
     if not world.is_main:
         world.barrier()
     train_NHW, val_NHW = (
-        images.decoded(files, side, s.out_dir / "cache", s.workers) for files in (train_files, val_files)
+        images.decoded(files, side, s.out_dir / "cache", s.workers, s.read_limit_s)
+        for files in (train_files, val_files)
     )
     if world.is_main:
         world.barrier()
@@ -395,7 +414,7 @@ def main(s: Settings) -> None:
         fused=device.type == "cuda",
     )
     sampler = training.BalancedSampler(train_files.label_N, s.class_balance, s.seed)
-    meter, start, best = training.Meter(), 0, float("inf")
+    meter, start, best, skipped = training.Meter(), 0, float("inf"), 0
 
     def load(step: int) -> tuple[Tensor, Tensor]:
         rows = sampler.batch(step, s.batch_size)[share]
@@ -411,29 +430,37 @@ def main(s: Settings) -> None:
         return image_B3HW.contiguous(memory_format=layout)
 
     if last:
-        load_strictly(model, last["model"], last_path)
-        load_strictly(averaged, last["ema"], last_path)
-        optimiser.load_state_dict(last["optimiser"])
-        meter.load_state_dict(last["meter"], device)
-        start, best = last["step"], last["best"]
-        if run:
-            run.forget_after(start)
+        restore(last_path, last, model, averaged, optimiser)
+        meter.load_state_dict(last["meter"], world)
+        start, best, skipped = last["step"], last["best"], last["skipped"]
+        if best < float("inf") and not is_whole(best_path):
+            note += f" {best_path} is missing or damaged: the next validation writes it anew"
+            best = float("inf")
     elif s.codebook_start_images:
         model.eval()
         batches = range(-(-s.codebook_start_images // s.batch_size))
         features_BChw = torch.cat([encode(model, to_device(*load(i)), world) for i in batches])
         start_codebook(model, features_BChw, s.seed)
         averaged.load_state_dict(model.state_dict())
+    if run:
+        run.forget_after(start)
+        if note:
+            run.note(start, note.strip())
     if start >= s.steps:
+        if not is_whole(best_path):
+            raise InputError(
+                f"{best_path} is missing or damaged, and all {s.steps} steps are done: delete "
+                f"{last_path.name} to train the last steps again from the checkpoint before it"
+            )
         print(f"nothing to do: {last_path} has all {s.steps} steps")
         return
 
     def save(step: int) -> None:
+        content = {"model": model.state_dict(), "ema": averaged.state_dict()}
+        content |= {"optimiser": optimiser.state_dict(), "meter": meter.state_dict(world)}
+        content |= {"step": step, "best": best, "skipped": skipped, "config": config, "made_by": record}
         if world.is_main:
-            content = {"model": model.state_dict(), "ema": averaged.state_dict()}
-            content |= {"optimiser": optimiser.state_dict(), "meter": meter.state_dict()}
-            content |= {"step": step, "best": best, "config": config, "made_by": record}
-            save_checkpoint(last_path, content)
+            save_last(last_path, content, model, averaged)
 
     if world.is_main:
         count = sum(p.numel() for p in model.parameters()) / 1e6
@@ -446,38 +473,52 @@ def main(s: Settings) -> None:
     waited_s = 0.0
     progress = tqdm(total=s.steps, initial=start, disable=not world.is_main, file=sys.stdout, mininterval=5)
     with training.StopSignal() as stop:
-        for step, batch, waited in training.prefetch(load, range(start, s.steps)):
+        for step, batch, waited in training.prefetch(
+            load, range(start, s.steps), s.read_limit_s, train_NHW.filename
+        ):
             waited_s += waited
             rate = training.learning_rate(step, s.learning_rate, s.warmup_steps, s.steps, s.final_rate)
             image_B3HW = to_device(*batch)
             network.train()
+            hits_SV = model.quantize.ema_vocab_hit_SV.clone()
             with training.autocast(device, dtype):
                 rebuilt_B3HW, _, vq = network(image_B3HW)
             sse, weighted_vq = loss_terms(image_B3HW, rebuilt_B3HW, vq, s.vq_weight)
             # Per pixel value, so that `clip` means the same at every image size.
-            ((sse + weighted_vq) / values).backward()
-            norm = training.optimiser_step(parameters, optimiser, rate, s.clip)
-            training.ema_update(averaged, model, step, s.ema_decay)
+            loss = (sse + weighted_vq) / values
+            loss.backward()
             done = step + 1
-            revived = torch.zeros((), device=device)
-            if s.revive_every and done % s.revive_every == 0 and done <= s.revive_until * s.steps:
-                revived = revive_codes(s, model, averaged, optimiser, image_B3HW, world, step)
-            meter.add(
-                train_sse=sse,
-                train_vq=weighted_vq,
-                train_total=sse + weighted_vq,
-                gradient_norm=norm,
-                revived_codes_per_step=revived,
-            )
+            norm, is_made = training.optimiser_step(parameters, optimiser, rate, s.clip, loss, world)
+            if is_made:
+                training.ema_update(averaged, model, step, s.ema_decay)
+                revived = torch.zeros((), device=device)
+                if s.revive_every and done % s.revive_every == 0 and done <= s.revive_until * s.steps:
+                    revived = revive_codes(s, model, averaged, optimiser, image_B3HW, world, step)
+                meter.add(
+                    train_sse=sse,
+                    train_vq=weighted_vq,
+                    train_total=sse + weighted_vq,
+                    gradient_norm=norm,
+                    revived_codes_per_step=revived,
+                )
+            else:
+                model.quantize.ema_vocab_hit_SV.copy_(hits_SV)
+                batch_names = [train_files.paths[row] for row in sampler.batch(step, s.batch_size)]
+                refused = training.refuse_step(run, done, loss, norm, skipped, batch_names)
+                if skipped >= s.max_skipped_steps:
+                    if step > start:
+                        save(step)
+                    progress.close()
+                    world.close()
+                    raise RunError(
+                        f"{refused}; {last_path} holds the weights before it; look at those files, lower "
+                        f"--learning-rate in another --out-dir, or give --max-skipped-steps {skipped + 1}"
+                    )
+                skipped += 1
             progress.update()
 
-            if done % s.log_every == 0 or done == s.steps:
+            if (done % s.log_every == 0 or done == s.steps) and meter.steps:
                 means, seconds = meter.read(world)
-                if not np.isfinite(means["train_total"]):
-                    raise InputError(
-                        f"the loss became {means['train_total']} before step {done}: {last_path} holds an "
-                        "earlier step; lower --learning-rate and start in another --out-dir"
-                    )
                 waiting, waited_s = waited_s / max(1e-9, seconds * s.log_every), 0.0
                 if run:
                     timing = {"seconds_per_step": seconds, "waiting_share": waiting}

@@ -1,7 +1,8 @@
 """How every script starts: flags from a settings dataclass, one clear line for a wrong input.
 
-Exit codes: 0 done, 2 wrong input (nothing half-written), 130 and 143 stopped by SIGINT and SIGTERM after
-saving (the same command goes on from there).
+Exit codes: 0 done, 2 wrong input (nothing half-written), 3 a run that cannot go on (disk full, a read that
+hangs, a loss that is no number; what was saved before is whole), 130 and 143 stopped by SIGINT and SIGTERM
+after saving (the same command goes on from there).
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from usvar.errors import InputError
+from usvar.errors import InputError, RunError
 
 S = TypeVar("S")
 
@@ -41,14 +42,14 @@ def run(main: Callable[[S], Any], settings_class: type[S], description: str | No
         description: the script's docstring.
 
     Raises:
-        SystemExit: with code 2 for a wrong flag or an InputError, 130 or 143 after a stop.
+        SystemExit: with code 2 for a wrong flag or an InputError, 3 for a RunError, 130 or 143 after a stop.
     """
     settings = parse(settings_class, description, sys.argv[1:])
     try:
         main(settings)
-    except InputError as error:
+    except (InputError, RunError) as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(2 if isinstance(error, InputError) else 3) from None
     except Stopped as stop:
         print(f"stopped: {stop}", file=sys.stderr)
         raise SystemExit(128 + stop.signal_number) from None

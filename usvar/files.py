@@ -1,13 +1,23 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, in folders that one run writes at a time."""
 
+import errno
+import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+from usvar.errors import InputError, RunError
 
 TEMPORARY_PREFIX = ".tmp-"
+# No room on the device, over the user's quota, over the largest size of a file that is allowed.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -19,21 +29,92 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Args:
         path: where the file is wanted; its folder is made if missing.
+
+    Raises:
+        RunError: when the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        with full_disk_named(path):
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Turn a failure to write `path` because the disk is full into one clear line.
+
+    Raises:
+        RunError: in place of the OSError. torch.save raises a RuntimeError on top of it, and numpy an OSError
+            without a number.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__
+        is_full = isinstance(cause, OSError) and (
+            cause.errno in NO_ROOM or re.search(r"requested and \d+ written", str(cause))
+        )
+        if not is_full or isinstance(error, RunError):
+            raise
+        raise RunError(
+            f"no room to write {path} ({cause.strerror or cause}): what was saved before is whole; free some "
+            "room and give the same command again"
+        ) from error
+
+
+def new_memmap(path: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.ndarray:
+    """A new .npy file as a writable memory map, its room on the disk taken at once.
+
+    In a file with holes, the first page that the disk has no room for would kill the process (SIGBUS).
+
+    Raises:
+        RunError: when the disk has no room for it.
+    """
+    with full_disk_named(path):
+        array = open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            with open(path, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def lock_folder(path: Path) -> TextIO:
+    """Make a folder and keep other runs out of it until the returned file is closed or the process ends.
+
+    The kernel drops the lock when its process dies, so that a dead run never blocks.
+
+    Raises:
+        InputError: when a run that is alive writes to the folder, or the folder cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(path / ".lock", "a+", encoding="ascii")  # noqa: SIM115 - held until the process ends
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): choose another --out-dir") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        process = lock.read(20).strip() or "unknown"
+        lock.close()
+        raise InputError(
+            f"another run writes to {path} (process {process}): wait for it or choose another --out-dir"
+        ) from error
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock
 
 
 def remove_stale_temporaries(folder: Path) -> None:

@@ -7,21 +7,25 @@ only places that convert. Axes: N images of a split, B of a batch, H W pixels.
 import hashlib
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from usvar.checkpoints import refuse_class_names
 from usvar.errors import InputError
-from usvar.files import atomic_path, remove_stale_temporaries
+from usvar.files import atomic_path, new_memmap, remove_stale_temporaries
+from usvar.threads import in_order
 
 SPLITS = ("train", "val", "test")
+# Pixels a side that a prepared picture may have; a header that claims more is not decoded.
+MAX_SIDE = 4096
+READ_LIMIT_S = 300.0
+ORIENTATION = 0x0112  # EXIF tag
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ def find_classes(root: Path) -> tuple[str, ...]:
         raise InputError(
             f"{train} has no class folder, wanted {train}/<Class>/*.png: prepare the images first"
         )
+    refuse_class_names(train, classes)
     return classes
 
 
@@ -75,7 +80,8 @@ def find_images(root: Path, split: str, classes: Sequence[str]) -> ImageFiles:
         classes: names in label order, from `find_classes` or from a checkpoint.
 
     Raises:
-        InputError: for a missing or empty split, and for a class folder that is not in `classes`.
+        InputError: for a missing or empty split, a class folder that is not in `classes`, and anything in a
+            class folder that is no plain PNG file.
     """
     folder = root / split
     if not folder.is_dir():
@@ -90,7 +96,16 @@ def find_images(root: Path, split: str, classes: Sequence[str]) -> ImageFiles:
         )
     paths, labels = [], []
     for label, name in enumerate(classes):
-        for path in sorted((folder / name).glob("*.png")):
+        for path in sorted((folder / name).iterdir() if (folder / name).is_dir() else ()):
+            if path.name.startswith("."):  # what a killed preparation or a file manager left
+                continue
+            # A pipe or a device would be waited for without end; another kind of file would be left out
+            # without a word.
+            if path.suffix != ".png" or not path.is_file():
+                raise InputError(
+                    f"{path} is no plain PNG file, wanted only those in a class folder: move it elsewhere or "
+                    "run prepare_datasets.py again"
+                )
             paths.append(f"{split}/{name}/{path.name}")
             labels.append(label)
     if not paths:
@@ -112,33 +127,58 @@ def require_every_class(files: ImageFiles, at_least: int = 1) -> None:
             )
 
 
+def listing_sha256(files: ImageFiles) -> str:
+    """Digest of the names and sizes of a split's pictures: whether it is the same data set."""
+    digest = hashlib.sha256()
+    for number, path in enumerate(files.paths):
+        line = f"{path} {(files.root / path).stat().st_size}"
+        digest.update(("\n" * (number > 0) + line).encode())
+    return digest.hexdigest()
+
+
 def read_image(path: Path) -> np.ndarray:
     """Read one prepared picture as (H, W) uint8.
 
     Raises:
-        InputError: when it cannot be decoded or is not grey stored as 8-bit L or RGB.
+        InputError: when it cannot be decoded or is not one plain grey picture stored as 8-bit L or RGB.
     """
     try:
         with Image.open(path) as picture:
-            array = np.asarray(picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            strange = _strangeness(picture)
+            array = np.asarray(picture) if not strange else None
+    # Damaged pictures make Pillow and its libraries raise nearly anything.
+    except (Exception, Image.DecompressionBombError) as error:
         raise InputError(
             f"{path} cannot be read ({error}), wanted a prepared PNG: run prepare_datasets.py again"
         ) from error
-    if array.dtype == np.uint8 and array.ndim == 2:
-        return array
-    is_rgb = array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3
-    if not is_rgb or (array[..., :1] != array[..., 1:]).any():
+    if not strange and array.ndim == 3 and (array[..., :1] != array[..., 1:]).any():
+        strange = "in colour"
+    if strange:
         raise InputError(
-            f"{path} is {array.dtype} {array.shape} or in colour, wanted grey stored as 8-bit RGB: "
-            "run prepare_datasets.py on it"
+            f"{path} is {strange}, wanted one grey picture stored as 8-bit RGB: run prepare_datasets.py on it"
         )
-    return array[..., 0]
+    return array if array.ndim == 2 else array[..., 0]
+
+
+def _strangeness(picture: Image.Image) -> str:
+    """What keeps an opened picture from being a prepared one, found before its pixels are decoded."""
+    if picture.format != "PNG":
+        return f"a {picture.format} file"
+    if picture.mode not in ("L", "RGB"):
+        return f"of mode {picture.mode}, int or with a palette or alpha"
+    if max(picture.size) > MAX_SIDE:
+        return f"{picture.width} x {picture.height} pixels"
+    if getattr(picture, "n_frames", 1) > 1:
+        return "animated"
+    if "transparency" in picture.info:
+        return "partly transparent"
+    return "to be turned (EXIF)" if picture.getexif().get(ORIENTATION, 1) != 1 else ""
 
 
 def image_size(files: ImageFiles) -> int:
     """Side length in pixels of the (square) images, read from the first one."""
-    height, width = read_image(files.root / files.paths[0]).shape
+    first = [files.root / files.paths[0]]
+    height, width = next(in_order(read_image, first, 1, 1, READ_LIMIT_S, str)).shape
     if height != width:
         raise InputError(
             f"{files.root / files.paths[0]} is {width} x {height}, wanted a square: "
@@ -169,7 +209,9 @@ def read_images(files: ImageFiles, indices: Sequence[int], size: int) -> np.ndar
     return images
 
 
-def decoded(files: ImageFiles, size: int, cache: Path, workers: int = 4) -> np.ndarray:
+def decoded(
+    files: ImageFiles, size: int, cache: Path, workers: int = 4, limit_s: float = READ_LIMIT_S
+) -> np.ndarray:
     """All pictures of a split, decoded once into a memory-mapped file.
 
     The file's name holds a digest of the names, sizes and times of the pictures, so that a changed data set
@@ -180,9 +222,14 @@ def decoded(files: ImageFiles, size: int, cache: Path, workers: int = 4) -> np.n
         size: side length in pixels.
         cache: folder for the decoded file.
         workers: threads that decode.
+        limit_s: seconds that one picture may take.
 
     Returns:
         (N, size, size) uint8, memory-mapped, read-only.
+
+    Raises:
+        InputError: when a picture cannot be read or has another size.
+        RunError: when reading one hangs, or the disk is full; the picture or file is named.
     """
     stamp = hashlib.sha256(str(size).encode())
     for path in files.paths:
@@ -191,15 +238,24 @@ def decoded(files: ImageFiles, size: int, cache: Path, workers: int = 4) -> np.n
     target = cache / f"{files.split}-{stamp.hexdigest()[:16]}.npy"
     if not target.is_file():
         remove_stale_temporaries(cache) if cache.is_dir() else cache.mkdir(parents=True)
-        chunks = [range(i, min(i + 64, len(files))) for i in range(0, len(files), 64)]
-        with atomic_path(target) as temporary, ThreadPoolExecutor(workers) as pool:
-            array = open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(len(files), size, size))
-            images = pool.map(lambda chunk: read_images(files, chunk, size), chunks)
-            progress = tqdm(images, f"decode {files.split}", len(chunks), leave=False, file=sys.stdout)
-            for chunk, block in zip(chunks, progress, strict=True):
-                array[chunk.start : chunk.stop] = block
+        with atomic_path(target) as temporary:
+            array = new_memmap(temporary, np.uint8, (len(files), size, size))
+            images = in_order(
+                lambda row: read_images(files, [row], size)[0],
+                range(len(files)),
+                workers,
+                8 * workers,
+                limit_s,
+                lambda row: files.root / files.paths[row],
+            )
+            progress = tqdm(images, f"decode {files.split}", len(files), leave=False, file=sys.stdout)
+            for row, image in enumerate(progress):
+                array[row] = image
             array.flush()
-    return np.load(target, mmap_mode="r")
+    try:
+        return np.load(target, mmap_mode="r")
+    except ValueError as error:
+        raise InputError(f"{target} is damaged ({error}): delete it, it is decoded again") from error
 
 
 def to_model_range(grey_BHW: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:

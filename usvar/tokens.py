@@ -2,13 +2,13 @@
 
 Axes: N images of a split, L tokens of all scales (coarse first), S scales, V codebook size, K prefix tokens.
 The archive is stored without compression, so that its arrays can be memory-mapped: reading a batch of a
-million token maps costs the batch, not the million.
+million token maps costs the batch, not the million. Whatever looks at all of them does so in blocks of rows.
 """
 
 import json
 import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from usvar.checkpoints import Loaded
+from usvar.checkpoints import Loaded, refuse_class_names
 from usvar.errors import InputError
 from usvar.files import atomic_path, write_json
 
 FILE_NAME = "tokens_multiscale_maps.npz"
+# Rows that are in memory at once.
+BLOCK = 8192
+# Numbers in a table of counts (class, position, code): 256 MiB.
+MAX_COUNTS = 1 << 26
+# An archive that others compressed is unpacked into memory; a larger one must be stored plainly.
+MAX_UNPACKED_BYTES = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -73,19 +79,37 @@ def write_token_maps(
     classes: Sequence[str],
     made_by: dict[str, Any],
 ) -> None:
-    """Write a split's archive and class names, atomically and without holding `idx_NL` in memory twice."""
-    arrays: dict[str, np.ndarray] = {"vnums": np.array(patch_nums, dtype=np.int64), "idx": idx_NL}
-    start = 0
-    for side in patch_nums:
-        arrays[f"tok_{side}x{side}"] = idx_NL[:, start : start + side * side].reshape(-1, side, side)
-        start += side * side
-    arrays |= {"label": label_N, "path": path_N, "view": view_N, "made_by": np.array(json.dumps(made_by))}
+    """Write a split's archive and class names, atomically and a block of rows at a time.
+
+    Args:
+        folder: takes both files; made if missing.
+        idx_NL: (N, L) integers, coarse scale first; it and the next three may be memory-mapped.
+        label_N, path_N, view_N: class, picture and view of each row.
+        patch_nums: tokens a side of each scale.
+        classes: names; index = label.
+        made_by: what makes the file.
+    """
+    arrays: dict[str, tuple[np.ndarray, tuple[int, ...]]] = {
+        "vnums": (np.array(patch_nums, dtype=np.int64), ()),
+        "idx": (idx_NL, idx_NL.shape[1:]),
+    }
+    for side, columns in zip(patch_nums, scale_slices(patch_nums), strict=True):
+        arrays[f"tok_{side}x{side}"] = (idx_NL[:, columns], (side, side))
+    arrays |= {"label": (label_N, ()), "path": (path_N, ()), "view": (view_N, ())}
+    arrays["made_by"] = (np.array(json.dumps(made_by)), ())
     with atomic_path(folder / FILE_NAME) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        for name, array in arrays.items():
+        for name, (array, row_shape) in arrays.items():
             # A fixed date: the same tokens give the same bytes.
             member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             with archive.open(member, "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+                if array.dtype.hasobject:
+                    raise ValueError(f"{name} holds Python objects")
+                header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False}
+                header["shape"] = (*array.shape[:1], *row_shape)
+                np.lib.format.write_array_header_1_0(file, header)
+                rows = range(0, len(array), BLOCK) if array.ndim else [...]
+                for i in rows:
+                    file.write((array if i is ... else array[i : i + BLOCK]).tobytes())
     write_json(folder / "classes.json", list(classes))
 
 
@@ -112,17 +136,21 @@ def read_token_maps(folder: Path) -> TokenMaps:
             arrays = {name: _read_member(path, archive, f"{name}.npy") for name in needed}
         classes = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
         made_by = json.loads(str(arrays["made_by"]))
-    except (OSError, zipfile.BadZipFile, ValueError, struct.error) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} or its classes.json cannot be read ({error}): tokenise again") from error
+    except InputError:
+        raise
+    # A damaged archive makes zipfile, zlib and numpy raise nearly anything.
+    except (Exception, MemoryError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path} or its classes.json cannot be read ({reason}): tokenise again") from error
+    _check_arrays(path, arrays)
+    refuse_class_names(folder / "classes.json", classes)
     maps = TokenMaps(
         file=path,
         idx_NL=arrays["idx"],
-        label_N=np.asarray(arrays["label"]).astype(np.int64),
+        label_N=arrays["label"].astype(np.int64),
         path_N=arrays["path"],
-        view_N=np.asarray(arrays["view"]).astype(np.int64),
-        patch_nums=tuple(int(side) for side in arrays["vnums"]),
+        view_N=arrays["view"].astype(np.int64),
+        patch_nums=tuple(arrays["vnums"].tolist()),
         classes=tuple(classes),
         made_by=made_by,
     )
@@ -156,11 +184,22 @@ def read_token_maps_of(vqvae: Loaded, path: Path, folder: Path) -> TokenMaps:
 
 
 def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """One array of the archive: memory-mapped when it is stored plainly, else read (compressed by others)."""
+    """One array of the archive: memory-mapped when it is stored plainly, else read (compressed by others).
+
+    Either way its bytes are compared with the archive's checksum: once, a block at a time.
+    """
     info = archive.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED:
+        if info.file_size > MAX_UNPACKED_BYTES:
+            raise ValueError(f"{name} unpacks to {info.file_size} bytes; store it without compression")
         with archive.open(name) as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
+            array = np.lib.format.read_array(file, allow_pickle=False)
+            if file.read(1):  # reading to the end compares the checksum
+                raise ValueError(f"{name} is longer than its array")
+            return array
+    with archive.open(name) as file:
+        while file.read(1 << 20):  # BadZipFile at the end when the checksum is wrong
+            pass
     with open(path, "rb") as file:
         file.seek(info.header_offset)
         # Local file header (APPNOTE.TXT 4.3.7): lengths of name and extra field at bytes 26 and 28.
@@ -180,33 +219,47 @@ def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
     return np.memmap(path, dtype, "r", offset, shape, "F" if fortran_order else "C")
 
 
+def _check_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Refuse arrays of other kinds than the contract's, before anything is computed from them."""
+    axes = {"vnums": 1, "idx": 2, "label": 1, "path": 1, "view": 1, "made_by": 0}
+    for name, array in arrays.items():
+        kinds = "U" if name in ("path", "made_by") else "ui"
+        if array.ndim != axes[name] or array.dtype.kind not in kinds:
+            wanted = "text" if kinds == "U" else "integers"
+            raise InputError(
+                f"{path}: {name} is {array.dtype} of shape {array.shape}, wanted {wanted} with {axes[name]} "
+                "axes: tokenise again"
+            )
+    sides = arrays["vnums"]
+    if not 0 < len(sides) <= 100 or sides.min() < 1 or sides.max() > 1024:
+        raise InputError(f"{path}: its patch numbers are {sides[:100].tolist()}: tokenise again")
+
+
 def _check(maps: TokenMaps) -> None:
     count, length = len(maps.label_N), token_count(maps.patch_nums)
     for name, needed in (("inputs", dict), ("vocab_size", int)):
-        if not isinstance(maps.made_by.get(name), needed):
+        if not isinstance(maps.made_by, dict) or not isinstance(maps.made_by.get(name), needed):
             raise InputError(f"{maps.file}: its made_by record has no {name}: tokenise again")
+    vqvae = maps.made_by["inputs"].get("vqvae")
+    if not isinstance(vqvae, dict) or "sha256" not in vqvae:
+        raise InputError(f"{maps.file}: its made_by record names no vqvae: tokenise again")
     if maps.idx_NL.shape != (count, length) or len(maps.path_N) != count or len(maps.view_N) != count:
         raise InputError(
             f"{maps.file}: idx is {maps.idx_NL.shape} for {count} labels, wanted ({count}, {length}) for "
             f"patch numbers {maps.patch_nums}: tokenise again"
         )
-    if maps.idx_NL.dtype.kind not in "ui":
-        raise InputError(f"{maps.file}: idx is {maps.idx_NL.dtype}, wanted integers: tokenise again")
     if count == 0:
         raise InputError(f"{maps.file} holds no token map: tokenise again")
-    for name in maps.classes:
-        # Class names become folders of generated images: none may lead out of the output folder.
-        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name:
-            raise InputError(
-                f"{maps.file.parent / 'classes.json'}: {name!r} is no class name: tokenise again"
-            )
     if maps.label_N.min() < 0 or maps.label_N.max() >= len(maps.classes):
         raise InputError(
             f"{maps.file}: labels go from {maps.label_N.min()} to {maps.label_N.max()}, classes.json has "
             f"{len(maps.classes)} names: tokenise again"
         )
-    for start in range(0, count, 65536):
-        block = maps.idx_NL[start : start + 65536]
+    for start in range(0, count, BLOCK):
+        names = maps.path_N[start : start + BLOCK]
+        if (np.strings.startswith(names, "/") | (np.strings.find(names, "../") >= 0)).any():
+            raise InputError(f"{maps.file}: a path leads out of the data folder: tokenise again")
+        block = maps.idx_NL[start : start + BLOCK]
         if block.min() < 0 or block.max() >= maps.vocab_size:
             raise InputError(
                 f"{maps.file}: tokens go from {block.min()} to {block.max()}, the codebook has "
@@ -294,23 +347,38 @@ def frequency_cross_entropies(train: TokenMaps, other: TokenMaps) -> dict[str, n
     Returns:
         For each of the two, (S,) mean nats a token of each scale.
     """
-    vocab = train.vocab_size
+    vocab, classes = train.vocab_size, len(train.classes)
     per_scale: dict[str, list[float]] = {"unigram": [], "class_position": []}
-    rows_of = {label: np.flatnonzero(train.label_N == label) for label in range(len(train.classes))}
-    tested = np.flatnonzero(other.view_N == 0)
+    rows_C = np.bincount(train.label_N, minlength=classes)
+    positions_at_once = max(1, MAX_COUNTS // (classes * vocab))
     for columns in scale_slices(train.patch_nums):
-        counts_V = np.bincount(np.asarray(train.idx_NL[:, columns]).ravel(), minlength=vocab) + 1.0
+        counts_V = np.ones(vocab)
+        for _, idx_Ml in _blocks(train, columns):
+            counts_V += np.bincount(idx_Ml.ravel(), minlength=vocab)
         unigram_V = counts_V / counts_V.sum()
-        unigram_nats, position_nats, tokens = 0.0, 0.0, 0
-        for label, rows in rows_of.items():
-            fitted_Ml = np.asarray(train.idx_NL[rows, columns])
-            scored_Nl = np.asarray(other.idx_NL[tested[other.label_N[tested] == label], columns])
-            unigram_nats -= np.log(unigram_V[scored_Nl]).sum()
-            tokens += scored_Nl.size
-            for position in range(scored_Nl.shape[1]):
-                seen_V = np.bincount(fitted_Ml[:, position], minlength=vocab)
-                share_V = 0.5 * seen_V / max(1, len(rows)) + 0.5 * unigram_V
-                position_nats -= np.log(share_V[scored_Nl[:, position]]).sum()
-        per_scale["unigram"].append(unigram_nats / tokens)
-        per_scale["class_position"].append(position_nats / tokens)
+        nats, tokens = np.zeros(2), 0
+        for start in range(columns.start, columns.stop, positions_at_once):
+            part = slice(start, min(start + positions_at_once, columns.stop))
+            positions = np.arange(part.stop - part.start)
+            counts_ClV = np.zeros((classes, len(positions), vocab), dtype=np.int32)
+            for label_M, idx_Ml in _blocks(train, part):
+                np.add.at(counts_ClV, (label_M[:, None], positions, idx_Ml), 1)
+            for label_M, idx_Ml in _blocks(other, part, views=1):
+                seen_Ml = counts_ClV[label_M[:, None], positions, idx_Ml]
+                unigram_Ml = unigram_V[idx_Ml]
+                position_Ml = 0.5 * seen_Ml / np.maximum(1, rows_C[label_M])[:, None] + 0.5 * unigram_Ml
+                nats -= np.log(unigram_Ml).sum(), np.log(position_Ml).sum()
+                tokens += idx_Ml.size
+        per_scale["unigram"].append(nats[0] / tokens)
+        per_scale["class_position"].append(nats[1] / tokens)
     return {name: np.array(values) for name, values in per_scale.items()}
+
+
+def _blocks(
+    maps: TokenMaps, columns: slice, views: int | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Labels (M,) and tokens (M, l) of some columns, a block of rows at a time; the first `views` views."""
+    for start in range(0, len(maps), BLOCK):
+        rows = slice(start, start + BLOCK)
+        chosen = maps.view_N[rows] < (views or np.inf)
+        yield maps.label_N[rows][chosen], np.asarray(maps.idx_NL[rows, columns])[chosen]

@@ -5,15 +5,14 @@ step, a run that goes on from a checkpoint meets exactly what it would have met,
 """
 
 import contextlib
-import fcntl
 import json
 import math
+import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,9 +20,13 @@ from torch import Tensor, nn
 
 from usvar.distributed import World
 from usvar.errors import InputError
-from usvar.files import remove_stale_temporaries, write_json, write_text
+from usvar.files import full_disk_named, lock_folder, remove_stale_temporaries, write_json, write_text
+from usvar.threads import in_order
 
 T = TypeVar("T")
+
+# Under torchrun, one Ctrl-C reaches a process twice, from the terminal and from torchrun.
+REPEAT_S = 2.0
 
 # Streams of random numbers: one number each, so that no two uses share a stream.
 STREAM_BATCH, STREAM_AUGMENT, STREAM_DROP, STREAM_REVIVE, STREAM_NETWORK = range(5)
@@ -128,10 +131,15 @@ def amp_dtype(device: torch.device, precision: str) -> torch.dtype:
 
 
 class StopSignal:
-    """Turns SIGINT and SIGTERM into a flag that the loop reads after a step; the second one stops at once."""
+    """Turns SIGINT and SIGTERM into a flag that the loop reads after a step; Ctrl-C again stops at once.
+
+    After the first signal the next SIGINT is the system's own: it ends the process also inside a long call
+    that runs no Python, or a read that hangs. Repeated SIGTERMs, as schedulers send them, are one.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._received_at = 0.0
 
     def __enter__(self) -> "StopSignal":
         self._before = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -142,9 +150,14 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _receive(self, number: int, _frame: object) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = number
+        is_one_of_many = "TORCHELASTIC_RUN_ID" in os.environ
+        if self.received is None:
+            self.received, self._received_at = number, time.monotonic()
+            if not is_one_of_many:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+        elif number == signal.SIGINT and time.monotonic() - self._received_at > REPEAT_S:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 class RunFolder:
@@ -155,28 +168,30 @@ class RunFolder:
         record: what makes the run, from `provenance.made_by`.
 
     Raises:
-        InputError: when another run that is alive writes to the folder.
+        InputError: when another run that is alive writes to the folder, or it cannot be written.
     """
 
     def __init__(self, path: Path, record: dict[str, Any]) -> None:
-        path.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_folder(path)
         self.path, self.log_path = path, path / "log.jsonl"
-        self._lock: TextIO = open(path / ".lock", "w")  # noqa: SIM115 - held until the process ends
-        try:
-            # The kernel drops this lock when its process dies, so a dead run never blocks.
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"another run writes to {path}: wait for it or choose another --out-dir"
-            ) from error
         remove_stale_temporaries(path)
         write_json(path / "settings.json", record)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append one line to log.jsonl; infinite and missing numbers become null."""
+        """Append one line to log.jsonl; infinite and missing numbers become null.
+
+        It reaches the disk before a checkpoint of the same step can.
+        """
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        with open(self.log_path, "a", encoding="utf-8") as file:
+        with full_disk_named(self.log_path), open(self.log_path, "a", encoding="utf-8") as file:
             file.write(json.dumps(clean) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def note(self, step: int, text: str) -> None:
+        """Say something in the output and in the log."""
+        print(f"note: {text}", flush=True)
+        self.log({"step": step, "note": text})
 
     def forget_after(self, step: int) -> None:
         """Drop log lines of steps that a killed run did after its last checkpoint."""
@@ -220,8 +235,8 @@ def refuse_other_settings(path: Path, before: dict, now: dict, may_change: tuple
     for role, file in now["inputs"].items():
         if before["inputs"].get(role, {}).get("sha256") != file["sha256"]:
             raise InputError(
-                f"{path} was made with another {role} file than {file['path']}: "
-                "give that file to go on, or another --out-dir to start anew"
+                f"{path} was made with another {role.replace('_', ' ')} file or folder than {file['path']}: "
+                "give that one to go on, or another --out-dir to start anew"
             )
 
 
@@ -233,15 +248,58 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
 
 
 def optimiser_step(
-    parameters: list[Tensor], optimiser: torch.optim.Optimizer, rate: float, clip: float
-) -> Tensor:
-    """Set the rate, clip the gradients to norm `clip`, step and clear; returns the norm before clipping."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate
+    parameters: list[Tensor],
+    optimiser: torch.optim.Optimizer,
+    rate: float,
+    clip: float,
+    loss: Tensor | None = None,
+    world: World | None = None,
+) -> tuple[Tensor, bool]:
+    """Set the rate, clip the gradients to norm `clip`, step and clear.
+
+    No step is made when the loss or a gradient is not finite, in any process: one such step makes every
+    weight a NaN for good.
+
+    Returns:
+        The norm before clipping, and whether the step was made.
+    """
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
-    optimiser.step()
+    is_finite = bool((norm if loss is None else norm + loss.detach()).isfinite())
+    if world is not None:
+        is_finite = not world.any(not is_finite)
+    if is_finite:
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        optimiser.step()
     optimiser.zero_grad(set_to_none=True)
-    return norm
+    return norm, is_finite
+
+
+def refuse_step(
+    run: RunFolder | None, step: int, loss: Tensor, norm: Tensor, skipped: int, names: Sequence[str]
+) -> str:
+    """Write down the batch of a step whose loss or gradient is no finite number.
+
+    Args:
+        run: the folder; None in all processes but the first.
+        step: the step that was not made, from 1.
+        loss, norm: the first process's loss and the norm of the gradient.
+        skipped: such steps before this one.
+        names: files of the global batch.
+
+    Returns:
+        A sentence that names the file with the names.
+    """
+    file_name = f"nonfinite_step_{step}.json"
+    text = (
+        f"step {step} was not made: its loss is {loss.item():g}, the norm of its gradient {norm.item():g}; "
+        f"the batch's files are in {file_name}"
+    )
+    if run:
+        numbers = {"loss": f"{loss.item()}", "gradient_norm": f"{norm.item()}", "skipped_before": skipped}
+        write_json(run.path / file_name, {"step": step, **numbers, "batch": [*names]})
+        run.note(step, text)
+    return text
 
 
 class Meter:
@@ -259,14 +317,20 @@ class Meter:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.steps += 1
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint between two log lines must hold, so that the next line has the same numbers."""
-        return {"sums": {name: value.cpu() for name, value in self.sums.items()}, "steps": self.steps}
+    def state_dict(self, world: World) -> dict[str, Any]:
+        """What a checkpoint between two log lines must hold, so that the next line has the same numbers.
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Go on from `state_dict`."""
-        self.sums = {name: value.to(device) for name, value in state["sums"].items()}
-        self.steps = state["steps"]
+        Every process has sums of its own, and all are kept: (processes, ...) each. All processes call this.
+        """
+        sums = {name: world.gather(value[None]).cpu() for name, value in self.sums.items()}
+        return {"sums": sums, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any], world: World) -> None:
+        """Go on from `state_dict`; with another number of processes, each takes the mean of all."""
+        self.steps, self.sums = state["steps"], {}
+        for name, value in state["sums"].items():
+            own = value[world.rank] if len(value) == world.size else value.mean(0)
+            self.sums[name] = own.to(world.device)
 
     def read(self, world: World) -> tuple[dict[str, Any], float]:
         """Means since the last read, over steps and processes, and the seconds a step took; starts anew.
@@ -280,21 +344,28 @@ class Meter:
         return means, seconds
 
 
-def prefetch(load: Callable[[int], T], steps: range) -> Iterator[tuple[int, T, float]]:
+def prefetch(
+    load: Callable[[int], T], steps: range, limit_s: float, source: object
+) -> Iterator[tuple[int, T, float]]:
     """Load the batch of the next step in a thread while the device works on this one.
+
+    Args:
+        load: gives the batch of a step.
+        steps: which, in order.
+        limit_s: seconds that the loop waits for one batch.
+        source: the file that batches are read from, for the message.
 
     Yields:
         The step, what `load(step)` returned, and the seconds that were spent waiting for it.
+
+    Raises:
+        RunError: when a batch takes longer than `limit_s`.
     """
-    with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(load, steps.start) if len(steps) else None
-        for step in steps:
-            started = time.perf_counter()
-            batch = pending.result()
-            waited = time.perf_counter() - started
-            if step + 1 < steps.stop:
-                pending = pool.submit(load, step + 1)
-            yield step, batch, waited
+    loaded = in_order(load, steps, 1, 1, limit_s, lambda step: f"the batch of step {step + 1} from {source}")
+    for step in steps:
+        started = time.perf_counter()
+        batch = next(loaded)
+        yield step, batch, time.perf_counter() - started
 
 
 def batches(count: int, size: int) -> Iterator[range]:
