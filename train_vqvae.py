@@ -12,6 +12,7 @@ again to go on from last.pth; Ctrl-C saves first. The test split is not read her
 """
 
 import copy
+import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from models import VQVAE
+from models.discriminator import PatchDiscriminator
 from models.quant import code_counts, perplexity
-from usvar import cli, distributed, images, metrics, plots, provenance, training
+from usvar import cli, distributed, images, losses, metrics, plots, provenance, training
 from usvar.augment import augment, draw_parameters
-from usvar.checkpoints import is_whole, read_last, restore, save_checkpoint, save_last
+from usvar.checkpoints import is_whole, load_strictly, read_last, restore, save_checkpoint, save_last
 from usvar.errors import InputError, RunError
 from usvar.files import atomic_path
 
@@ -69,6 +71,27 @@ class Settings:
 
     # Weight of the VQ loss per pixel value: the total is SSE + vq_weight * (values in an image) * VQ.
     vq_weight: float = 1.0
+
+    # Weight of the mean absolute error, as vq_weight per pixel value like those below; 0 leaves a loss out.
+    l1_weight: float = 0.0
+
+    # Weight of 1 - structural similarity.
+    ssim_weight: float = 0.0
+
+    # Weight of the distance of VGG16's features (ImageNet's weights), the perceptual loss.
+    perceptual_weight: float = 0.0
+
+    # Weights of torchvision's VGG16; none given: the file in torch's cache; without it the loss is off.
+    vgg: Path | None = None
+
+    # Weight of the adversarial loss, times the ratio of gradients at the last layer (VQGAN's equation 7).
+    adversarial_weight: float = 0.0
+
+    # Share of the steps before the discriminator and its loss begin, 0 to 1; best.pth starts anew there.
+    adversarial_start: float = 0.5
+
+    # Weight of LeCam's term, which holds back the discriminator on small data.
+    lecam_weight: float = 0.001
 
     # Start the codebook from what the untrained encoder says of this many images; 0 keeps the random start.
     codebook_start_images: int = 256
@@ -150,6 +173,21 @@ class Settings:
         """Steps of the linear warm-up."""
         return max(1, round(self.warmup * self.steps))
 
+    @property
+    def further_losses(self) -> tuple[str, ...]:
+        """Names of the losses on top that have a weight and need no discriminator."""
+        weights = {
+            "l1": self.l1_weight,
+            "dissimilarity": self.ssim_weight,
+            "perceptual": self.perceptual_weight,
+        }
+        return tuple(name for name, weight in weights.items() if weight)
+
+    @property
+    def adversarial_step(self) -> int:
+        """First step, from 0, with an adversarial loss."""
+        return round(self.adversarial_start * self.steps)
+
 
 def check(s: Settings, side: int) -> None:
     """Refuse settings that do not fit the images or each other, before anything is written."""
@@ -166,8 +204,12 @@ def check(s: Settings, side: int) -> None:
     for name in ("vocab_size", "z_channels", "batch_size", "steps", "log_every", "eval_every", "save_every"):
         if getattr(s, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted 1 or more")
-    if not 0 <= s.class_balance <= 1:
-        raise InputError(f"--class-balance {s.class_balance} was given, wanted 0 to 1")
+    for name in ("class_balance", "adversarial_start"):
+        if not 0 <= getattr(s, name) <= 1:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted 0 to 1")
+    for name in ("l1_weight", "ssim_weight", "perceptual_weight", "adversarial_weight", "lecam_weight"):
+        if getattr(s, name) < 0:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted 0 or more")
 
 
 def loss_terms(
@@ -186,6 +228,79 @@ def loss_terms(
     """
     sse = (rebuilt_B3HW.float() - image_B3HW).square().sum((1, 2, 3)).mean()
     return sse, vq_weight * image_B3HW[0].numel() * vq
+
+
+def further_terms(
+    s: Settings,
+    image_B3HW: Tensor,
+    rebuilt_B3HW: Tensor,
+    perceptual: losses.Perceptual | None,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """The weighted losses on top that need no discriminator, per image; only those with a weight.
+
+    Args:
+        s: the weights.
+        image_B3HW: originals in [-1, 1].
+        rebuilt_B3HW: the network's output.
+        perceptual: needed when it has a weight.
+        dtype: of VGG's forward pass.
+    """
+    values, terms = image_B3HW[0].numel(), {}
+    if s.l1_weight:
+        terms["l1"] = s.l1_weight * values * losses.l1(image_B3HW, rebuilt_B3HW)
+    if s.ssim_weight:
+        terms["dissimilarity"] = s.ssim_weight * values * losses.dissimilarity(image_B3HW, rebuilt_B3HW)
+    if perceptual:
+        with training.autocast(image_B3HW.device, dtype):
+            terms["perceptual"] = s.perceptual_weight * values * perceptual(image_B3HW, rebuilt_B3HW)
+    return terms
+
+
+def adversarial_terms(
+    s: Settings,
+    model: VQVAE,
+    discriminator: PatchDiscriminator,
+    image_B3HW: Tensor,
+    rebuilt_B3HW: Tensor,
+    reconstruction: Tensor,
+    world: distributed.World,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """The generator's adversarial term, and the discriminator's gradients for the step that both make.
+
+    Args:
+        s: the weights.
+        model: its last kernel decides the adaptive weight.
+        discriminator: its clipped gradients, of the global batch, are left in its parameters.
+        image_B3HW: originals in [-1, 1].
+        rebuilt_B3HW: the network's output, with its graph.
+        reconstruction: all losses of the rebuilt images, per image.
+        world, dtype: as everywhere.
+
+    Returns:
+        "train_adversarial" with a gradient, weighted, per image; the rest is to be logged.
+    """
+    values = image_B3HW[0].numel()
+    # Its own gradients come from the other loss, below.
+    discriminator.requires_grad_(False)
+    with training.autocast(image_B3HW.device, dtype):
+        fooling = losses.fooling(discriminator(rebuilt_B3HW))
+    last_layer = model.decoder.conv_out.weight
+    ratio = losses.adaptive_weight(reconstruction / values, fooling, last_layer, world)
+    discriminator.requires_grad_(True)
+    with training.autocast(image_B3HW.device, dtype):
+        judging, scores_2 = losses.judging(discriminator, image_B3HW, rebuilt_B3HW, s.lecam_weight)
+    judging.backward()
+    for parameter in discriminator.parameters():
+        parameter.grad = world.mean(parameter.grad.contiguous())
+    return {
+        "train_adversarial": s.adversarial_weight * ratio * values * fooling,
+        "adaptive_weight": ratio,
+        "judging_loss": judging,
+        "judging_norm": nn.utils.clip_grad_norm_(discriminator.parameters(), s.clip),
+        "scores_real_fake": scores_2,
+    }
 
 
 @torch.no_grad()
@@ -255,14 +370,23 @@ def revive_codes(
 
 @torch.no_grad()
 def validate(
-    s: Settings, model: VQVAE, pixels_NHW: np.ndarray, world: distributed.World, dtype: torch.dtype
-) -> dict[str, float | list[float]]:
+    s: Settings,
+    model: VQVAE,
+    pixels_NHW: np.ndarray,
+    world: distributed.World,
+    dtype: torch.dtype,
+    perceptual: losses.Perceptual | None = None,
+) -> tuple[dict[str, float | list[float]], Tensor]:
     """Losses, PSNR, SSIM and use of the codebook per scale on the validation split, un-augmented.
 
     Usage is the share of codes in use among those that could be: a scale of few tokens cannot use them all.
+
+    Returns:
+        The numbers by name, and how often each scale used each code, (S, V).
     """
     device = world.device
-    sums = torch.zeros(3 + len(metrics.METRICS), dtype=torch.float64, device=device)
+    names = ("sse", "vq", "total", *s.further_losses, *metrics.METRICS)
+    sums = torch.zeros(len(names), dtype=torch.float64, device=device)
     hits_SV = torch.zeros(len(s.patch_nums), s.vocab_size, device=device)
     mine = np.arange(world.rank, len(pixels_NHW), world.size)
     for rows in training.batches(len(mine), s.batch_size):
@@ -273,21 +397,22 @@ def validate(
             rebuilt_B3HW = model.fhat_to_img(f_hat_BChw).float()
             tokens = model.quantize.f_to_idxBl_or_fhat(features_BChw, to_fhat=False)
         sse, weighted_vq = loss_terms(image_B3HW, rebuilt_B3HW, vq, s.vq_weight)
+        terms = further_terms(s, image_B3HW, rebuilt_B3HW, perceptual, dtype)
         errors = metrics.image_errors(image_B3HW, rebuilt_B3HW)
-        means = torch.stack(
-            [sse, weighted_vq, sse + weighted_vq, *(errors[m].mean() for m in metrics.METRICS)]
-        )
-        sums += means.double() * len(rows)
+        found = {"sse": sse, "vq": weighted_vq, "total": sse + weighted_vq + sum(terms.values()), **terms}
+        found |= {name: errors[name].mean() for name in metrics.METRICS}
+        sums += torch.stack([found[name] for name in names]).double() * len(rows)
         hits_SV += code_counts(tokens, s.vocab_size)
     means = (world.sum(sums) / len(pixels_NHW)).tolist()
     hits_SV = world.sum(hits_SV)
     possible_S = hits_SV.sum(1).clamp(max=s.vocab_size)
-    return {
-        **{f"val_{name}": v for name, v in zip(("sse", "vq", "total", *metrics.METRICS), means, strict=True)},
+    scores = {
+        **{f"val_{name}": value for name, value in zip(names, means, strict=True)},
         "val_usage": ((hits_SV > 0).sum(1) / possible_S).tolist(),
         "val_perplexity": perplexity(hits_SV).tolist(),
         "val_usage_all": ((hits_SV.sum(0) > 0).float().mean()).item(),
     }
+    return scores, hits_SV
 
 
 def draw_curves(s: Settings) -> None:
@@ -370,6 +495,13 @@ def main(s: Settings) -> None:
     for files in (train_files, val_files):
         listing = {"path": files.split, "sha256": images.listing_sha256(files)}
         record["inputs"][f"{files.split}_images"] = listing
+    vgg = losses.vgg_path(s.vgg) if s.perceptual_weight else None
+    if vgg:
+        record["inputs"]["vgg"] = {"path": vgg.name, "sha256": provenance.sha256_file(vgg)}
+    elif s.perceptual_weight:
+        record["inputs"]["vgg"] = {"path": "none", "sha256": "off"}
+        s = dataclasses.replace(s, perceptual_weight=0.0)
+    perceptual = losses.Perceptual(vgg).to(device) if vgg else None
     arguments = {
         "vocab_size": s.vocab_size,
         "z_channels": s.z_channels,
@@ -406,9 +538,16 @@ def main(s: Settings) -> None:
     # With few scales, some of the four shared phi serve none of them.
     network: nn.Module = world.wrap(model, some_unused=True)
     if s.compile:
+        # The adaptive weight goes through the graph once more than usual.
+        torch._functorch.config.donated_buffer = not s.adversarial_weight
         network = torch.compile(network)
+    trained, discriminator = [model], None
+    if s.adversarial_weight:
+        # Not wrapped as the network is: adversarial_terms averages its gradients.
+        discriminator = PatchDiscriminator(s.ch).to(device, memory_format=layout)
+        trained.append(discriminator)
     optimiser = torch.optim.AdamW(
-        training.decay_groups(model, s.weight_decay),
+        [group for module in trained for group in training.decay_groups(module, s.weight_decay)],
         lr=s.learning_rate,
         betas=s.betas,
         fused=device.type == "cuda",
@@ -431,6 +570,8 @@ def main(s: Settings) -> None:
 
     if last:
         restore(last_path, last, model, averaged, optimiser)
+        if discriminator:
+            load_strictly(discriminator, last.get("discriminator", {}), last_path, "discriminator.")
         meter.load_state_dict(last["meter"], world)
         start, best, skipped = last["step"], last["best"], last["skipped"]
         if best < float("inf") and not is_whole(best_path):
@@ -446,6 +587,12 @@ def main(s: Settings) -> None:
         run.forget_after(start)
         if note:
             run.note(start, note.strip())
+        if record["inputs"].get("vgg", {}).get("sha256") == "off":
+            run.note(
+                start,
+                "the perceptual loss is OFF: torch's cache has no weights of torchvision's VGG16; "
+                "give --vgg FILE in another --out-dir to have it",
+            )
     if start >= s.steps:
         if not is_whole(best_path):
             raise InputError(
@@ -459,8 +606,10 @@ def main(s: Settings) -> None:
         content = {"model": model.state_dict(), "ema": averaged.state_dict()}
         content |= {"optimiser": optimiser.state_dict(), "meter": meter.state_dict(world)}
         content |= {"step": step, "best": best, "skipped": skipped, "config": config, "made_by": record}
+        if discriminator:
+            content["discriminator"] = discriminator.state_dict()
         if world.is_main:
-            save_last(last_path, content, model, averaged)
+            save_last(last_path, content, *trained, averaged)
 
     if world.is_main:
         count = sum(p.numel() for p in model.parameters()) / 1e6
@@ -480,16 +629,30 @@ def main(s: Settings) -> None:
             rate = training.learning_rate(step, s.learning_rate, s.warmup_steps, s.steps, s.final_rate)
             image_B3HW = to_device(*batch)
             network.train()
-            hits_SV = model.quantize.ema_vocab_hit_SV.clone()
+            hits_before_SV = model.quantize.ema_vocab_hit_SV.clone()
             with training.autocast(device, dtype):
                 rebuilt_B3HW, _, vq = network(image_B3HW)
             sse, weighted_vq = loss_terms(image_B3HW, rebuilt_B3HW, vq, s.vq_weight)
+            terms = further_terms(s, image_B3HW, rebuilt_B3HW, perceptual, dtype)
+            total = sse + weighted_vq + sum(terms.values())
+            judged: dict[str, Tensor] = {}
+            if discriminator and step >= s.adversarial_step:
+                if step == s.adversarial_step:
+                    best = float("inf")  # smoother images, from before this loss, would win for good
+                reconstruction = sse + sum(terms.values())
+                judged = adversarial_terms(
+                    s, model, discriminator, image_B3HW, rebuilt_B3HW, reconstruction, world, dtype
+                )
             # Per pixel value, so that `clip` means the same at every image size.
-            loss = (sse + weighted_vq) / values
+            loss = (total + judged.get("train_adversarial", 0)) / values
             loss.backward()
             done = step + 1
+            # A discriminator whose gradient is not finite holds back the whole step.
+            loss = loss.detach() + 0 * judged.get("judging_norm", 0)
             norm, is_made = training.optimiser_step(parameters, optimiser, rate, s.clip, loss, world)
             if is_made:
+                if judged:
+                    losses.follow_scores(discriminator, world.mean(judged["scores_real_fake"].clone()))
                 training.ema_update(averaged, model, step, s.ema_decay)
                 revived = torch.zeros((), device=device)
                 if s.revive_every and done % s.revive_every == 0 and done <= s.revive_until * s.steps:
@@ -497,12 +660,14 @@ def main(s: Settings) -> None:
                 meter.add(
                     train_sse=sse,
                     train_vq=weighted_vq,
-                    train_total=sse + weighted_vq,
+                    train_total=total,
                     gradient_norm=norm,
                     revived_codes_per_step=revived,
+                    **{f"train_{name}": term for name, term in terms.items()},
+                    **judged,
                 )
             else:
-                model.quantize.ema_vocab_hit_SV.copy_(hits_SV)
+                model.quantize.ema_vocab_hit_SV.copy_(hits_before_SV)
                 batch_names = [train_files.paths[row] for row in sampler.batch(step, s.batch_size)]
                 refused = training.refuse_step(run, done, loss, norm, skipped, batch_names)
                 if skipped >= s.max_skipped_steps:
@@ -528,7 +693,7 @@ def main(s: Settings) -> None:
                         f"{s.batch_size / seconds:.1f} images/s"
                     )
             if done % s.eval_every == 0 or done == s.steps:
-                scores = validate(s, averaged, val_NHW, world, dtype)
+                scores, _ = validate(s, averaged, val_NHW, world, dtype, perceptual)
                 if scores["val_total"] < best:
                     best = scores["val_total"]
                     if run:
