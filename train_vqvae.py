@@ -7,18 +7,22 @@
 Reads <data-root>/{train,val}/<Class>/*.png from data_preprocessing/prepare_datasets.py. Writes to <out-dir>:
 best.pth (averaged weights, lowest loss on val), last.pth (everything needed to go on), last-previous.pth
 (the one before it, taken when last.pth is damaged), log.jsonl, settings.json, loss_curves.png,
-quality_curves.png, reconstructions.png, codebook_usage.png and codebook_weight.npy. Run the same command
-again to go on from last.pth; Ctrl-C saves first. The test split is not read here.
+quality_curves.png, reconstructions.png, codebook_usage.png and codebook_perplexity.png (per scale),
+codebook_vectors.png and codebook_weight.npy. Run the same command again to go on from last.pth; Ctrl-C saves
+first. The test split is not read here.
 """
 
 import copy
 import dataclasses
+import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -38,6 +42,7 @@ MAY_CHANGE = (
     "max_skipped_steps",
     "log_every",
     "save_every",
+    "tensorboard",
     "workers",
     "read_limit_s",
     "device",
@@ -150,6 +155,9 @@ class Settings:
     # Steps between two saves of last.pth.
     save_every: int = 1000
 
+    # Also write the numbers of log.jsonl for TensorBoard, to <out-dir>/tensorboard (its package is needed).
+    tensorboard: bool = False
+
     # Threads that decode images at the start.
     workers: int = 4
 
@@ -191,6 +199,11 @@ class Settings:
 
 def check(s: Settings, side: int) -> None:
     """Refuse settings that do not fit the images or each other, before anything is written."""
+    if s.tensorboard and not importlib.util.find_spec("tensorboard"):
+        raise InputError(
+            "--tensorboard True was given, but its package is not installed: pip install tensorboard, "
+            "or leave it off"
+        )
     if side % 16 or s.patch_nums[-1] != side // 16 or list(s.patch_nums) != sorted(set(s.patch_nums)):
         fitting = [n for n in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16) if n < side // 16] + [side // 16]
         raise InputError(
@@ -301,6 +314,16 @@ def adversarial_terms(
         "judging_norm": nn.utils.clip_grad_norm_(discriminator.parameters(), s.clip),
         "scores_real_fake": scores_2,
     }
+
+
+def tensorboard_scalars(writer: Any, row: dict[str, Any]) -> None:
+    """A row of log.jsonl as scalars; a list, such as usage per scale, becomes one scalar an entry."""
+    for name, value in row.items():
+        numbers = value if isinstance(value, list) else [value]
+        for i, number in enumerate(numbers):
+            if isinstance(number, float):
+                label = f"{name}/{i + 1}" if isinstance(value, list) else name
+                writer.add_scalar(label, number, row["step"])
 
 
 @torch.no_grad()
@@ -423,15 +446,24 @@ def draw_curves(s: Settings) -> None:
         chosen = [row for row in rows if row.get(name) is not None]
         return [row["step"] for row in chosen], [row[name] for row in chosen]
 
-    panels = {
-        title: {f"{split} {name}": series(f"{split}_{name}") for split in ("train", "val")}
-        for title, name in (
-            ("sum of squared errors per image", "sse"),
-            ("VQ loss, weighted, per image", "vq"),
-            ("total = SSE + VQ", "total"),
-        )
+    titles = {
+        "sse": "sum of squared errors per image",
+        "vq": "VQ loss, weighted, per image",
+        "l1": "L1, weighted, per image",
+        "dissimilarity": "1 - SSIM, weighted, per image",
+        "perceptual": "perceptual loss, weighted, per image",
+        "total": "total" if s.further_losses else "total = SSE + VQ",
     }
-    plots.curves(s.out_dir / "loss_curves.png", panels, log_panels=list(panels), title="VQ-VAE: losses")
+    shown = ("sse", "vq", *s.further_losses, "total")
+    panels = {
+        titles[name]: {f"{split} {name}": series(f"{split}_{name}") for split in ("train", "val")}
+        for name in shown
+    }
+    positive = list(panels)
+    if series("train_adversarial")[0]:
+        panels["adversarial loss, weighted, per image"] = {"train adversarial": series("train_adversarial")}
+        panels["discriminator's hinge loss (1: cannot tell)"] = {"train hinge": series("judging_loss")}
+    plots.curves(s.out_dir / "loss_curves.png", panels, log_panels=positive, title="VQ-VAE: losses")
     plots.curves(
         s.out_dir / "quality_curves.png",
         {
@@ -443,17 +475,43 @@ def draw_curves(s: Settings) -> None:
     )
     evaluated = [row for row in rows if "val_usage" in row]
     if evaluated:
-        plots.heat_map(
-            s.out_dir / "codebook_usage.png",
-            np.array([row["val_usage"] for row in evaluated]).T,
-            [f"{side} x {side}" for side in s.patch_nums],
-            [str(row["step"]) for row in evaluated],
-            "Codes in use on val, of those that the scale's tokens could use",
-            "optimiser step",
-            "scale",
-            "share in use",
-            (0, 1),
-        )
+        sides = [f"{side} x {side}" for side in s.patch_nums]
+        steps = [str(row["step"]) for row in evaluated]
+        for name, title, unit, limits in (
+            ("usage", "Codes in use on val, of those that the scale's tokens could use", "share", (0, 1)),
+            (
+                "perplexity",
+                "Perplexity of the codes on val: as varied as so many equally frequent",
+                "codes",
+                None,
+            ),
+        ):
+            plots.heat_map(
+                s.out_dir / f"codebook_{name}.png",
+                np.array([row[f"val_{name}"] for row in evaluated]).T,
+                sides,
+                steps,
+                title,
+                "optimiser step",
+                "scale",
+                unit,
+                limits,
+            )
+
+
+def draw_codebook(s: Settings, model: VQVAE, hits_SV: Tensor) -> None:
+    """How often each code was used on val, and where the code vectors lie."""
+    codes_VC = model.quantize.embedding.weight.detach().float().cpu().numpy()
+    projection = PCA(min(2, *codes_VC.shape)).fit(codes_VC)
+    codes_V2 = np.zeros((len(codes_VC), 2))
+    codes_V2[:, : projection.n_components_] = projection.transform(codes_VC)
+    plots.codebook(
+        s.out_dir / "codebook_vectors.png",
+        hits_SV.sum(0).long().cpu().numpy(),
+        codes_V2,
+        float(projection.explained_variance_ratio_.sum()),
+        "VQ-VAE: use of the codes on val, all scales together",
+    )
 
 
 @torch.no_grad()
@@ -611,6 +669,17 @@ def main(s: Settings) -> None:
         if world.is_main:
             save_last(last_path, content, *trained, averaged)
 
+    writer = None
+    if run and s.tensorboard:
+        from torch.utils.tensorboard import SummaryWriter  # only when asked for
+
+        writer = SummaryWriter(s.out_dir / "tensorboard", purge_step=start + 1)
+
+    def log(row: dict[str, Any]) -> None:
+        run.log(row)
+        if writer:
+            tensorboard_scalars(writer, row)
+
     if world.is_main:
         count = sum(p.numel() for p in model.parameters()) / 1e6
         print(
@@ -687,13 +756,13 @@ def main(s: Settings) -> None:
                 waiting, waited_s = waited_s / max(1e-9, seconds * s.log_every), 0.0
                 if run:
                     timing = {"seconds_per_step": seconds, "waiting_share": waiting}
-                    run.log({"step": done, **means, "rate": rate, **timing})
+                    log({"step": done, **means, "rate": rate, **timing})
                     progress.set_postfix_str(
                         f"SSE {means['train_sse']:.0f} VQ {means['train_vq']:.0f} "
                         f"{s.batch_size / seconds:.1f} images/s"
                     )
             if done % s.eval_every == 0 or done == s.steps:
-                scores, _ = validate(s, averaged, val_NHW, world, dtype, perceptual)
+                scores, hits_SV = validate(s, averaged, val_NHW, world, dtype, perceptual)
                 if scores["val_total"] < best:
                     best = scores["val_total"]
                     if run:
@@ -702,8 +771,9 @@ def main(s: Settings) -> None:
                         with atomic_path(s.out_dir / "codebook_weight.npy") as temporary:
                             np.save(temporary, averaged.quantize.embedding.weight.cpu().numpy())
                 if run:
-                    run.log({"step": done, **scores})
+                    log({"step": done, **scores})
                     draw_curves(s)
+                    draw_codebook(s, averaged, hits_SV)
                     draw_reconstructions(s, averaged, val_NHW, val_files.label_N, names)
                     progress.write(
                         f"step {done}: val SSE {scores['val_sse']:.0f}  PSNR {scores['val_psnr_db']:.2f} dB  "

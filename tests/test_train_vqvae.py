@@ -1,10 +1,12 @@
 """The VQ-VAE's training script: files, resume, several processes, the codebook, refusals."""
 
+import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +78,8 @@ def straight(tiny_data, tmp_path_factory) -> Path:
 
 
 def test_a_run_writes_what_the_next_stages_read(straight, tiny_data):
-    for name in ("loss_curves", "quality_curves", "reconstructions", "codebook_usage"):
+    figures = ("loss_curves", "quality_curves", "reconstructions")
+    for name in (*figures, "codebook_usage", "codebook_perplexity", "codebook_vectors"):
         assert (straight / f"{name}.png").stat().st_size > 5000
     best = load_vqvae(straight / "best.pth")
     assert best.config["image_size"] == 64
@@ -210,6 +213,35 @@ def test_a_discriminator_without_a_number_holds_back_the_step(tiny_data, tmp_pat
         train_vqvae.main(settings(tiny_data, tmp_path, **ALL_LOSSES))
     kept = read_checkpoint(tmp_path / "last.pth")
     assert kept["step"] == 1 and all(tensor.isfinite().all() for tensor in kept["discriminator"].values())
+
+
+def test_tensorboard_gets_the_numbers_of_the_log_when_asked(straight, tiny_data, tmp_path, monkeypatch):
+    """The package is not among the requirements: a stand-in takes the numbers."""
+    taken = []
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            taken.append((folder.name, purge_step))
+
+        def add_scalar(self, name, value, step):
+            taken.append((name, value, step))
+
+    stand_in = types.ModuleType("torch.utils.tensorboard")
+    stand_in.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stand_in)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    train_vqvae.main(settings(tiny_data, tmp_path, tensorboard=True))
+    rows = log_without_timings(straight)
+    assert taken[0] == ("tensorboard", 1)
+    assert ("train_sse", rows[0]["train_sse"], 2) in taken and ("val_ssim", rows[2]["val_ssim"], 4) in taken
+    assert ("val_usage/3", rows[2]["val_usage"][2], 4) in taken
+
+
+def test_tensorboard_that_is_not_installed_is_one_clear_line(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(InputError, match="pip install tensorboard"):
+        train_vqvae.main(settings(tiny_data, tmp_path / "out", tensorboard=True))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_finished_run_says_so_and_changes_nothing(straight, tiny_data, capsys):

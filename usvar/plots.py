@@ -1,5 +1,6 @@
 """Figures that people read: one style, colours that the colour-blind can tell apart, written atomically."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -188,4 +189,48 @@ def heat_map(
     axis.grid(False)
     axis.set(title=title, xlabel=x_label, ylabel=y_label)
     figure.colorbar(drawn, ax=axis, label=unit)
+    save(figure, path)
+
+
+def codebook(path: Path, hits_V: np.ndarray, codes_V2: np.ndarray, kept_share: float, title: str) -> None:
+    """How often codes are used: a histogram, and the codes' vectors in the plane, coloured by use.
+
+    Args:
+        path: the PNG to write.
+        hits_V: how often each code was looked up.
+        codes_V2: the code vectors, projected.
+        kept_share: share of the vectors' variance that the projection keeps.
+        title: above both.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained")
+    used_V = hits_V > 0
+    # Bins that double, since use spreads over orders of magnitude; the unused stand apart at the left.
+    edges = 2.0 ** np.arange(0, np.ceil(np.log2(max(2, hits_V.max() + 1))) + 1)
+    counts, _ = np.histogram(hits_V[used_V], edges)
+    names = [
+        "0",
+        *(f"{int(a)}" if b - a == 1 else f"{int(a)}-{int(b) - 1}" for a, b in itertools.pairwise(edges)),
+    ]
+    bars = left.bar(
+        range(len(names)), [np.sum(~used_V), *counts], color=[COLOURS[1], *[COLOURS[0]] * len(counts)]
+    )
+    left.bar_label(bars, fontsize=7)
+    left.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    left.grid(axis="x", visible=False)
+    left.set(
+        title=f"{used_V.mean():.1%} of {len(hits_V)} codes in use", xlabel="times looked up", ylabel="codes"
+    )
+    right.scatter(*codes_V2[~used_V].T, s=14, marker="x", linewidth=0.8, color=COLOURS[1], label="unused")
+    drawn = right.scatter(
+        *codes_V2[used_V].T, c=hits_V[used_V], s=8, cmap="viridis", norm="log" if used_V.any() else None
+    )
+    figure.colorbar(drawn, ax=right, label="times looked up")
+    if not used_V.all():
+        right.legend(fontsize=7)
+    right.set(
+        title=f"code vectors: two principal components, {kept_share:.0%} of the variance",
+        xlabel="first component",
+        ylabel="second component",
+    )
+    figure.suptitle(title)
     save(figure, path)
