@@ -43,10 +43,14 @@ image=$(find "$out/processed/test/Breast-Benign" -name '*.png' | sort | head -n 
 python edit_var.py --var "$out/var/ar-ckpt-best.pth" --vqvae "$out/vqvae/best.pth" --image "$image" \
     --class-name Breast-Malignant --box 12 8 52 48 --out-dir "$out/edits"
 
-say "9/9 evaluate: good, varied, useful, copied?"
+say "9/9 choose how to draw on val; then evaluate on test: good, varied, useful, copied?"
+python sweep_var.py --data-root "$out/processed" --var "$out/var/ar-ckpt-best.pth" \
+    --vqvae "$out/vqvae/best.pth" --tokens-dir "$out/tokens" --out-dir "$out/sweep" --images-per-class 12 \
+    --cfg 0 1.5 3 --top-p 0 0.95 --top-k 0 --temperature 0.9 1 1.1 --prefix-tokens 0 5 14 \
+    --extractor-steps 150 --classifier-steps 60 --extractor-pixels 64
 python evaluate_var.py --data-root "$out/processed" --var "$out/var/ar-ckpt-best.pth" \
     --vqvae "$out/vqvae/best.pth" --tokens-dir "$out/tokens" --out-dir "$out/evaluation" \
-    --images-per-class 16 --extractor-steps 200 --extractor-pixels 64
+    --images-per-class 16 --settings-from "$out/sweep/chosen.json" --judges "$out/sweep/judges.pth"
 
 cat <<END
 
@@ -57,5 +61,6 @@ Done. Look at:
   $out/samples/sweep_nop.png        the same from class frequencies alone
   $out/samples/variety_Heart.png    sixteen hearts made from nothing but the class
   $out/var/loss_curves.png          what the transformer learned beyond frequencies
+  $out/sweep/sweep.png              what guidance, top-p and temperature change, and what a prefix brings
   $out/evaluation/report.html       how good that is, in numbers
 END

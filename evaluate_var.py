@@ -1,53 +1,57 @@
-"""Is what the models generate like real images, varied, of the right class, and not a copy?
+"""Is what the models generate like real images, varied, of the right class, useful, and not a copy?
 
     python evaluate_var.py --data-root data/processed --var runs/var/ar-ckpt-best.pth \\
         --vqvae runs/vqvae/best.pth --tokens-dir runs/tokens
+    python evaluate_var.py ... --settings-from runs/sweep/chosen.json --judges runs/sweep/judges.pth
     python evaluate_var.py ... --generated runs/samples/scale_0_K0/plain    # judge images in a folder
 
 Reads the prepared images, the token maps and both models; it is the only script that reads the test split
-to judge generation. Writes to <out-dir>: metrics.json (every number with its counts and the hash of the
-extractor that it stands on), extractor.pth, figures/*.png and report.html, one page with everything in it.
+to judge generation, so choose settings first (sweep_var.py, on val) and run it once. Writes to <out-dir>:
+metrics.json (every number with its counts and the hash of the extractor that it stands on), judges.pth (the
+networks trained here), figures/*.png and report.html, one page with everything in it.
+
 Beside each distance stand three reference lines computed in the same way: real training images,
 reconstructions by the VQ-VAE, and a generator that knows only how often each code occurs at each place.
 """
 
-import hashlib
-import json
 import math
-import re
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from sklearn.metrics import balanced_accuracy_score
 
-from models import VAR, VQVAE
 from models.helpers import image_seeds, scale_spans, split_scales
-from usvar import checkpoints, cli, distributed, evaluation, images, provenance, report, tokens
+from usvar import (
+    cli,
+    copies,
+    distributed,
+    evaluation,
+    evaluation_figures,
+    images,
+    judging,
+    physics,
+    provenance,
+    report,
+    tokens,
+)
 from usvar.augment import augment, draw_parameters
+from usvar.chosen import DRAWING, read_sweep, with_chosen
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet
-from usvar.extractor import (
-    CLASSIFIER_SHAPE,
-    EXTRACTOR_SHAPE,
-    Extractor,
-    SmallNet,
-    features,
-    make_extractor,
-    probabilities,
-    train_network,
-    weights_sha256,
-)
+from usvar.extractor import SmallNet, features, probabilities
 from usvar.files import write_json, write_text
+from usvar.judging import Drawing, Judges, Models
+from usvar.prefixed import refuse_prefixed
 
-FEATURE_DIMS = 64
-# Fewer test images than this: the 5% quantile of their distances says nothing.
-LEAST_FOR_QUANTILE = 10
 # Pairs a class for the variety, and training images planted as copies.
 PAIRS_PER_CLASS, PLANTED = 100, 50
+# Principal components that the Fréchet distance is taken over where images are few; all of them from
+# MANY_IMAGES test images a component.
+FEW_COMPONENTS, MANY_IMAGES = 16, 4
 
 
 @dataclass(frozen=True)
@@ -72,17 +76,34 @@ class Settings:
     # Judge the images of this folder, <Class>/*.png, instead of drawing them here; none may have a prefix.
     generated: Path | None = None
 
+    # chosen.json of sweep_var.py: cfg, top-k, top-p and temperature from there.
+    settings_from: Path | None = None
+
     # Images drawn for each class, without prefix.
     images_per_class: int = 250
 
-    # extractor.pth of an earlier evaluation on these training images, so that numbers compare; none: train.
-    extractor: Path | None = None
+    # judges.pth of a sweep or an earlier evaluation on these training images, so that numbers compare; none:
+    # train them.
+    judges: Path | None = None
 
-    # Training steps of the extractor, and of the classifier.
+    # A TorchScript network as a further extractor, (B, 3, side, side) in [-1, 1] to (B, features). Such a
+    # file is a program: give only one that you trust.
+    extractor_file: Path | None = None
+
+    # Side of the images that it takes, pixels.
+    extractor_file_pixels: int = 224
+
+    # Training steps of each extractor.
     extractor_steps: int = 1500
 
-    # Side in pixels that images are averaged to for extractor and classifier.
+    # Side in pixels that images are averaged to for extractors and classifiers.
     extractor_pixels: int = 128
+
+    # Training steps of each classifier of the accuracy score.
+    classifier_steps: int = 1000
+
+    # Seeds of the accuracy score, 3 or more.
+    classifier_seeds: int = 3
 
     # k of precision, recall, density and coverage.
     neighbours: int = 3
@@ -117,170 +138,47 @@ class Settings:
         return max(4, self.neighbours + 1)
 
 
-# --- what is judged ---
-
-
 def check(s: Settings) -> None:
     """Refuse settings that make no sense before anything is read."""
-    for name in ("images_per_class", "extractor_steps", "neighbours", "likelihood_images", "batch_size"):
-        if getattr(s, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted 1 or more")
-    if s.extractor is not None and not s.extractor.is_file():
-        raise InputError(
-            f"--extractor {s.extractor} is missing: leave it out to train one, or correct the path"
-        )
-    if s.extractor_pixels < 32:
-        raise InputError(f"--extractor-pixels {s.extractor_pixels} was given, wanted 32 or more")
+    least_of = {name: 1 for name in ("images_per_class", "extractor_steps", "classifier_steps", "neighbours")}
+    least_of |= {"likelihood_images": 1, "batch_size": 1, "classifier_seeds": 3}
+    least_of |= {"extractor_pixels": 32, "extractor_file_pixels": 1}
+    for name, least in least_of.items():
+        if getattr(s, name) < least:
+            raise InputError(
+                f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted {least} or more"
+            )
+    for name in ("judges", "extractor_file"):
+        path = getattr(s, name)
+        if path is not None and not path.is_file():
+            raise InputError(f"--{name.replace('_', '-')} {path} is missing: leave it out, or correct it")
     tokens.check_drawing(s.cfg, s.top_k, s.top_p, s.temperature)
 
 
-def read_split(s: Settings, split: str, classes: tuple[str, ...], size: int) -> ImageSet:
-    """The images of a split, memory-mapped."""
-    files = images.find_images(s.data_root, split, classes)
-    if (found := images.image_size(files)) != size:
-        raise InputError(
-            f"{s.data_root / split} holds images of {found} x {found} pixels, {s.vqvae} wants {size} x "
-            f"{size}: prepare with --size {size} or give another VQ-VAE"
-        )
-    return ImageSet(images.decoded(files, size, s.out_dir / "cache"), files.label_N)
-
-
-def read_token_splits(s: Settings, vqvae: checkpoints.Loaded, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Token maps of the three splits, refused when they do not belong to these models and classes."""
-    maps = {split: tokens.read_token_maps_of(vqvae, s.vqvae, s.tokens_dir / split) for split in images.SPLITS}
-    for found in maps.values():
-        if found.classes != classes:
-            raise InputError(
-                f"{found.file} has the classes {', '.join(found.classes)}, {s.data_root} has "
-                f"{', '.join(classes)}: tokenise these images again"
-            )
-    return maps
-
-
-def decode(vae: VQVAE, idx_NL: np.ndarray, batch: int, what: str) -> np.ndarray:
-    """Token maps (N, L) to images (N, H, W) uint8."""
-    device, grey = next(vae.parameters()).device, []
-    for start in tqdm(range(0, len(idx_NL), batch), f"decode {what}", leave=False, file=sys.stdout):
-        idx_BL = torch.from_numpy(idx_NL[start : start + batch].astype(np.int64)).to(device)
-        maps = split_scales(idx_BL, vae.quantize.v_patch_nums)
-        grey.append(images.to_uint8(vae.idxBl_to_img(maps, same_shape=True, last_one=True)))
-    return np.concatenate(grey)
-
-
-def draw_samples(s: Settings, model: VAR, vae: VQVAE, classes: tuple[str, ...]) -> ImageSet:
-    """Plain samples: no prefix, every image from its own seed."""
-    labels = np.repeat(np.arange(len(classes)), s.images_per_class)
-    seeds = [seed for name in classes for seed in image_seeds(s.seed, s.images_per_class, f"sample {name}")]
-    device, grey = next(model.parameters()).device, []
-    for start in tqdm(range(0, len(labels), s.batch_size), "sample", leave=False, file=sys.stdout):
-        rows = slice(start, start + s.batch_size)
-        _, f_hat = model.generate_tokens(
-            torch.from_numpy(labels[rows]).to(device),
-            seeds=seeds[rows],
-            cfg=s.cfg,
-            top_k=s.top_k,
-            top_p=s.top_p,
-            temperature=s.temperature,
-        )
-        grey.append(images.to_uint8(vae.fhat_to_img(f_hat)))
-    return ImageSet(np.concatenate(grey), labels)
-
-
-def refuse_prefixed(folder: Path) -> None:
-    """Refuse a folder in which a picture holds given tokens of a real image or of the position prior.
-
-    sample_var.py and edit_var.py list their pictures in samples.json and edit.json, up to three folders above
-    them; a moved folder still has K in its name.
-    """
-    folder = folder.resolve()
-    for place in (folder, *list(folder.parents)[:3]):
-        named = re.fullmatch(r"scale_\d+_K(\d+)", place.name)
-        found = place.name if named and int(named[1]) else None
-        for listing in (place / "samples.json", place / "edit.json"):
-            if found is None and listing.is_file():
-                try:
-                    entries = json.loads(listing.read_text(encoding="utf-8"))["samples"]
-                    given = [entry["file"] for entry in entries if entry["prefixed"]]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise InputError(
-                        f"{listing} does not say which pictures have a prefix ({error!r}): sample again"
-                    ) from error
-                found = next((name for name in given if (place / name).is_relative_to(folder)), None)
-        if found is not None:
-            raise InputError(
-                f"--generated {folder.name} holds pictures that began with given tokens ({found}), wanted "
-                "plain samples (K = 0): give scale_0_K0/plain of sample_var.py, or leave --generated out"
-            )
-
-
-def read_generated(s: Settings, folder: Path, classes: tuple[str, ...], size: int) -> ImageSet:
+def read_generated(s: Settings, folder: Path, models: Models) -> ImageSet:
     """Images of a folder <Class>/*.png, refused when prefixed, of another size or of no known class."""
     if not folder.is_dir():
         raise InputError(f"--generated {folder} is no folder, wanted one with <Class>/*.png")
     refuse_prefixed(folder)
-    files = images.find_images(folder.parent, folder.name, classes)
-    if (found := images.image_size(files)) != size:
+    files = images.find_images(folder.parent, folder.name, models.classes)
+    if (found := images.image_size(files)) != models.size:
         raise InputError(
-            f"{folder} holds images of {found} pixels a side, {s.data_root} of {size}: "
+            f"{folder} holds images of {found} pixels a side, {s.data_root} of {models.size}: "
             "judge images of the same size"
         )
-    return ImageSet(images.read_images(files, range(len(files)), size), files.label_N)
+    return ImageSet(images.read_images(files, range(len(files)), models.size), files.label_N)
 
 
-def listing_sha256(files: images.ImageFiles) -> str:
-    """Hash of the names and sizes of a split's pictures."""
-    rows = (f"{path} {(files.root / path).stat().st_size}" for path in files.paths)
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+def draw_prior(s: Settings, models: Models, generated: ImageSet) -> ImageSet:
+    """The trivial generator: each token by its frequency at its place, as many images as were generated."""
+    per_class = np.maximum(2, np.bincount(generated.label_N, minlength=len(models.classes)))
+    labels = np.repeat(np.arange(len(models.classes)), per_class)
+    seeds = image_seeds(s.seed, len(labels), "prior")
+    idx_NL = tokens.draw_from_position_prior(models.maps["train"], labels.tolist(), models.var.L, seeds)
+    return ImageSet(judging.decode(models.vae, idx_NL, s.batch_size), labels, idx_NL=idx_NL)
 
 
-def get_networks(
-    s: Settings, train: ImageSet, val: ImageSet, classes: tuple[str, ...], record: dict, device: torch.device
-) -> tuple[Extractor, SmallNet, dict[str, Any]]:
-    """Extractor and classifier, trained on the training split or read from an earlier evaluation.
-
-    Returns:
-        Both networks and what the file says of them.
-    """
-    listing = listing_sha256(images.find_images(s.data_root, "train", classes))
-    if s.extractor is not None:
-        content = checkpoints.read_checkpoint(s.extractor)
-        config = content.get("config")
-        if not isinstance(config, dict) or config.get("kind") != "extractor":
-            raise InputError(
-                f"{s.extractor} is no extractor: give the extractor.pth of an earlier evaluation"
-            )
-        if config["classes"] != list(classes) or config["train_listing_sha256"] != listing:
-            raise InputError(
-                f"{s.extractor} was trained on other images than {s.data_root / 'train'}: leave "
-                "--extractor out, or it might have seen the test images"
-            )
-        num_features, dims = content["model"]["projection_FD"].shape
-        extractor = Extractor(SmallNet(EXTRACTOR_SHAPE, len(classes)), num_features, dims)
-        classifier = SmallNet(CLASSIFIER_SHAPE, len(classes))
-        checkpoints.load_strictly(extractor, content["model"], s.extractor)
-        checkpoints.load_strictly(classifier, content["classifier"], s.extractor)
-        return extractor.to(device).eval(), classifier.to(device).eval(), config
-    data = ((train.grey_NHW, train.label_N), (val.grey_NHW, val.label_N))
-    common = (len(classes), s.extractor_pixels, s.extractor_steps)
-    net = train_network(EXTRACTOR_SHAPE, *data, *common, s.seed, device)
-    extractor = make_extractor(net, train.grey_NHW, s.extractor_pixels, FEATURE_DIMS, s.seed)
-    classifier = train_network(CLASSIFIER_SHAPE, *data, *common, s.seed + 1, device)
-    config = {
-        "kind": "extractor",
-        "classes": list(classes),
-        "pixels": s.extractor_pixels,
-        "steps": s.extractor_steps,
-        "dims": extractor.projection_FD.shape[1],
-        "train_listing_sha256": listing,
-        "sha256": weights_sha256([extractor], s.extractor_pixels),
-        "classifier_sha256": weights_sha256([classifier], s.extractor_pixels),
-    }
-    content = {"model": extractor.state_dict(), "classifier": classifier.state_dict(), "config": config}
-    checkpoints.save_checkpoint(s.out_dir / "extractor.pth", content | {"made_by": record})
-    return extractor, classifier, config
-
-
-# --- the measures ---
+# --- like real images? ---
 
 
 def equal_counts(sets: dict[str, ImageSet], num_classes: int, seed: int) -> dict[str, ImageSet]:
@@ -304,34 +202,44 @@ def equal_counts(sets: dict[str, ImageSet], num_classes: int, seed: int) -> dict
     return chosen
 
 
-def compare(
-    s: Settings, fake: ImageSet, real: ImageSet, name: str, where: str, left_out: list[dict[str, str]]
-) -> dict[str, Any]:
-    """Kernel distance and neighbour measures of one set against real test images, classes weighing alike."""
-    paired = name == "reconstructed_test"
-    row: dict[str, Any] = {"images": len(fake), "real_test_images": len(real)}
-    most_of_class = min(np.bincount(found.label_N, minlength=1).max() for found in (fake, real))
-    if min(len(fake), len(real)) < s.least or most_of_class < 2:
-        note(
-            left_out,
-            f"distances, {where}, {report.SETS[name]}",
-            f"{len(fake)} images against {len(real)} test images, wanted {s.least} each",
-        )
-        return row
-    row["US-KD"], row["US-KD_spread"] = evaluation.kernel_distance(
-        fake.features_ND, real.features_ND, fake.label_N, real.label_N, paired=paired, seed=s.seed
-    )
-    if row["US-KD_spread"] is None:
-        note(
-            left_out, f"spread of US-KD, {where}, {report.SETS[name]}", "a class has under 4 images to halve"
-        )
-    measures = evaluation.manifold_measures(fake.features_ND, real.features_ND, s.neighbours, paired=paired)
-    return row | {f"US-{key}": value for key, value in measures.items()}
-
-
 def note(left_out: list[dict[str, str]], what: str, why: str) -> None:
     """Keep what could not be computed at this number of images, for the file and the page."""
     left_out.append({"what": what, "why": why})
+
+
+def compare(
+    s: Settings,
+    fake: ImageSet,
+    real: ImageSet,
+    extractor: str,
+    components: int,
+    name: str,
+    where: str,
+    left_out: list[dict[str, str]],
+) -> dict[str, Any]:
+    """All distances of one set from real test images by one extractor; in the kernel distance classes weigh
+    alike."""
+    paired = name == "reconstructed_test"
+    fake_ND, real_MD = fake.features[extractor], real.features[extractor]
+    value, spread = evaluation.kernel_distance(
+        fake_ND, real_MD, fake.label_N, real.label_N, paired=paired, seed=s.seed
+    )
+    row: dict[str, Any] = {"KD": value, "KD_spread": spread}
+    if spread is None:
+        note(left_out, f"spread of KD, {where}, {report.SETS[name]}", "a class has under 4 images to halve")
+    few_ND, few_MD = fake_ND[:, :components], real_MD[:, :components]
+    wanted = 2 * components * (2 if paired else 1)
+    if min(len(fake), len(real)) >= wanted:
+        row |= evaluation.frechet_extrapolated(few_ND, few_MD, paired=paired, seed=s.seed)
+        row["FD_components"] = components
+    else:
+        note(
+            left_out,
+            f"Fréchet distance, {where}, {report.SETS[name]}",
+            f"{len(fake)} images against {len(real)}, wanted {wanted} each for {components} components",
+        )
+    row |= evaluation.manifold_measures(fake_ND, real_MD, s.neighbours, paired=paired)
+    return {f"{extractor}-{key}": value for key, value in row.items()}
 
 
 def all_distances(
@@ -339,9 +247,10 @@ def all_distances(
     sets: dict[str, ImageSet],
     test: ImageSet,
     classes: tuple[str, ...],
+    stamps: dict[str, str],
     left_out: list[dict[str, str]],
 ) -> dict[str, Any]:
-    """Every set against the test images, pooled and for each class.
+    """Every set against the test images, pooled and for each class, by every extractor.
 
     A class with fewer test images than a ball has neighbours is left out of the pooled numbers too: its balls
     would reach into other classes, and nearly anything would count as precise.
@@ -349,130 +258,234 @@ def all_distances(
     judged = [i for i in range(len(classes)) if len(test.of_class(i)) >= s.least]
     for i in sorted(set(range(len(classes))) - set(judged)):
         note(left_out, f"{classes[i]} in the pooled distances", f"under {s.least} test images")
-    pooled_test = test.take(np.flatnonzero(np.isin(test.label_N, judged)))
+    rows_of = {"pooled": judged} | {name: [i] for i, name in enumerate(classes)}
     distances: dict[str, Any] = {}
     for name, found in sets.items():
-        pooled = found.take(np.flatnonzero(np.isin(found.label_N, judged)))
-        distances[name] = {"pooled": compare(s, pooled, pooled_test, name, "pooled", left_out)}
-        for i, class_name in enumerate(classes):
-            of_class = found.of_class(i), test.of_class(i)
-            distances[name][class_name] = compare(s, *of_class, name, class_name, left_out)
+        distances[name] = {}
+        for where, labels in rows_of.items():
+            fake, real = (x.take(np.flatnonzero(np.isin(x.label_N, labels))) for x in (found, test))
+            row: dict[str, Any] = {"images": len(fake), "real_test_images": len(real), "extractors": stamps}
+            distances[name][where] = row
+            most_of_class = min(np.bincount(x.label_N, minlength=1).max() for x in (fake, real))
+            if min(len(fake), len(real)) < s.least or most_of_class < 2:
+                note(
+                    left_out,
+                    f"distances, {where}, {report.SETS[name]}",
+                    f"{len(fake)} images against {len(real)} test images, wanted {s.least} each",
+                )
+                continue
+            for extractor, values_ND in test.features.items():
+                dims = values_ND.shape[1]
+                is_many = sum(np.isin(test.label_N, judged)) >= MANY_IMAGES * dims
+                components = dims if is_many else min(dims, FEW_COMPONENTS)
+                row |= compare(s, fake, real, extractor, components, name, where, left_out)
     return distances
 
 
-def confusion(net: SmallNet, found: ImageSet, num_classes: int, pixels: int) -> dict[str, Any]:
-    """What the independent classifier takes images for: counts (asked class, predicted class) and shares."""
-    predicted_N = probabilities(net, found.grey_NHW, pixels, net.head.weight.device).argmax(1)
-    table_CC = np.zeros((num_classes, num_classes), dtype=np.int64)
-    np.add.at(table_CC, (found.label_N, predicted_N), 1)
-    per_class = []
-    for label, row in enumerate(table_CC):
-        count, hits = int(row.sum()), int(row[label])
-        interval = evaluation.wilson_interval(hits, count) if count else None
-        per_class.append(
-            {
-                "images": count,
-                "right": hits,
-                "share": hits / count if count else None,
-                "interval_95": interval,
+def agreement(distances: dict[str, Any], extractors: list[str]) -> dict[str, Any]:
+    """Whether all extractors put the sets in the same order of kernel distance, as far as they tell them
+    apart."""
+    opposite = []
+    for where in next(iter(distances.values())):
+        tables = {
+            extractor: {
+                name: (groups[where][f"{extractor}-KD"], groups[where][f"{extractor}-KD_spread"])
+                for name, groups in distances.items()
+                if f"{extractor}-KD" in groups[where]
             }
-        )
-    shares = [entry["share"] for entry in per_class if entry["share"] is not None]
-    return {
-        "table": table_CC.tolist(),
-        "per_class": per_class,
-        "balanced_accuracy": float(np.mean(shares)),
-        "images": len(found),
+            for extractor in extractors
+        }
+        first, *others = extractors
+        for other in others:
+            for nearer, farther in evaluation.disagreements(tables[first], tables[other]):
+                opposite.append(
+                    {"where": where, "by": first, "nearer": nearer, "farther": farther, "not_by": other}
+                )
+    return {"agree": not opposite, "opposite": opposite}
+
+
+def best_and_worst(
+    s: Settings, generated: ImageSet, test: ImageSet, left_out: list[dict[str, str]]
+) -> dict[str, Any]:
+    """Rows of the generated images from the most to the least real-looking, with their realism."""
+    if len(test) <= s.neighbours:
+        note(left_out, "best and worst images", f"{len(test)} test images, wanted over {s.neighbours}")
+        return {}
+    score_N = evaluation.realism(
+        generated.features[judging.SUPERVISED], test.features[judging.SUPERVISED], s.neighbours
+    )
+    order = np.argsort(-score_N, kind="stable")
+    return {"row": order.tolist(), "realism": score_N[order].tolist()}
+
+
+# --- useful? ---
+
+
+def usefulness(
+    s: Settings, judges: Judges, train: ImageSet, test: ImageSet, sets: dict[str, ImageSet]
+) -> dict[str, Any]:
+    """Classification accuracy score: the same classifier trained on real images, generated ones and mixtures.
+
+    S. Ravuri and O. Vinyals, "Classification Accuracy Score for Conditional Generative Models", NeurIPS 2019.
+    All are tested on real test images. The interval over seeds says how much training scatters, that over
+    images how much the choice of test images matters.
+    """
+    generated, num_classes = sets["generated"], len(judges.config["classes"])
+    device = judges.classifiers[0].head.weight.device
+    # Half the real images of each class, and as many generated ones as were taken out, where there are any.
+    rng, kept, added = np.random.default_rng(s.seed), [], []
+    for label in range(num_classes):
+        real_rows = rng.permutation(np.flatnonzero(train.label_N == label))
+        fake_rows = rng.permutation(np.flatnonzero(generated.label_N == label))
+        kept.append(real_rows[: (len(real_rows) + 1) // 2])
+        added.append(fake_rows[: len(real_rows) // 2])
+    half = join(train.take(np.sort(np.concatenate(kept))), generated.take(np.concatenate(added)))
+    trained_on = {
+        "real": train,
+        "generated": generated,
+        "half_generated": half,
+        "real_and_generated": join(train, generated),
+        "position_prior": sets["position_prior"],
     }
+    table = {}
+    for kind, found in trained_on.items():
+        nets: list[SmallNet] = judges.classifiers
+        if kind != "real":
+            nets = [
+                judging.train_use_classifier(
+                    found,
+                    num_classes,
+                    judges.pixels,
+                    judges.config["classifier_steps"],
+                    judges.config["seed"],
+                    number,
+                    device,
+                )
+                for number in range(len(judges.classifiers))
+            ]
+        predicted_SN = np.stack(
+            [probabilities(net, test.grey_NHW, judges.pixels, device).argmax(1) for net in nets]
+        )
+        scores = [float(balanced_accuracy_score(test.label_N, predicted_N)) for predicted_N in predicted_SN]
+        table[kind] = {
+            "images": len(found),
+            "test_images": len(test),
+            "balanced_accuracy_of_each_seed": scores,
+            "balanced_accuracy": float(np.mean(scores)),
+            "interval_95_over_seeds": evaluation.student_interval(scores),
+            "interval_95_over_test_images": evaluation.bootstrap_balanced_accuracy(
+                predicted_SN == test.label_N, test.label_N, seed=s.seed
+            ),
+        }
+    return table
+
+
+def join(first: ImageSet, second: ImageSet) -> ImageSet:
+    """Images of two sets."""
+    return ImageSet(
+        np.concatenate([first.grey_NHW, second.grey_NHW]), np.concatenate([first.label_N, second.label_N])
+    )
+
+
+# --- copied? ---
+
+# A set to distances (N,) to the nearest training image, and its row (N,).
+Search = Callable[[ImageSet], tuple[np.ndarray, np.ndarray]]
 
 
 def find_copies(
     s: Settings,
-    extractor: Extractor,
-    vae: VQVAE,
+    judges: Judges,
+    models: Models,
     train: ImageSet,
+    train_paths: tuple[str, ...],
     test: ImageSet,
+    rebuilt_test: ImageSet,
     generated: ImageSet,
-    pixels: int,
     left_out: list[dict[str, str]],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Nearest training image of each generated one, in features and in pixels, mirrored ones included.
+    """Nearest training image of each generated one in pixels, features and tokens.
+
+    A picture decoded from tokens is softer than any real one, so even a perfect copy of a token map lies far
+    from the training image. Searches named "rebuilt" therefore compare like with like: with training images
+    that went through the VQ-VAE, the threshold from test images that did so too.
 
     Returns:
         Numbers for the file, and distances and rows for the figures.
     """
-    device = extractor.centre_F.device
-    mirrored_NHW = np.ascontiguousarray(train.grey_NHW[:, :, ::-1])
 
-    def in_features(grey_NHW: np.ndarray) -> np.ndarray:
-        return features(extractor, grey_NHW, pixels)
+    def rebuilt(found: ImageSet) -> ImageSet:
+        return ImageSet(judging.rebuild(models.vae, found.grey_NHW, s.batch_size), found.label_N)
 
     source_N = np.sort(np.random.default_rng(s.seed).permutation(len(train))[:PLANTED])
     planted = train.take(source_N)
-    rebuilt = rebuild(vae, planted.grey_NHW, s.batch_size)
     draws = draw_parameters(len(planted), torch.Generator().manual_seed(s.seed))
-    altered = images.to_uint8(augment(images.to_model_range(planted.grey_NHW, device)[:, :1], draws))
-    plants = {"rebuilt by the VQ-VAE": rebuilt, "augmented as in training": altered}
+    altered = images.to_uint8(augment(images.to_model_range(planted.grey_NHW)[:, :1], draws))
+    plants = {"as they are": planted, "augmented": ImageSet(altered, planted.label_N)}
+    plants |= {"rebuilt": rebuilt(planted), "augmented, then rebuilt": rebuilt(plants["augmented"])}
+    for found in plants.values():
+        judges.describe(found)
+
+    # Name -> the search, and the real images whose distances give the threshold.
+    searches: dict[str, tuple[Search, ImageSet]] = {}
+    for suffix, reference, unseen in (("", train, test), (", rebuilt", rebuilt(train), rebuilt_test)):
+        judges.describe(reference)
+        searches[f"pixels{suffix}"] = in_pixels(reference.grey_NHW), unseen
+        mirrored_NHW = copies.mirrored(reference.grey_NHW)
+        for name, extractor in judges.extractors.items():
+            mirrored_MD = features(extractor, mirrored_NHW)
+            searches[f"{name}{suffix}"] = in_features(name, reference.features[name], mirrored_MD), unseen
+    searches["tokens"] = in_tokens(s, models, train_paths), test
 
     numbers, drawn = {}, {}
-    spaces = {"features": in_features, "pixels": evaluation.thumbnails}
-    for space, embed in spaces.items():
-        reference = np.concatenate([embed(train.grey_NHW), embed(mirrored_NHW)])
-        test_N, _ = evaluation.nearest(embed(test.grey_NHW), reference)
-        generated_N, nearest_N = evaluation.nearest(embed(generated.grey_NHW), reference)
-        nearest_N = nearest_N % len(train)
-        drawn[space] = {"generated": generated_N, "test": test_N, "row": nearest_N}
-        entry: dict[str, Any] = {
-            "generated_images": len(generated),
-            "test_images": len(test),
-            "train_images": len(train),
-            "median_generated_to_train": float(np.median(generated_N)),
-            "median_test_to_train": float(np.median(test_N)),
-            "share_of_train_that_is_nearest": len(np.unique(nearest_N)) / len(train),
-        }
-        if len(test) >= LEAST_FOR_QUANTILE:
-            threshold = float(np.quantile(test_N, 0.05))
-            hits = int((generated_N < threshold).sum())
-            entry |= {
-                "threshold_5_percent_of_test": threshold,
-                "generated_below": hits,
-                "share_below": hits / len(generated),
-                "share_below_interval_95": evaluation.wilson_interval(hits, len(generated)),
-                "share_below_expected": 0.05,
-                "planted_copies_detected": {},
-            }
-            for kind, grey_NHW in plants.items():
-                planted_N, found_N = evaluation.nearest(embed(grey_NHW), reference)
-                entry["planted_copies_detected"][kind] = {
-                    "planted": len(planted_N),
-                    "share_below_threshold": float((planted_N < threshold).mean()),
-                    "share_whose_source_is_nearest": float((found_N % len(train) == source_N).mean()),
-                }
-            drawn[space]["threshold"] = threshold
-        else:
+    for space, (search, unseen) in searches.items():
+        found, test_N = search(generated), search(unseen)[0]
+        of_plants = {kind: search(plant) for kind, plant in plants.items()}
+        numbers[space] = copies.copy_numbers(found, test_N, len(train), of_plants, source_N)
+        extractor = space.removesuffix(", rebuilt")
+        numbers[space]["by"] = judges.stamp(extractor) if extractor in judges.extractors else space
+        drawn[space] = {"generated": found[0], "row": found[1], "test": test_N}
+        drawn[space]["threshold"] = numbers[space].get("threshold_5_percent_of_test")
+        if drawn[space]["threshold"] is None:
             note(
                 left_out,
                 f"share of near copies in {space}",
-                f"{len(test)} test images, wanted {LEAST_FOR_QUANTILE} for a 5% quantile",
+                f"{len(test)} test images, wanted {copies.LEAST_FOR_QUANTILE} for a 5% quantile",
             )
-        numbers[space] = entry
     return numbers, drawn
 
 
-@torch.no_grad()
-def rebuild(vae: VQVAE, grey_NHW: np.ndarray, batch: int) -> np.ndarray:
-    """Images through the VQ-VAE and back, uint8."""
-    device = next(vae.parameters()).device
-    return np.concatenate(
-        [
-            images.to_uint8(
-                vae.img_to_reconstructed_img(
-                    images.to_model_range(grey_NHW[i : i + batch], device), last_one=True
-                )
-            )
-            for i in range(0, len(grey_NHW), batch)
-        ]
-    )
+def in_pixels(reference_MHW: np.ndarray) -> Search:
+    """Search by grey levels, masked and registered."""
+    search = copies.PixelSearch(reference_MHW)
+    return lambda found: search(found.grey_NHW)
+
+
+def in_features(name: str, train_MD: np.ndarray, mirrored_MD: np.ndarray) -> Search:
+    """Search by one extractor, mirror images included."""
+    return lambda found: copies.nearest_in_features(found.features[name], train_MD, mirrored_MD)
+
+
+def in_tokens(s: Settings, models: Models, train_paths: tuple[str, ...]) -> Search:
+    """Search in the token maps of all views that the transformer was trained on."""
+    maps, spans = models.maps["train"], scale_spans(models.var.patch_nums)
+    row_of = {path: row for row, path in enumerate(train_paths)}
+    if unknown := set(maps.path_N.tolist()) - set(row_of):
+        raise InputError(
+            f"{maps.file} holds {min(unknown)}, {s.data_root} does not: tokenise these images again"
+        )
+    row_M = np.array([row_of[path] for path in maps.path_N.tolist()])
+
+    def search(found: ImageSet) -> tuple[np.ndarray, np.ndarray]:
+        if found.idx_NL is None:
+            found.idx_NL = judging.encode(models.vae, found.grey_NHW, s.batch_size)
+        distance_N, view_N = copies.nearest_in_tokens(found.idx_NL, maps.idx_NL, spans)
+        return distance_N, row_M[view_N]
+
+    return search
+
+
+# --- varied, and like ultrasound? ---
 
 
 def variety(
@@ -487,50 +500,73 @@ def variety(
             if len(members) < 2:
                 note(left_out, f"variety, {class_name}, {name}", f"{len(members)} images, wanted 2")
                 continue
-            pair_P2 = evaluation.draw_pairs(len(members), PAIRS_PER_CLASS, rng)
-            ssim_P = evaluation.pairwise_ssim(members.grey_NHW, pair_P2)
-            first, second = (members.features_ND[pair_P2[:, side]] for side in (0, 1))
-            distance_P = np.linalg.norm(first - second, axis=1)
-            table[name][class_name] = {
-                "images": len(members),
-                "pairs": len(pair_P2),
-                "ssim_mean": float(ssim_P.mean()),
-                "ssim_deviation": float(ssim_P.std()),
-                "US-distance_mean": float(distance_P.mean()),
-                "US-distance_deviation": float(distance_P.std()),
-            }
+            pair_P2 = physics.draw_pairs(len(members), PAIRS_PER_CLASS, rng)
+            measured = {"ssim": physics.pairwise_ssim(members.grey_NHW, pair_P2)}
+            for extractor, values_ND in members.features.items():
+                first_PD, second_PD = values_ND[pair_P2[:, 0]], values_ND[pair_P2[:, 1]]
+                measured[f"{extractor}-distance"] = np.linalg.norm(first_PD - second_PD, axis=1)
+            row: dict[str, Any] = {"images": len(members), "pairs": len(pair_P2)}
+            for key, values_P in measured.items():
+                row |= {f"{key}_mean": float(values_P.mean()), f"{key}_deviation": float(values_P.std())}
+            table[name][class_name] = row
     return table
 
 
-def physics(sets: dict[str, ImageSet], test: ImageSet) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Power spectrum and grey levels of each set beside the real test images'.
+def optics(
+    sets: dict[str, ImageSet], train: ImageSet, test: ImageSet
+) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
+    """Detail, grey levels, speckle, frame and depth of each set beside the real test images'.
 
     Returns:
-        Numbers, and curves for the figure.
+        Numbers, and curves for the figure: "spectrum" (dB), "grey" (shares), "along" and "across"
+        (autocorrelation), "depth" (grey levels), and "frequency".
     """
-    frequency_F, real_F = evaluation.radial_power_spectrum(test.grey_NHW)
-    real_share_G = evaluation.grey_shares(test.grey_NHW)
-    curves = {"real_test": (10 * np.log10(real_F + 1e-12), real_share_G)}
-    numbers = {}
-    for name, found in sets.items():
-        _, power_F = evaluation.radial_power_spectrum(found.grey_NHW)
-        share_G = evaluation.grey_shares(found.grey_NHW)
-        curves[name] = (10 * np.log10(power_F + 1e-12), share_G)
-        difference_F = curves[name][0] - curves["real_test"][0]
+    limits = physics.FrameLimits.fit(physics.frame_shapes(physics.scan_areas(train.grey_NHW)), train.label_N)
+    curves: dict[str, dict[str, np.ndarray]] = {}
+    numbers: dict[str, Any] = {}
+    for name, found in {"real_test": test, **sets}.items():
+        frequency_F, power_F = physics.radial_power_spectrum(found.grey_NHW)
+        along_K, across_K = physics.speckle_autocorrelation(found.grey_NHW)
+        area_Nhw = physics.scan_areas(found.grey_NHW)
+        curves[name] = {
+            "frequency": frequency_F,
+            "spectrum": 10 * np.log10(power_F + 1e-12),
+            "grey": physics.grey_shares(found.grey_NHW),
+            "along": along_K,
+            "across": across_K,
+            "depth": physics.depth_profile(found.grey_NHW, area_Nhw),
+        }
+        well_N = limits.well_formed(physics.frame_shapes(area_Nhw), found.label_N)
         fine_F = frequency_F > 0.25
+        difference = {key: curves[name][key] - curves["real_test"][key] for key in curves[name]}
         numbers[name] = {
             "images": len(found),
-            "spectrum_difference_rms_db": float(np.sqrt(np.mean(difference_F**2))),
-            "fine_detail_power_difference_db": float(difference_F[fine_F].mean()),
+            "spectrum_difference_rms_db": _rms(difference["spectrum"]),
+            "fine_detail_power_difference_db": float(difference["spectrum"][fine_F].mean()),
             # Earth mover's distance: area between the cumulative shares.
-            "grey_level_distance": float(np.abs(np.cumsum(share_G - real_share_G)).sum()),
+            "grey_level_distance": float(np.abs(np.cumsum(difference["grey"])).sum()),
+            "speckle_difference_rms": _rms(np.concatenate([difference["along"], difference["across"]])),
+            "depth_difference_rms_levels": _rms(difference["depth"]),
+            "well_formed_frames": int(well_N.sum()),
+            "well_formed_share": float(well_N.mean()),
+            "well_formed_interval_95": evaluation.wilson_interval(int(well_N.sum()), len(found)),
         }
-    return numbers, {"frequency": frequency_F, "curves": curves}
+    return numbers, curves
+
+
+def _rms(difference: np.ndarray) -> float | None:
+    """Root mean square where both curves have a value; None where they share none."""
+    known = difference[np.isfinite(difference)]
+    return float(np.sqrt(np.mean(known**2))) if len(known) else None
+
+
+# --- likely? ---
 
 
 @torch.no_grad()
-def likelihood(s: Settings, model: VAR, vae: VQVAE, maps: dict[str, tokens.TokenMaps]) -> dict[str, Any]:
+def likelihood(s: Settings, models: Models) -> dict[str, Any]:
     """Bits a token on each scale for un-augmented images of each split, with what frequencies alone score."""
+    model, vae, maps = models.var, models.vae, models.maps
     spans, device = scale_spans(model.patch_nums), next(model.parameters()).device
     length_S = np.array([end - start for start, end in spans])
     numbers: dict[str, Any] = {}
@@ -565,91 +601,110 @@ def _bits(bits_S: np.ndarray, length_S: np.ndarray) -> dict[str, Any]:
 def main(s: Settings) -> None:
     """Generate or read, compare, write."""
     check(s)
-    world = distributed.start(s.device)
-    vqvae = checkpoints.load_vqvae(s.vqvae, world.device)
-    loaded = checkpoints.load_var(s.var, vqvae, world.device)
-    vae, model = vqvae.model, loaded.model
-    classes = images.find_classes(s.data_root)
-    if loaded.classes not in (None, classes) or model.num_classes != len(classes):
-        raise InputError(
-            f"{s.var} knows the classes {', '.join(loaded.classes or (str(model.num_classes),))}, "
-            f"{s.data_root} has {', '.join(classes)}: give the images that it was trained on"
-        )
-    size = model.patch_nums[-1] * vae.downsample
-    maps = read_token_splits(s, vqvae, classes)
-    generated = read_generated(s, s.generated, classes, size) if s.generated else None
-    train, val, test = (read_split(s, split, classes, size) for split in images.SPLITS)
-    inputs = {"var": s.var, "vqvae": s.vqvae} | {f"{k}_tokens": v.file for k, v in maps.items()}
-    if s.extractor:
-        inputs["extractor"] = s.extractor
-    record = provenance.made_by("evaluate_var.py", s, inputs)
-    left_out: list[dict[str, str]] = []
-
-    extractor, classifier, config = get_networks(s, train, val, classes, record, world.device)
-    pixels, stamp = config["pixels"], f"extractor {config['sha256'][:12]}"
-    print(f"{stamp}: {config['dims']} features, trained on {len(train)} real training images")
-    generated = generated or draw_samples(s, model, vae, classes)
-    per_class = np.maximum(2, np.bincount(generated.label_N, minlength=len(classes)))
-    labels = np.repeat(np.arange(len(classes)), per_class)
-    prior_NL = tokens.draw_from_position_prior(
-        maps["train"], labels.tolist(), model.L, image_seeds(s.seed, len(labels), "prior")
+    device = distributed.start(s.device).device
+    models = judging.load_models(s.data_root, s.var, s.vqvae, s.tokens_dir, images.SPLITS, device)
+    classes = models.classes
+    s = with_chosen(s, s.settings_from, models.var_sha256)
+    sweep = read_sweep(s.settings_from)
+    generated = read_generated(s, s.generated, models) if s.generated else None
+    cache = s.out_dir / "cache"
+    (train, train_files), (val, _), (test, _) = (
+        judging.read_split(s.data_root, split, classes, models.size, cache) for split in images.SPLITS
     )
+    inputs = {"var": s.var, "vqvae": s.vqvae} | {f"{k}_tokens": v.file for k, v in models.maps.items()}
+    optional = {"judges": s.judges, "chosen_settings": s.settings_from, "extractor_file": s.extractor_file}
+    inputs |= {role: path for role, path in optional.items() if path}
+    record = provenance.made_by("evaluate_var.py", s, inputs)
+
+    if s.judges:
+        judges = judging.read_judges(s.judges, train_files, device)
+    else:
+        judges = judging.train_judges(
+            s.out_dir / "judges.pth",
+            train,
+            train_files,
+            s.extractor_pixels,
+            s.extractor_steps,
+            s.classifier_steps,
+            s.classifier_seeds,
+            s.seed,
+            device,
+            record,
+        )
+    if s.extractor_file:
+        judging.add_outside(judges, s.extractor_file, s.extractor_file_pixels, train, device)
+    stamps = {name: judges.stamp(name) for name in judges.extractors}
+    drawing = Drawing(s.cfg, s.top_k, s.top_p, s.temperature)
+    generated = generated or judging.draw_samples(models, drawing, s.images_per_class, s.seed, s.batch_size)
     sets = {
         "generated": generated,
         "real_train": train,
-        "reconstructed_test": ImageSet(rebuild(vae, test.grey_NHW, s.batch_size), test.label_N),
-        "position_prior": ImageSet(decode(vae, prior_NL, s.batch_size, "prior"), labels),
+        "reconstructed_test": ImageSet(
+            judging.rebuild(models.vae, test.grey_NHW, s.batch_size), test.label_N
+        ),
+        "position_prior": draw_prior(s, models, generated),
     }
     for found in (*sets.values(), test):
-        found.features_ND = features(extractor, found.grey_NHW, pixels)
-    compared = equal_counts(sets, len(classes), s.seed)
+        judges.describe(found)
 
-    distances = all_distances(s, compared, test, classes, left_out)
+    left_out: list[dict[str, str]] = []
+    compared = equal_counts(sets, len(classes), s.seed)
+    distances = all_distances(s, compared, test, classes, stamps, left_out)
+    agreed = agreement(distances, list(judges.extractors))
+    ordered = best_and_worst(s, generated, test, left_out)
+    use = usefulness(s, judges, train, test, sets)
     fidelity = {
-        name: confusion(classifier, found, len(classes), pixels)
-        for name, found in (("real_test", test), ("generated", generated))
+        name: judging.class_fidelity(judges, found, device)
+        for name, found in {"real_test": test, **sets}.items()
+        if name in ("real_test", "generated", "position_prior")
     }
-    copies, drawn = find_copies(s, extractor, vae, train, test, generated, pixels, left_out)
-    shown = {
-        "real_test": test,
-        "real_train": train,
-        "generated": generated,
-        "position_prior": sets["position_prior"],
-    }
-    within = variety(s, shown, classes, left_out)
-    optics, curves = physics(sets, test)
-    bits = likelihood(s, model, vae, maps)
+    copied, drawn = find_copies(
+        s, judges, models, train, train_files.paths, test, sets["reconstructed_test"], generated, left_out
+    )
+    within = variety(s, {"real_test": test, **sets}, classes, left_out)
+    looks, curves = optics(sets, train, test)
+    bits = likelihood(s, models)
     counted = {"real_train": train, "real_val": val, "real_test": test, **sets}
     result = {
         "made_by": record,
         "classes": list(classes),
-        "patch_nums": list(model.patch_nums),
-        "extractor": config | {"name": "US", "stamp": stamp},
+        "patch_nums": list(models.var.patch_nums),
+        "judges": judges.config | {"stamps": stamps},
+        "drawing": None if s.generated else {name: getattr(s, name) for name in DRAWING},
+        "sweep": sweep,
         "counts": {
-            name: {c: len(found.of_class(i)) for i, c in enumerate(classes)}
+            name: {c: int((found.label_N == i).sum()) for i, c in enumerate(classes)}
             for name, found in counted.items()
         },
         "distances": distances,
+        "extractors_agree": agreed,
+        "best_to_worst": ordered,
+        "classification_accuracy_score": use,
         "class_fidelity": fidelity,
-        "copies": copies,
+        "copies": copied,
         "variety": within,
-        "physics": optics,
+        "physics": looks,
         "bits_per_token": bits,
         "left_out": left_out,
         "cautions": list(report.CAUTIONS),
     }
 
-    report.draw_figures(s.out_dir / "figures", result, sets | {"real_test": test}, drawn, curves)
+    folder = s.out_dir / "figures"
+    evaluation_figures.draw_all(folder, result, sets | {"real_test": test}, drawn, curves)
     write_json(s.out_dir / "metrics.json", result)
-    write_text(s.out_dir / "report.html", report.evaluation_page(result, s.out_dir / "figures"))
+    write_text(s.out_dir / "report.html", report.evaluation_page(result, folder))
 
     for name, title in report.SETS.items():
         entry = distances[name]["pooled"]
-        print(
-            f"US-KD {report.number(entry.get('US-KD')):>8s} +- {report.number(entry.get('US-KD_spread'))}  "
-            f"{title}, {entry['images']} against {entry['real_test_images']} test images [{stamp}]"
-        )
+        for extractor, stamp in stamps.items():
+            print(
+                f"{extractor + '-KD':9s} {report.number(entry.get(f'{extractor}-KD')):>8s} +- "
+                f"{report.number(entry.get(f'{extractor}-KD_spread'))}  {title}, {entry['images']} against "
+                f"{entry['real_test_images']} test images [{stamp}]"
+            )
     print(
+        f"{report.agreement_words(agreed)} Classifier trained on generated images: "
+        f"{use['generated']['balanced_accuracy']:.0%}, on real ones {use['real']['balanced_accuracy']:.0%}; "
         f"class right: generated {fidelity['generated']['balanced_accuracy']:.0%}, real test "
         f"{fidelity['real_test']['balanced_accuracy']:.0%}; bits a token on test "
         f"{bits['test']['bits_per_token']:.2f}; {len(left_out)} things left out; "

@@ -2,6 +2,7 @@
 
     python sample_var.py --var runs/var/ar-ckpt-best.pth --vqvae runs/vqvae/best.pth --tokens-dir runs/tokens
     python sample_var.py ... --modes plain --images-per-class 1000 --out-dir runs/generated   # for evaluation
+    python sample_var.py ... --settings-from runs/sweep/chosen.json   # as sweep_var.py found best
 
 The first K tokens of an image are given, the others are predicted scale by scale, and all are decoded:
   plain  K = 0: nothing is given but the class.
@@ -32,6 +33,7 @@ from models import VAR, VQVAE
 from models.helpers import image_seeds, scale_boundaries, split_scales
 from usvar import cli, distributed, images, plots, provenance, tokens, training
 from usvar.checkpoints import Loaded, load_var, load_vqvae
+from usvar.chosen import with_chosen
 from usvar.errors import InputError
 from usvar.files import atomic_path, remove_stale_temporaries, write_json
 
@@ -42,6 +44,7 @@ MAY_CHANGE = (
     "tokens_dir",
     "out_dir",
     "data_root",
+    "settings_from",
     "modes",
     "prefix_tokens",
     "classes",
@@ -103,6 +106,9 @@ class Settings:
 
     # Samples a class in the figures, at most images_per_class.
     figure_rows: int = 4
+
+    # chosen.json of sweep_var.py: cfg, top-k, top-p and temperature from there, instead of the four below.
+    settings_from: Path | None = None
 
     # Guidance by the class, growing with the scale; 0 is none.
     cfg: float = 1.5
@@ -419,6 +425,7 @@ def main(s: Settings) -> None:
     vqvae = load_vqvae(s.vqvae, device)
     var = load_var(s.var, vqvae, device)
     model, vae = var.model, vqvae.model
+    s = with_chosen(s, s.settings_from, var.sha256)
     maps = {
         split: tokens.read_token_maps_of(vqvae, s.vqvae, s.tokens_dir / split)
         for split in dict.fromkeys(("train", s.split))

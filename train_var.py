@@ -418,7 +418,7 @@ def main(s: Settings) -> None:
                 batch_names = [f"{train.path_N[row]} view {train.view_N[row]}" for row in rows]
                 refused = training.refuse_step(run, done, loss, norm, skipped, batch_names)
                 if skipped >= s.max_skipped_steps:
-                    if step > start:
+                    if step > start or last is None:
                         save(step)
                     progress.close()
                     world.close()

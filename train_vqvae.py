@@ -740,7 +740,7 @@ def main(s: Settings) -> None:
                 batch_names = [train_files.paths[row] for row in sampler.batch(step, s.batch_size)]
                 refused = training.refuse_step(run, done, loss, norm, skipped, batch_names)
                 if skipped >= s.max_skipped_steps:
-                    if step > start:
+                    if step > start or last is None:
                         save(step)
                     progress.close()
                     world.close()

@@ -42,9 +42,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_preprocessing.catalogue import read_outline
-from data_preprocessing.copies import SIDE, Signature, find_copies, signature
 from data_preprocessing.crop import cut, find_frame
 from data_preprocessing.discover import Record, discover
+from data_preprocessing.near_copies import SIDE, Signature, find_copies, signature
 from data_preprocessing.readers import Unreadable, read_grey
 from data_preprocessing.splits import Picture, leak_report, make_plan, share_of
 from usvar import cli

@@ -49,7 +49,7 @@ from usvar.provenance import made_by
 # What was found in each raw picture, so that it is read only once.
 INDEX = ".index.jsonl"
 # A change in one of these files makes the index and all outputs stale.
-VERSIONED = ("copies.py", "crop.py", "flags.py", "readers.py", "work.py")
+VERSIONED = ("crop.py", "flags.py", "near_copies.py", "readers.py", "work.py")
 SHEET_PICTURES = 24
 MANIFEST = [
     *("file", "source", "dataset", "organ", "class", "patient", "group", "split", "frame", "frame_kind"),

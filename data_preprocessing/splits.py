@@ -15,7 +15,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from data_preprocessing.copies import (
+from data_preprocessing.near_copies import (
     NEAR_BITS,
     NEAR_CORRELATION,
     PLAIN_CORRELATION,

@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from data_preprocessing.catalogue import read_outline
-from data_preprocessing.copies import Signature, signature
 from data_preprocessing.crop import Frame, cut, find_frame, letterbox
 from data_preprocessing.discover import Record
 from data_preprocessing.flags import find_flags
+from data_preprocessing.near_copies import Signature, signature
 from data_preprocessing.readers import (
     Unreadable,
     check_content,

@@ -10,20 +10,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import CLASSES, speckled_disc
+from torch import nn
 
 import evaluate_var
 from usvar import cli, images, report
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet
+from usvar.prefixed import refuse_prefixed
 
+EXTRACTORS = ("US", "US-SSL")
+SEARCHES = ("pixels", *EXTRACTORS, "pixels, rebuilt", "US, rebuilt", "US-SSL, rebuilt", "tokens")
 FIGURES = (
     "samples",
+    "best_and_worst",
     "kernel_distance",
     "neighbours",
+    "use",
     "confusion",
     "copies",
-    "nearest_pairs",
+    *(f"nearest_{name.replace(', ', '_')}" for name in SEARCHES),
     "variety",
     "physics",
     "bits_per_token",
@@ -52,6 +59,7 @@ def settings(more_data, tiny_var, tiny_vqvae, tiny_tokens, tmp_path_factory) -> 
         out_dir=tmp_path_factory.mktemp("evaluation"),
         images_per_class=5,
         extractor_steps=4,
+        classifier_steps=3,
         extractor_pixels=32,
         device="cpu",
     )
@@ -64,40 +72,92 @@ def result(settings) -> dict:
 
 
 def test_every_set_has_every_number_with_its_counts_and_hash(settings, result):
-    assert re.fullmatch("[0-9a-f]{64}", result["extractor"]["sha256"])
-    assert result["extractor"]["stamp"].endswith(result["extractor"]["sha256"][:12])
+    stamps = result["judges"]["stamps"]
+    assert tuple(stamps) == EXTRACTORS
+    for name, stamp in stamps.items():
+        assert re.fullmatch("[0-9a-f]{64}", result["judges"]["sha256"][name])
+        assert stamp == f"{name} {result['judges']['sha256'][name][:12]}"
+    assert stamps["US"].split()[1] != stamps["US-SSL"].split()[1]
     for name, groups in result["distances"].items():
         assert list(groups) == ["pooled", *CLASSES]
         for entry in groups.values():
             assert entry["real_test_images"] in (24, 8) and entry["images"] > 0
-            assert entry["US-KD_spread"] > 0
-            for key in ("precision", "recall", "density", "coverage"):
-                assert entry[f"US-{key}"] >= 0, name
+            assert entry["extractors"] == stamps
+            for extractor in EXTRACTORS:
+                assert entry[f"{extractor}-KD_spread"] > 0
+                for key in ("precision", "recall", "density", "coverage"):
+                    assert entry[f"{extractor}-{key}"] >= 0, name
     assert result["counts"]["generated"] == dict.fromkeys(CLASSES, 5)
-    assert result["left_out"] == []
+    # Too few images for a Fréchet distance: said for each set and group, and nothing else is left out.
+    assert {row["what"].split(",")[0] for row in result["left_out"]} == {"Fréchet distance"}
     assert "FID" not in json.dumps(result["distances"])
 
 
 def test_the_other_measures_are_there(result):
     fidelity = result["class_fidelity"]
     assert np.sum(fidelity["generated"]["table"]) == 15 and np.sum(fidelity["real_test"]["table"]) == 24
+    use = result["classification_accuracy_score"]
+    assert set(use) == set(report.USE)
+    for entry in use.values():
+        assert len(entry["balanced_accuracy_of_each_seed"]) == 3 and entry["test_images"] == 24
+        low, high = entry["interval_95_over_seeds"]
+        assert low <= entry["balanced_accuracy"] <= high
+    assert [use[k]["images"] for k in ("real", "generated", "half_generated", "real_and_generated")] == [
+        18,
+        15,
+        18,
+        33,
+    ]
+    assert tuple(result["copies"]) == SEARCHES
     for entry in result["copies"].values():
-        assert set(entry["planted_copies_detected"]) == {"rebuilt by the VQ-VAE", "augmented as in training"}
+        assert set(entry["planted_copies_detected"]) == set(report.PLANTS)
         assert 0 <= entry["share_below"] <= 1
-    assert set(result["variety"]) == {"real_test", "real_train", "generated", "position_prior"}
+    # Copies are where they must be found: as they are, and decoded among decoded ones.
+    for name in ("pixels", "US", "US-SSL", "tokens"):
+        assert result["copies"][name]["planted_copies_detected"]["as they are"] == {
+            "planted": 18,
+            "share_below_threshold": 1.0,
+            "share_whose_source_is_nearest": 1.0,
+        }
+    for name in ("pixels, rebuilt", "US, rebuilt", "US-SSL, rebuilt"):
+        detected = result["copies"][name]["planted_copies_detected"]["rebuilt"]
+        assert detected["share_whose_source_is_nearest"] == 1.0
+    assert set(result["variety"]) == set(result["physics"]) == {"real_test", *report.SETS}
+    assert result["physics"]["real_test"]["spectrum_difference_rms_db"] == 0
+    assert sorted(result["best_to_worst"]["row"]) == list(range(15))
+    assert result["best_to_worst"]["realism"] == sorted(result["best_to_worst"]["realism"], reverse=True)
     bits = result["bits_per_token"]
     # Train has two views of each image; the augmented one is not scored.
     assert [bits[split]["images"] for split in images.SPLITS] == [18, 12, 9]
     assert len(bits["test"]["bits_per_token_of_each_scale"]) == 3
 
 
-def test_the_distances_are_the_same_again_with_the_extractor_kept(settings, result, tmp_path):
-    kept = settings.out_dir / "extractor.pth"
-    again = dataclasses.replace(settings, out_dir=tmp_path, extractor=kept, extractor_steps=1)
+def test_the_distances_are_the_same_again_with_the_judges_kept(settings, result, tmp_path):
+    """And a TorchScript file from outside stands beside them, under its own name."""
+    outside = tmp_path / "Outside.pt"
+    torch.jit.trace(nn.Sequential(nn.AvgPool2d(8), nn.Flatten()), torch.zeros(2, 3, 32, 32)).save(
+        str(outside)
+    )
+    again = dataclasses.replace(
+        settings,
+        out_dir=tmp_path / "out",
+        judges=settings.out_dir / "judges.pth",
+        extractor_steps=1,
+        extractor_file=outside,
+        extractor_file_pixels=32,
+    )
     evaluate_var.main(again)
-    found = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
-    assert found["extractor"]["sha256"] == result["extractor"]["sha256"]
-    assert found["distances"] == result["distances"]
+    found = json.loads((again.out_dir / "metrics.json").read_text(encoding="utf-8"))
+    assert found["judges"]["sha256"]["US"] == result["judges"]["sha256"]["US"]
+    assert found["made_by"]["inputs"]["extractor_file"]["path"] == "Outside.pt"
+    for name, groups in result["distances"].items():
+        for where, row in groups.items():
+            again_row = found["distances"][name][where]
+            assert {k: again_row[k] for k in row if k != "extractors"} == {
+                k: v for k, v in row.items() if k != "extractors"
+            }
+            assert again_row["Outside-KD"] is not None and again_row["extractors"]["Outside"]
+    assert found["classification_accuracy_score"] == result["classification_accuracy_score"]
 
 
 class Page(HTMLParser):
@@ -122,10 +182,13 @@ def test_the_page_holds_all_figures_and_asks_no_network(settings, result):
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe"}
     assert not re.search(r"https?://|url\(|@import", text)
     assert "color-scheme: light dark" in text and 'name="viewport"' in text
+    assert ("html", {"lang": "en"}) in page.tags
     assert all((settings.out_dir / "figures" / f"{name}.png").is_file() for name in FIGURES)
     for words in ("diagnosis", "privacy", "extractor hash", "Small sets are noisy"):
         assert words in text
-    assert text.count(result["extractor"]["stamp"]) > 5
+    for stamp in result["judges"]["stamps"].values():
+        assert text.count(stamp) > 5
+    assert result["made_by"]["inputs"]["var"]["sha256"] in text
 
 
 def test_names_of_classes_cannot_inject_markup():
@@ -144,7 +207,7 @@ def test_what_tiny_sets_do_not_carry_is_left_out_with_its_reason(settings, resul
         data_root=tiny_data,
         out_dir=tmp_path / "out",
         generated=folder,
-        extractor=settings.out_dir / "extractor.pth",
+        judges=settings.out_dir / "judges.pth",
     )
     evaluate_var.main(small)
     found = json.loads((small.out_dir / "metrics.json").read_text(encoding="utf-8"))
@@ -161,7 +224,7 @@ def spots(centres: list[float], per_class: int, seed: int) -> ImageSet:
     """Made-up features around a centre a class; the images play no part."""
     rng, labels = np.random.default_rng(seed), np.arange(len(centres)).repeat(per_class)
     features = rng.normal(0, 0.3, (len(labels), 8)) + np.array(centres)[labels][:, None]
-    return ImageSet(np.zeros((len(labels), 1, 1), np.uint8), labels, features)
+    return ImageSet(np.zeros((len(labels), 1, 1), np.uint8), labels, {"US": features})
 
 
 def test_a_class_of_few_test_images_does_not_make_everything_precise(settings):
@@ -171,7 +234,7 @@ def test_a_class_of_few_test_images_does_not_make_everything_precise(settings):
     nowhere = spots([15, 15, 15], 12, 1)
     left_out: list = []
     sets = {name: nowhere for name in report.SETS}
-    found = evaluate_var.all_distances(settings, sets, test, CLASSES, left_out)["generated"]["pooled"]
+    found = evaluate_var.all_distances(settings, sets, test, CLASSES, {}, left_out)["generated"]["pooled"]
     assert found["US-precision"] == 0.0
     assert {"what": "Liver in the pooled distances", "why": "under 4 test images"} in left_out
 
@@ -183,7 +246,7 @@ def test_a_class_that_was_not_generated_raises_the_pooled_distance(settings):
     for name, generated in (("whole", whole), ("lacking", lacking)):
         sets = {key: spots([0, 3], 30, 2) for key in report.SETS} | {"generated": generated}
         chosen = evaluate_var.equal_counts(sets, 2, 0)
-        entry = evaluate_var.all_distances(settings, chosen, test, CLASSES[:2], [])["generated"]["pooled"]
+        entry = evaluate_var.all_distances(settings, chosen, test, CLASSES[:2], {}, [])["generated"]["pooled"]
         kd[name] = entry["US-KD"]
     assert kd["lacking"] > 10 * abs(kd["whole"])
 
@@ -203,11 +266,11 @@ def test_prefixed_samples_are_never_scored(settings, tmp_path):
     (tmp_path / "scale_2_K5").rename(tmp_path / "mine")
     listed(tmp_path, True, "mine/tp/Heart/0.png")
     with pytest.raises(InputError, match=r"given tokens \(mine/tp/Heart/0\.png\)"):
-        evaluate_var.refuse_prefixed(tmp_path / "mine" / "tp")
-    evaluate_var.refuse_prefixed(tmp_path / "scale_0_K0" / "plain")
+        refuse_prefixed(tmp_path / "mine" / "tp")
+    refuse_prefixed(tmp_path / "scale_0_K0" / "plain")
     (tmp_path / "samples.json").write_text("[1, 2]", encoding="utf-8")
     with pytest.raises(InputError, match="does not say which"):
-        evaluate_var.refuse_prefixed(tmp_path / "scale_0_K0" / "plain")
+        refuse_prefixed(tmp_path / "scale_0_K0" / "plain")
 
 
 @pytest.mark.parametrize(
@@ -219,7 +282,10 @@ def test_prefixed_samples_are_never_scored(settings, tmp_path):
         ({"data_root": Path("nothing")}, "holds nothing"),
         ({"generated": Path("nothing")}, "is no folder"),
         ({"tokens_dir": Path("nothing")}, "is missing"),
-        ({"extractor": Path("nothing.pth")}, "is missing"),
+        ({"judges": Path("nothing.pth")}, "is missing"),
+        ({"extractor_file": Path("nothing.pt")}, "is missing"),
+        ({"settings_from": Path("nothing.json")}, "is missing"),
+        ({"classifier_seeds": 2}, "wanted 3 or more"),
     ],
 )
 def test_wrong_settings_are_refused(settings, tmp_path, change, message):
@@ -228,16 +294,41 @@ def test_wrong_settings_are_refused(settings, tmp_path, change, message):
     assert not (tmp_path / "out" / "metrics.json").exists()
 
 
-def test_an_extractor_of_other_training_images_is_refused(settings, result, tmp_path):
-    """It may have been trained on what is the test split here."""
+def test_judges_of_other_training_images_are_refused(settings, result, tmp_path):
+    """They may have been trained on what is the test split here."""
     root = tmp_path / "data"
     shutil.copytree(settings.data_root, root)
     (root / "train" / "Heart" / "made__0.png").unlink()
-    other = dataclasses.replace(settings, data_root=root, extractor=settings.out_dir / "extractor.pth")
+    other = dataclasses.replace(settings, data_root=root, judges=settings.out_dir / "judges.pth")
     with pytest.raises(InputError, match="trained on other images"):
         evaluate_var.main(dataclasses.replace(other, out_dir=tmp_path / "out"))
-    with pytest.raises(InputError, match="is no extractor"):
-        evaluate_var.main(dataclasses.replace(other, out_dir=tmp_path / "out", extractor=settings.var))
+    with pytest.raises(InputError, match="holds no judges"):
+        evaluate_var.main(dataclasses.replace(other, out_dir=tmp_path / "out", judges=settings.var))
+
+
+def test_an_extractor_file_cannot_pass_for_another(settings, result, tmp_path):
+    judges = dataclasses.replace(settings, judges=settings.out_dir / "judges.pth", out_dir=tmp_path / "out")
+    for name in ("US.pt", "FID.pt"):
+        path = tmp_path / name
+        torch.jit.trace(nn.Flatten(), torch.zeros(2, 3, 32, 32)).save(str(path))
+        with pytest.raises(InputError, match="would mislead"):
+            evaluate_var.main(dataclasses.replace(judges, extractor_file=path, extractor_file_pixels=32))
+
+
+def test_extractors_that_disagree_are_said_to():
+    def row(us: float, ssl: float) -> dict:
+        return {"pooled": {"US-KD": us, "US-KD_spread": 0.1, "US-SSL-KD": ssl, "US-SSL-KD_spread": 0.1}}
+
+    sets = {"generated": row(1.0, 3.0), "real_train": row(0.0, 0.0), "position_prior": row(2.0, 2.0)}
+    found = evaluate_var.agreement(sets, list(EXTRACTORS))
+    assert not found["agree"]
+    (pair,) = found["opposite"]
+    assert (pair["nearer"], pair["farther"], pair["where"]) == ("generated", "position_prior", "pooled")
+    assert "DO NOT AGREE" in report.agreement_words(found)
+    sets["generated"] = row(1.0, 1.0)
+    agreed = evaluate_var.agreement(sets, list(EXTRACTORS))
+    assert agreed == {"agree": True, "opposite": []}
+    assert "The extractors agree" in report.agreement_words(agreed)
 
 
 def test_generated_images_of_another_size_or_class_are_refused(settings, tmp_path):

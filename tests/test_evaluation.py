@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 from usvar import evaluation
 
@@ -21,6 +23,61 @@ def test_kernel_distance_of_two_points_is_the_kernel_by_hand():
     value, spread = evaluation.kernel_distance(fake, real)
     assert value == pytest.approx(8 + 1000 - 2 * 64)
     assert spread == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("blocks", [1024, 7])
+def test_kernel_distance_is_that_of_torch_fidelity(blocks, monkeypatch):
+    """One class, sets of one size, the whole set as its only subset: there the two mean the same."""
+    monkeypatch.setattr(evaluation, "ROWS", blocks)
+    fake, real = gaussian(40, 0, 0.3), gaussian(40, 1)
+    theirs = kid_features_to_metric(
+        torch.from_numpy(fake), torch.from_numpy(real), kid_subsets=1, kid_subset_size=40, verbose=False
+    )
+    assert evaluation.kernel_distance(fake, real)[0] == pytest.approx(theirs[KEY_METRIC_KID_MEAN], rel=1e-9)
+
+
+def test_the_weighing_of_classes_is_the_mean_over_pairs_of_classes():
+    """Written out: within a class all pairs of different images, between classes all pairs."""
+    fake, real, label_N = gaussian(9, 0), gaussian(14, 1), np.array([0] * 4 + [1] * 5)
+    label_M = np.array([0] * 9 + [1] * 5)
+
+    def mean(x, y, labels_x, labels_y, same):
+        values = []
+        for a in (0, 1):
+            for b in (0, 1):
+                pairs = [
+                    (x[i] @ y[j] / 8 + 1) ** 3
+                    for i in np.flatnonzero(labels_x == a)
+                    for j in np.flatnonzero(labels_y == b)
+                    if not (same and i == j)
+                ]
+                values.append(np.mean(pairs))
+        return np.mean(values)
+
+    wanted = (
+        mean(fake, fake, label_N, label_N, True)
+        + mean(real, real, label_M, label_M, True)
+        - 2 * mean(fake, real, label_N, label_M, False)
+    )
+    assert evaluation.kernel_distance(fake, real, label_N, label_M)[0] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("count", [100, 300, 1000])
+def test_kernel_distance_of_two_halves_is_zero_within_its_spread(count):
+    """Skewed features with outliers in two classes, as those of images are, halved twenty times."""
+    rng = np.random.default_rng(count)
+    label_N = np.arange(count) % 2
+    x_ND = rng.gamma(1.5, 1.0, (count, 64)) - 1.5 + label_N[:, None]
+    z = []
+    for _ in range(20):
+        order = np.concatenate([rng.permutation(np.flatnonzero(label_N == k)) for k in (0, 1)])
+        first, second = order[::2], order[1::2]
+        value, spread = evaluation.kernel_distance(
+            x_ND[first], x_ND[second], label_N[first], label_N[second], subsets=50
+        )
+        z.append(value / spread)
+    assert np.mean(np.abs(z) < 2) >= 0.85
+    assert abs(np.mean(z)) < 4 / math.sqrt(20)
 
 
 def test_kernel_distance_of_one_source_has_no_bias_at_small_counts():
@@ -89,6 +146,81 @@ def test_neighbour_measures_by_hand():
     assert found == pytest.approx({"precision": 1 / 3, "recall": 1.0, "density": 2 / 3, "coverage": 0.2})
 
 
+@pytest.mark.parametrize("mebibytes", [64, 0.01])
+def test_precision_and_recall_are_those_of_torch_fidelity(mebibytes, monkeypatch):
+    monkeypatch.setattr(evaluation, "BLOCK_MIB", mebibytes)
+    fake, real = gaussian(60, 0, 0.5), gaussian(80, 1)
+    theirs = prc_features_to_metric(
+        torch.from_numpy(fake), torch.from_numpy(real), prc_neighborhood=3, save_cpu_ram=False, verbose=False
+    )
+    ours = evaluation.manifold_measures(fake, real, 3)
+    assert ours["precision"] == pytest.approx(theirs["precision"], abs=1e-6)
+    assert ours["recall"] == pytest.approx(theirs["recall"], abs=1e-6)
+
+
+def test_realism_is_above_1_inside_the_balls_of_real_images():
+    real = np.arange(10.0)[:, None]
+    score = evaluation.realism(np.array([[4.5], [4.1], [30.0]]), real, 1)
+    # Balls of radius 1; the nearest kept real image lies 0.5, 0.1 and 21 away.
+    assert score == pytest.approx([2.0, 10.0, 1 / 21])
+
+
+def test_frechet_distance_of_shifted_normals_and_its_limit():
+    """|shift|^2 in the limit; at 100 images the bias alone is several times that."""
+    found = [
+        evaluation.frechet_extrapolated(gaussian(100, 2 * i, 0.25), gaussian(100, 2 * i + 1), seed=i)
+        for i in range(40)
+    ]
+    wanted = 8 * 0.25**2
+    assert np.mean([f["FD"] for f in found]) > wanted + 0.3
+    limits = [f["FD_infinite"] for f in found]
+    assert np.mean(limits) == pytest.approx(wanted, abs=0.1)
+    assert np.mean([f["FD_infinite_deviation"] for f in found]) > 0.5 * np.std(limits)
+    assert found[0]["FD_images"] == 100
+
+
+def test_frechet_distance_of_reconstructions_does_not_gain_from_their_originals():
+    """Identical pairs: compared as two sets the distance would be 0 at any number of images."""
+    found = []
+    for i in range(40):
+        real = gaussian(100, i)
+        found.append(evaluation.frechet_extrapolated(real.copy(), real, paired=True, seed=i))
+    assert np.mean([f["FD"] for f in found]) > 0.3
+    assert abs(np.mean([f["FD_infinite"] for f in found])) < 0.15
+    assert found[0]["FD_images"] == 50
+
+
+def test_too_few_images_give_no_frechet_distance():
+    with pytest.raises(ValueError, match="twice as many"):
+        evaluation.frechet_extrapolated(gaussian(15, 0), gaussian(100, 1))
+
+
+def test_extractors_disagree_only_where_both_are_sure():
+    first = {"a": (1.0, 0.1), "b": (2.0, 0.1), "c": (2.1, 0.1)}
+    assert evaluation.disagreements(first, first) == []
+    second = {"a": (2.0, 0.1), "b": (1.0, 0.1), "c": (1.1, 0.1)}
+    assert evaluation.disagreements(first, second) == [("a", "b"), ("a", "c")]
+    unsure = {"a": (2.0, 5.0), "b": (1.0, 0.1), "c": (1.1, None)}
+    assert evaluation.disagreements(first, unsure) == []
+
+
+def test_student_interval_against_a_table():
+    low, high = evaluation.student_interval([0.4, 0.5, 0.6])
+    assert (low, high) == pytest.approx((0.5 - 4.303 * 0.1 / 3**0.5, 0.5 + 4.303 * 0.1 / 3**0.5), abs=1e-3)
+    with pytest.raises(ValueError, match="two or more"):
+        evaluation.student_interval([0.5])
+
+
+def test_bootstrap_interval_is_that_of_a_share():
+    right = np.zeros((3, 200), bool)
+    right[:, ::2] = True
+    low, high = evaluation.bootstrap_balanced_accuracy(right, np.zeros(200, int))
+    assert (low, high) == pytest.approx((0.5 - 1.96 * (0.25 / 200) ** 0.5, 0.5 + 0.069), abs=0.01)
+    # Classes weigh alike: three right of a rare class and none of a common one are a half.
+    labels = np.array([0] * 97 + [1] * 3)
+    assert evaluation.bootstrap_balanced_accuracy((labels == 1)[None], labels) == (0.5, 0.5)
+
+
 def test_mode_collapse_lowers_recall_and_coverage_but_not_precision():
     real, good = gaussian(200, 0, dims=3), gaussian(200, 1, dims=3)
     collapsed = real[:5].repeat(40, axis=0) + 0.01 * gaussian(200, 2, dims=3)
@@ -107,43 +239,13 @@ def test_a_ball_that_holds_its_own_reconstruction_alone_does_not_count():
     assert evaluation.manifold_measures(real + 1e-3, real, 1, paired=True)["coverage"] < 1.0
 
 
-def test_planted_copies_are_found_at_their_source(monkeypatch):
-    monkeypatch.setattr(evaluation, "ROWS", 7)  # several blocks
+def test_planted_copies_are_found_at_their_source():
     train = gaussian(50, 0)
     planted = train[[3, 41, 17] * 5] + 1e-3 * gaussian(15, 1)
     distance, row = evaluation.nearest(planted, train)
     assert row.tolist() == [3, 41, 17] * 5
     threshold = np.quantile(evaluation.nearest(gaussian(50, 2), train)[0], 0.05)
     assert (distance < threshold).all()
-
-
-def test_thumbnail_distance_is_the_rms_grey_difference():
-    dark, light = np.full((1, 64, 64), 51, np.uint8), np.full((1, 64, 64), 153, np.uint8)
-    distance = np.linalg.norm(evaluation.thumbnails(dark) - evaluation.thumbnails(light))
-    assert distance == pytest.approx(102 / 255)
-
-
-def test_pairs_are_different_and_no_more_than_there_are():
-    pairs = evaluation.draw_pairs(5, 100, np.random.default_rng(0))
-    assert len(pairs) == 10 == len({tuple(pair) for pair in pairs.tolist()})
-    assert (pairs[:, 0] < pairs[:, 1]).all()
-    grey = np.stack([np.full((32, 32), 90, np.uint8)] * 2)
-    assert evaluation.pairwise_ssim(grey, np.array([[0, 1]]))[0] == pytest.approx(1.0)
-
-
-def test_spectrum_of_a_wave_peaks_at_its_frequency_and_noise_is_flat():
-    x = np.arange(64)
-    wave = np.broadcast_to(127 + 100 * np.sin(2 * np.pi * 16 * x / 64), (1, 64, 64)).round().astype(np.uint8)
-    frequency, power = evaluation.radial_power_spectrum(wave)
-    assert frequency[power.argmax()] == pytest.approx(16 / 64)
-    noise = np.random.default_rng(0).integers(0, 256, (200, 64, 64)).astype(np.uint8)
-    _, flat = evaluation.radial_power_spectrum(noise)
-    assert flat.max() / flat.min() < 1.2
-
-
-def test_grey_shares_count_pixels():
-    shares = evaluation.grey_shares(np.array([[[0, 0], [255, 7]]], dtype=np.uint8))
-    assert shares[[0, 7, 255]].tolist() == [0.5, 0.25, 0.25]
 
 
 def test_token_nats_of_equal_logits_are_log_v_and_of_a_sure_model_0():

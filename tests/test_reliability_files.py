@@ -111,6 +111,14 @@ def test_a_strange_picture_is_refused_by_name_in_every_loader(prepared, tmp_path
     assert not list((tmp_path / "cache").iterdir())
 
 
+@pytest.mark.parametrize("size", [(10000, 10000), (5000, 1)])
+def test_a_picture_larger_than_any_prepared_one_is_not_decoded(tmp_path, size):
+    """Whole and valid: 100 million black pixels are a file of 100 kB."""
+    (tmp_path / "a.png").write_bytes(png(Image.new("L", size)))
+    with pytest.raises(InputError, match=f"is {size[0]} x {size[1]} pixels"):
+        images.read_image(tmp_path / "a.png")
+
+
 def test_an_interlaced_picture_is_read_as_it_is(prepared):
     """Nothing is wrong with it: Adam7 is another order of the same pixels."""
     pixels = np.asarray(grey(8))

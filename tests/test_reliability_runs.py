@@ -240,6 +240,18 @@ def test_a_step_that_is_not_finite_stops_the_run_before_it_is_made(script, what,
 
 
 @pytest.mark.parametrize("script", TRAINERS)
+def test_a_first_step_that_is_not_finite_leaves_the_start_behind(script, tiny, tmp_path, monkeypatch):
+    poison(monkeypatch, script, {1}, "loss")
+    with pytest.raises(RunError, match="step 1 was not made"):
+        MAINS[script](settings_of(script, tiny, tmp_path / "out", steps=2))
+    monkeypatch.undo()
+    assert read_checkpoint(tmp_path / "out" / LAST[script])["step"] == 0
+    MAINS[script](settings_of(script, tiny, tmp_path / "out", steps=2))
+    MAINS[script](settings_of(script, tiny, tmp_path / "straight", steps=2))
+    assert_same_run(script, tmp_path / "straight", tmp_path / "out")
+
+
+@pytest.mark.parametrize("script", TRAINERS)
 def test_a_stated_number_of_steps_may_be_skipped(script, tiny, tmp_path, monkeypatch):
     """Counted over the whole run, also over a stop; a resumed run is the same as one that was not stopped."""
     poison(monkeypatch, script, {2, 4}, "loss")

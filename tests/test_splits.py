@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from data_preprocessing import prepare_datasets, splits
-from data_preprocessing.copies import signature
+from data_preprocessing.near_copies import signature
 from data_preprocessing.splits import Picture, leak_report, make_plan
 from usvar.errors import InputError
 

@@ -1,32 +1,41 @@
-"""Measures that compare sets of images: arrays in, numbers out; evaluate_var.py says between which sets.
+"""Measures that compare sets of features: arrays in, numbers out; evaluate_var.py says between which sets.
 
 All of them are written for sets of tens to thousands of images: the kernel distance has no bias from the size
-of a set, and every measure of neighbours is meant to be read beside the same measure of real images.
+of a set, the Fréchet distance is extrapolated to infinitely many images, and the measures of neighbours are
+meant to be read beside the same measures of real images. Tables of all pairs are never held whole.
 
-Axes: N and M images of two sets, D features, C classes, H W pixels.
+The library is used where it has the measure: torch-fidelity for the Fréchet distance, scikit-learn for
+distances in blocks. The tests hold the kernel distance, precision and recall to torch-fidelity's numbers; its
+own functions for these cannot weigh classes, leave out pairs or give a standard error.
+
+Axes: N and M images of two sets, D features, C classes, S random halves, H W pixels.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import stats
+from sklearn.metrics import pairwise_distances_argmin_min, pairwise_distances_chunked
 from torch import Tensor
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
-from usvar.metrics import ssim
-
-# Rows at a time where a table of all pairs would not fit in memory.
-ROWS = 1024
+# Rows at a time, and MiB, where a table of all pairs would not fit in memory.
+ROWS, BLOCK_MIB = 1024, 64
 
 
 @dataclass
 class ImageSet:
-    """Images with their classes and, once the extractor is there, their features."""
+    """Images with their classes and, once computed, what the extractors and the VQ-VAE make of them."""
 
     grey_NHW: np.ndarray
     label_N: np.ndarray
-    features_ND: np.ndarray | None = None
+    # Extractor name -> (N, D).
+    features: dict[str, np.ndarray] = field(default_factory=dict)
+    # (N, L) tokens, where they are needed.
+    idx_NL: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.label_N)
@@ -37,8 +46,12 @@ class ImageSet:
 
     def take(self, rows: np.ndarray) -> "ImageSet":
         """Some of the images."""
-        features_ND = None if self.features_ND is None else self.features_ND[rows]
-        return ImageSet(self.grey_NHW[rows], self.label_N[rows], features_ND)
+        features = {name: values_ND[rows] for name, values_ND in self.features.items()}
+        idx_NL = None if self.idx_NL is None else self.idx_NL[rows]
+        return ImageSet(self.grey_NHW[rows], self.label_N[rows], features, idx_NL)
+
+
+# --- kernel distance ---
 
 
 def kernel_distance(
@@ -78,55 +91,153 @@ def kernel_distance(
     Raises:
         ValueError: when a set has no class of two or more images.
     """
-    fake, real = np.asarray(fake_ND, np.float64), np.asarray(real_MD, np.float64)
-    fake_NC, real_MC = _one_hot(fake_label_N, len(fake)), _one_hot(real_label_M, len(real))
+    fake, fake_NC = _with_classes(fake_ND, fake_label_N)
+    real, real_MC = _with_classes(real_MD, real_label_M)
     if not fake_NC.shape[1] or not real_MC.shape[1]:
         raise ValueError(
-            f"found sets of {len(fake)} and {len(real)} images, wanted two or more of a class in each"
+            f"found sets of {len(fake_ND)} and {len(real_MD)} images, wanted two or more of a class in each"
         )
-    tables = [_cubic_kernel(fake, fake), _cubic_kernel(real, real), _cubic_kernel(fake, real)]
-    for table in tables[: 3 if paired else 2]:
-        np.fill_diagonal(table, 0.0)
-
-    def estimate(fake_NC: np.ndarray, real_MC: np.ndarray) -> float:
-        sides = ((fake_NC, fake_NC, True), (real_MC, real_MC, True), (fake_NC, real_MC, paired))
-        means = []
-        for table, (left, right, without_diagonal) in zip(tables, sides, strict=True):
-            pairs_CC = np.outer(left.sum(0), right.sum(0))
-            if without_diagonal:
-                pairs_CC = pairs_CC - left.T @ right
-            means.append((left.T @ table @ right / pairs_CC).mean())
-        return float(means[0] + means[1] - 2 * means[2])
-
-    value = estimate(fake_NC, real_MC)
-    if min(fake_NC.sum(0).min(), real_MC.sum(0).min()) < 4:
-        return value, None
-    rng = np.random.default_rng(seed)
-    halves = []
-    for _ in range(subsets):
-        half_NC = _random_half(fake_NC, rng)
-        halves.append(estimate(half_NC, half_NC if paired else _random_half(real_MC, rng)))
-    return value, float(np.std(halves))
+    # Column 0 is the whole set, the others are its halves: one pass over the pairs serves them all.
+    has_spread = min(fake_NC.sum(0).min(), real_MC.sum(0).min()) >= 4
+    rng, halves = np.random.default_rng(seed), subsets if has_spread else 0
+    fake_NS = _whole_and_halves(fake_NC, halves, rng)
+    real_MS = fake_NS if paired else _whole_and_halves(real_MC, halves, rng)
+    value_S = (
+        _mean_kernel(fake, fake, fake_NC, fake_NC, fake_NS, fake_NS, without_diagonal=True)
+        + _mean_kernel(real, real, real_MC, real_MC, real_MS, real_MS, without_diagonal=True)
+        - 2 * _mean_kernel(fake, real, fake_NC, real_MC, fake_NS, real_MS, without_diagonal=paired)
+    )
+    return float(value_S[0]), float(value_S[1:].std()) if has_spread else None
 
 
-def _one_hot(label_N: np.ndarray | None, count: int) -> np.ndarray:
-    """(N, C) of 0 and 1, a column for each class that has two images or more."""
-    label_N = np.zeros(count, dtype=np.int64) if label_N is None else np.asarray(label_N)
+def _with_classes(x_ND: np.ndarray, label_N: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the classes with two images or more, and (N, C) of 0 and 1, a column for each such class."""
+    x_ND = np.asarray(x_ND, np.float64)
+    label_N = np.zeros(len(x_ND), np.int64) if label_N is None else np.asarray(label_N)
     kept = [label for label in np.unique(label_N) if (label_N == label).sum() >= 2]
-    return (label_N[:, None] == np.array(kept, dtype=np.int64)[None]).astype(np.float64)
+    rows = np.isin(label_N, kept)
+    one_hot_NC = label_N[rows, None] == np.array(kept, label_N.dtype)[None]
+    return x_ND[rows], one_hot_NC.astype(np.float64)
 
 
-def _random_half(one_hot_NC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The same table with half the images of each class struck out."""
-    half_NC = np.zeros_like(one_hot_NC)
+def _whole_and_halves(one_hot_NC: np.ndarray, halves: int, rng: np.random.Generator) -> np.ndarray:
+    """(N, 1 + halves) of 0 and 1: all rows, then half the rows of each class at random."""
+    member_NS = np.zeros((len(one_hot_NC), 1 + halves))
+    member_NS[:, 0] = 1.0
     for column in range(one_hot_NC.shape[1]):
         rows = np.flatnonzero(one_hot_NC[:, column])
-        half_NC[rng.permutation(rows)[: len(rows) // 2], column] = 1.0
-    return half_NC
+        for half in range(1, 1 + halves):
+            member_NS[rng.permutation(rows)[: len(rows) // 2], half] = 1.0
+    return member_NS
 
 
-def _cubic_kernel(x_ND: np.ndarray, y_MD: np.ndarray) -> np.ndarray:
-    return (x_ND @ y_MD.T / x_ND.shape[1] + 1) ** 3
+def _mean_kernel(
+    x_ND: np.ndarray,
+    y_MD: np.ndarray,
+    x_class_NC: np.ndarray,
+    y_class_MC: np.ndarray,
+    x_member_NS: np.ndarray,
+    y_member_MS: np.ndarray,
+    *,
+    without_diagonal: bool,
+) -> np.ndarray:
+    """Mean over pairs of classes of the mean kernel between them, (S,), for each subset of members."""
+    x_count_CS, y_count_CS = x_class_NC.T @ x_member_NS, y_class_MC.T @ y_member_MS
+    x_weight_NS = x_member_NS / (x_class_NC @ x_count_CS)
+    y_weight_MS = y_member_MS / (y_class_MC @ y_count_CS)
+    pairs = len(x_count_CS) * len(y_count_CS)
+    mean_S = _bilinear(x_ND, y_MD, x_weight_NS, y_weight_MS, without_diagonal) / pairs
+    if without_diagonal:
+        # Within a class there are n (n - 1) pairs, not n^2.
+        for column, count_S in enumerate(x_count_CS):
+            rows = np.flatnonzero(x_class_NC[:, column])
+            sum_S = _bilinear(x_ND[rows], y_MD[rows], x_member_NS[rows], y_member_MS[rows], True)
+            mean_S += sum_S * (1 / (count_S * (count_S - 1)) - 1 / count_S**2) / pairs
+    return mean_S
+
+
+def _bilinear(
+    x_ND: np.ndarray, y_MD: np.ndarray, u_NS: np.ndarray, v_MS: np.ndarray, without_diagonal: bool
+) -> np.ndarray:
+    """u^T K v for each column, (S,), with the cubic kernel K computed a block of rows at a time."""
+    total_S = np.zeros(u_NS.shape[1])
+    for start in range(0, len(x_ND), ROWS):
+        block_BM = (x_ND[start : start + ROWS] @ y_MD.T / x_ND.shape[1] + 1) ** 3
+        if without_diagonal:
+            rows = np.arange(len(block_BM))
+            block_BM[rows, start + rows] = 0.0
+        total_S += (u_NS[start : start + ROWS] * (block_BM @ v_MS)).sum(0)
+    return total_S
+
+
+# --- Fréchet distance ---
+
+
+def frechet_distance(fake_ND: np.ndarray, real_MD: np.ndarray) -> float:
+    """Fréchet distance of two normal distributions fitted to the features, as torch-fidelity computes it.
+
+    M. Heusel et al., "GANs Trained by a Two Time-Scale Update Rule", NeurIPS 2017. Biased upwards, the more
+    the fewer images: see `frechet_extrapolated`.
+    """
+    fitted = [
+        fid_features_to_statistics(torch.from_numpy(np.asarray(x, np.float64))) for x in (fake_ND, real_MD)
+    ]
+    return float(fid_statistics_to_metric(*fitted, verbose=False)[KEY_METRIC_FID])
+
+
+def frechet_extrapolated(
+    fake_ND: np.ndarray,
+    real_MD: np.ndarray,
+    *,
+    paired: bool = False,
+    sizes: int = 8,
+    orders: int = 10,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Fréchet distance at this number of images, and its limit for infinitely many.
+
+    M. Chong and D. Forsyth, "Effectively Unbiased FID and Inception Score and Where to Find Them", CVPR 2020:
+    the bias falls as 1 / N, so a line through the distances at several N meets the limit at 1 / N = 0. There
+    the real set is large and fixed; ours is as small as the generated one, so both are cut to the same N.
+
+    Args:
+        fake_ND: features of one set.
+        real_MD: features of the other.
+        paired: row i of both sets stems from the same picture: such sets share their accidents, so each
+            distance is taken between different pictures, which halves N.
+        sizes: numbers of images, from a third of all to all.
+        orders: random orders that the images are taken in.
+        seed: of those orders.
+
+    Returns:
+        "FD" at "FD_images" images, "FD_infinite", and "FD_infinite_deviation" over the orders: about the
+        scatter of the estimate from sample to sample, once to twice as large in the tests.
+
+    Raises:
+        ValueError: when there are not twice as many images as features.
+    """
+    most = min(len(fake_ND), len(real_MD)) // (2 if paired else 1)
+    if most < 2 * fake_ND.shape[1]:
+        raise ValueError(f"found {most} images for {fake_ND.shape[1]} features, wanted twice as many or more")
+    count_K = np.unique(np.linspace(max(most // 3, fake_ND.shape[1] + 1), most, sizes).round().astype(int))
+    rng, distance_OK = np.random.default_rng(seed), np.empty((orders, len(count_K)))
+    for order in range(orders):
+        fake_row_N, real_row_M = rng.permutation(len(fake_ND)), rng.permutation(len(real_MD))
+        if paired:
+            real_row_M = fake_row_N[::-1]
+        distance_OK[order] = [
+            frechet_distance(fake_ND[fake_row_N[:count]], real_MD[real_row_M[:count]]) for count in count_K
+        ]
+    intercept_O = np.polyfit(1 / count_K, distance_OK.T, 1)[1]
+    return {
+        "FD": float(distance_OK[:, -1].mean()),
+        "FD_images": int(most),
+        "FD_infinite": float(intercept_O.mean()),
+        "FD_infinite_deviation": float(intercept_O.std(ddof=1)),
+    }
+
+
+# --- neighbours ---
 
 
 def manifold_measures(
@@ -154,25 +265,59 @@ def manifold_measures(
         raise ValueError(
             f"found sets of {len(fake_ND)} and {len(real_MD)} images, wanted more than {neighbours} in each"
         )
-    between_NM = _distances(fake_ND, real_MD)
-    if paired:
-        np.fill_diagonal(between_NM, np.inf)
-    # Column 0 of the sorted distances within a set is the image itself.
-    real_radius_M = np.partition(_distances(real_MD, real_MD), neighbours, axis=1)[:, neighbours]
-    fake_radius_N = np.partition(_distances(fake_ND, fake_ND), neighbours, axis=1)[:, neighbours]
-    in_real_NM = between_NM <= real_radius_M[None]
+    real_radius_M, fake_radius_N = _radii(real_MD, neighbours), _radii(fake_ND, neighbours)
+    precise, balls = 0, 0
+    covered_M, recalled_M = np.zeros(len(real_MD), bool), np.zeros(len(real_MD), bool)
+    for start, between_BM in _distance_blocks(fake_ND, real_MD):
+        rows = np.arange(len(between_BM))
+        if paired:
+            between_BM[rows, start + rows] = np.inf
+        in_real_BM = between_BM <= real_radius_M[None]
+        precise += int(in_real_BM.any(1).sum())
+        balls += int(in_real_BM.sum())
+        covered_M |= in_real_BM.any(0)
+        recalled_M |= (between_BM <= fake_radius_N[start + rows, None]).any(0)
     return {
-        "precision": float(in_real_NM.any(1).mean()),
-        "recall": float((between_NM <= fake_radius_N[:, None]).any(0).mean()),
-        "density": float(in_real_NM.sum(1).mean() / neighbours),
-        "coverage": float(in_real_NM.any(0).mean()),
+        "precision": precise / len(fake_ND),
+        "recall": float(recalled_M.mean()),
+        "density": balls / (len(fake_ND) * neighbours),
+        "coverage": float(covered_M.mean()),
     }
 
 
-def _distances(x_ND: np.ndarray, y_MD: np.ndarray) -> np.ndarray:
-    """Euclidean, (N, M) float32, from differences: the product formula would lose small distances."""
-    x, y = (torch.from_numpy(np.ascontiguousarray(v, dtype=np.float32)) for v in (x_ND, y_MD))
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").numpy()
+def realism(fake_ND: np.ndarray, real_MD: np.ndarray, neighbours: int = 3) -> np.ndarray:
+    """How deep each fake lies in a ball of a real image, (N,); above 1 is inside one.
+
+    Kynkaanniemi et al. 2019, equation 3: the half of the real images with the larger balls is left out, for
+    they lie where images are few and would call nearly anything real.
+    """
+    radius_M = _radii(real_MD, neighbours)
+    kept_M = radius_M <= np.median(radius_M)
+    score_N = [
+        (radius_M[kept_M] / np.maximum(block_BM, 1e-12)).max(1)
+        for _, block_BM in _distance_blocks(fake_ND, real_MD[kept_M])
+    ]
+    return np.concatenate(score_N)
+
+
+def _distance_blocks(x_ND: np.ndarray, y_MD: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """First row and Euclidean distances (B, M) of blocks of rows, float64."""
+    start = 0
+    for block_BM in pairwise_distances_chunked(
+        np.asarray(x_ND, np.float64), np.asarray(y_MD, np.float64), working_memory=BLOCK_MIB
+    ):
+        yield start, block_BM
+        start += len(block_BM)
+
+
+def _radii(x_ND: np.ndarray, neighbours: int) -> np.ndarray:
+    """Distance of each row to its k-th nearest other row, (N,)."""
+    radius_N = np.empty(len(x_ND))
+    for start, block_BM in _distance_blocks(x_ND, x_ND):
+        rows = np.arange(len(block_BM))
+        block_BM[rows, start + rows] = 0.0
+        radius_N[start + rows] = np.partition(block_BM, neighbours, axis=1)[:, neighbours]
+    return radius_N
 
 
 def nearest(query_ND: np.ndarray, reference_MD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -181,92 +326,35 @@ def nearest(query_ND: np.ndarray, reference_MD: np.ndarray) -> tuple[np.ndarray,
     Returns:
         (N,) distances and (N,) rows of `reference_MD`.
     """
-    distance_N, row_N = np.empty(len(query_ND), np.float32), np.empty(len(query_ND), np.int64)
-    for start in range(0, len(query_ND), ROWS):
-        block = _distances(query_ND[start : start + ROWS], reference_MD)
-        row_N[start : start + ROWS] = block.argmin(1)
-        distance_N[start : start + ROWS] = block.min(1)
+    row_N, distance_N = pairwise_distances_argmin_min(
+        np.asarray(query_ND, np.float64), np.asarray(reference_MD, np.float64)
+    )
     return distance_N, row_N
 
 
-def thumbnails(grey_NHW: np.ndarray, side: int = 32) -> np.ndarray:
-    """Pictures as vectors for a comparison of pixels.
-
-    Scaled so that the Euclidean distance of two is the root mean square difference of their grey levels on
-    [0, 1]. Averaging over areas takes out the speckle, which no two acquisitions share.
-
-    Args:
-        grey_NHW: uint8.
-        side: pixels a side after averaging.
-
-    Returns:
-        (N, side * side) float32.
-    """
-    rows = [
-        F.adaptive_avg_pool2d(torch.from_numpy(np.array(grey_NHW[i : i + ROWS]))[:, None].float(), side)
-        for i in range(0, len(grey_NHW), ROWS)
-    ]
-    return (torch.cat(rows).flatten(1) / (255 * side)).numpy()
+# --- what to say of several numbers ---
 
 
-def draw_pairs(count: int, most: int, rng: np.random.Generator) -> np.ndarray:
-    """Up to `most` different unordered pairs of different items, (P, 2)."""
-    first, second = np.triu_indices(count, k=1)
-    chosen = rng.permutation(len(first))[:most]
-    return np.stack([first[chosen], second[chosen]], axis=1)
-
-
-def pairwise_ssim(grey_NHW: np.ndarray, pair_P2: np.ndarray) -> np.ndarray:
-    """Structural similarity of the two pictures of each pair, (P,)."""
-    values = []
-    for start in range(0, len(pair_P2), 64):
-        first, second = (
-            torch.from_numpy(np.array(grey_NHW[pair_P2[start : start + 64, side]]))[:, None].float() / 255
-            for side in (0, 1)
-        )
-        values.append(ssim(first, second))
-    return torch.cat(values).numpy()
-
-
-def radial_power_spectrum(grey_NHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean power of the pictures over rings of spatial frequency.
-
-    The mean grey level is taken off and a Hann window applied, so that the frame's edges do not count as
-    detail.
+def disagreements(
+    first: dict[str, tuple[float, float | None]], second: dict[str, tuple[float, float | None]]
+) -> list[tuple[str, str]]:
+    """Pairs of sets that two extractors put in opposite order, beyond twice the spread of the difference.
 
     Args:
-        grey_NHW: uint8, square.
+        first: set name -> distance and its spread (None: unknown, no order is claimed), by one extractor.
+        second: the same sets by another.
 
     Returns:
-        (F,) frequencies in cycles a pixel, above 0 to 0.5, and (F,) mean power.
+        (a, b) for each pair in which `first` has a nearer than b, and `second` b nearer than a.
     """
-    side = grey_NHW.shape[-1]
-    window_HW = torch.outer(torch.hann_window(side), torch.hann_window(side))
-    frequency_HW = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None])
-    ring_HW = (frequency_HW * side).round().long()
-    kept_HW = (ring_HW >= 1) & (ring_HW <= side // 2)
-    total = torch.zeros_like(frequency_HW, dtype=torch.float64)
-    for start in range(0, len(grey_NHW), 64):
-        x_BHW = torch.from_numpy(np.array(grey_NHW[start : start + 64])).float() / 255
-        x_BHW = (x_BHW - x_BHW.mean((1, 2), keepdim=True)) * window_HW
-        total += torch.fft.rfft2(x_BHW, norm="ortho").abs().square().sum(0).double()
-    rings = ring_HW[kept_HW].numpy()
-    power = np.bincount(rings, (total[kept_HW] / len(grey_NHW)).numpy())[1:]
-    return np.arange(1, side // 2 + 1) / side, power / np.bincount(rings)[1:]
 
+    def order(table: dict[str, tuple[float, float | None]], a: str, b: str) -> int:
+        (value_a, spread_a), (value_b, spread_b) = table[a], table[b]
+        if spread_a is None or spread_b is None:
+            return 0
+        return int(np.sign(value_b - value_a)) * (abs(value_b - value_a) > 2 * np.hypot(spread_a, spread_b))
 
-def grey_shares(grey_NHW: np.ndarray) -> np.ndarray:
-    """Share of pixels at each grey level, (256,)."""
-    counts = np.zeros(256, dtype=np.int64)
-    for start in range(0, len(grey_NHW), ROWS):
-        counts += np.bincount(np.asarray(grey_NHW[start : start + ROWS]).ravel(), minlength=256)
-    return counts / counts.sum()
-
-
-def token_nats(logits_BLV: Tensor, idx_BL: Tensor, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Minus log-likelihood in nats of each image's tokens, (B, S): mean over the tokens of a scale."""
-    nats_BL = F.cross_entropy(logits_BLV.float().transpose(1, 2), idx_BL, reduction="none")
-    return torch.stack([nats_BL[:, start:end].mean(1) for start, end in spans], dim=1).cpu().numpy()
+    return [(a, b) for a in first for b in first if order(first, a, b) > 0 > order(second, a, b)]
 
 
 def wilson_interval(hits: int, count: int) -> tuple[float, float]:
@@ -276,3 +364,42 @@ def wilson_interval(hits: int, count: int) -> tuple[float, float]:
     centre = (share + z**2 / (2 * count)) / weight
     half = z / weight * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def student_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95% confidence interval of the mean of a few repetitions (Student's t), cut to 0 and 1.
+
+    Raises:
+        ValueError: for fewer than two values.
+    """
+    if len(values) < 2:
+        raise ValueError(f"found {len(values)} value(s), wanted two or more for an interval")
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return max(0.0, float(np.mean(values) - half)), min(1.0, float(np.mean(values) + half))
+
+
+def bootstrap_balanced_accuracy(
+    right_SN: np.ndarray, label_N: np.ndarray, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95% interval of the mean balanced accuracy of several classifiers from the choice of test images.
+
+    Args:
+        right_SN: bool, whether each of S classifiers is right on each test image.
+        label_N: classes; images are drawn anew within their class.
+        draws: bootstrap draws.
+        seed: of those draws.
+    """
+    rng, share_N = np.random.default_rng(seed), right_SN.mean(0)
+    classes = np.unique(label_N)
+    mean_CR = np.empty((len(classes), draws))
+    for row, label in enumerate(classes):
+        members = share_N[label_N == label]
+        mean_CR[row] = members[rng.integers(len(members), size=(draws, len(members)))].mean(1)
+    low, high = np.quantile(mean_CR.mean(0), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def token_nats(logits_BLV: Tensor, idx_BL: Tensor, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Minus log-likelihood in nats of each image's tokens, (B, S): mean over the tokens of a scale."""
+    nats_BL = F.cross_entropy(logits_BLV.float().transpose(1, 2), idx_BL, reduction="none")
+    return torch.stack([nats_BL[:, start:end].mean(1) for start, end in spans], dim=1).cpu().numpy()

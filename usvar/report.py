@@ -1,21 +1,16 @@
-"""What evaluate_var.py shows: its figures, and one page with everything in it.
+"""report.html: one page with everything that evaluate_var.py found.
 
-The page needs no network, follows the reader's light or dark setting, and lets wide tables scroll by
-themselves on a phone. All numbers come from the content of metrics.json.
+The page needs no network, follows the reader's light or dark setting, and lets wide tables and figures scroll
+by themselves on a phone. All numbers come from the content of metrics.json.
 """
 
 import base64
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
-
-import matplotlib.pyplot as plt
-import numpy as np
-
-from usvar import plots
-from usvar.evaluation import ImageSet
 
 # What is compared with the real test images, in the order of tables and figures.
 SETS = {
@@ -24,13 +19,23 @@ SETS = {
     "reconstructed_test": "test images rebuilt by the VQ-VAE (tokenizer's ceiling)",
     "position_prior": "tokens by frequency alone (trivial generator)",
 }
+# What the classifiers of the accuracy score are trained on.
+USE = {
+    "real": "real training images",
+    "generated": "generated images alone",
+    "half_generated": "half of the real replaced by generated",
+    "real_and_generated": "all real and all generated",
+    "position_prior": "tokens by frequency alone",
+}
+PLANTS = ("as they are", "augmented", "rebuilt", "augmented, then rebuilt")
 CAUTIONS = (
     "Research only: nothing here is fit for diagnosis or for any decision about a patient.",
     "No guarantee of privacy: few near copies do not show that no training image can be recovered.",
-    "Numbers named US-... stand on a network trained on this data set. They compare only under the same "
-    "extractor hash, and not with any published FID or KID.",
+    "Distances are named after their extractor (US: trained on the classes of this data set; US-SSL: trained "
+    "on it without labels). They compare only under the same extractor hash, and not with any published FID "
+    "or KID.",
     "Small sets are noisy: look at the counts and spreads beside each number before reading a difference.",
-    "The extractor was trained on the training images, so the line of real training images may lie a "
+    "The extractors were trained on the training images, so the line of real training images may lie a "
     "little above zero even when both splits come from one source.",
 )
 STYLE = """
@@ -40,7 +45,11 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; p
 h1, h2 { line-height: 1.2; }
 h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
 figure { margin: 1rem 0; }
-img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+figure .wide { border-radius: 4px; }
+img { display: block; max-width: 100%; min-width: min(100%, 34rem); height: auto; background: #fff;
+  border-radius: 4px; }
+@media (max-width: 40rem) { img { min-width: 34rem; } }
+a { color: LinkText; }
 figcaption, small { opacity: .85; font-size: .9rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
@@ -73,7 +82,8 @@ def figure(path: Path, alternative: str, caption: str) -> str:
     """
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     return (
-        f'<figure><img alt="{escape(alternative)}" src="data:image/png;base64,{data}">'
+        f'<figure><div class="wide" role="region" aria-label="{escape(caption)}" tabindex="0">'
+        f'<img alt="{escape(alternative)}" src="data:image/png;base64,{data}"></div>'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
@@ -99,6 +109,11 @@ def preformatted(text: str, summary: str) -> str:
     return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"
 
 
+def folded(summary: str, blocks: Sequence[str], is_open: bool = False) -> str:
+    """Blocks that open and close on demand."""
+    return f"<details{' open' * is_open}><summary>{escape(summary)}</summary>{''.join(blocks)}</details>"
+
+
 def page(title: str, sections: Sequence[tuple[str, Sequence[str]]]) -> str:
     """The whole page.
 
@@ -118,423 +133,471 @@ def page(title: str, sections: Sequence[tuple[str, Sequence[str]]]) -> str:
     )
 
 
-def draw_figures(
-    folder: Path,
-    result: dict[str, Any],
-    sets: dict[str, ImageSet],
-    copies: dict[str, Any],
-    curves: dict[str, Any],
-) -> None:
-    """All figures.
-
-    Args:
-        folder: where the PNGs go.
-        result: what goes into metrics.json.
-        sets: images by name, those of SETS and real_test.
-        copies: for "features" and "pixels", distances to the nearest training image and its row.
-        curves: power spectra and grey levels.
-    """
-    classes, stamp = result["classes"], result["extractor"]["stamp"]
-    draw_samples(folder / "samples.png", sets, classes)
-    draw_kernel_distances(folder / "kernel_distance.png", result["distances"], stamp)
-    draw_neighbours(folder / "neighbours.png", result["distances"], stamp)
-    draw_confusions(folder / "confusion.png", result["class_fidelity"], classes)
-    draw_copies(folder / "copies.png", copies, stamp)
-    draw_nearest_pairs(folder / "nearest_pairs.png", copies, sets["generated"], sets["real_train"])
-    draw_variety(folder / "variety.png", result["variety"], classes, stamp)
-    draw_physics(folder / "physics.png", curves)
-    draw_bits(folder / "bits_per_token.png", result["bits_per_token"], result["patch_nums"])
-
-
-def draw_kernel_distances(path: Path, distances: dict[str, Any], stamp: str) -> None:
-    """Kernel distance of each set, pooled and for each class."""
-    groups = list(next(iter(distances.values())))
-    figure, axis = plt.subplots(figsize=(7.2, 0.5 + 0.75 * len(groups)), layout="constrained")
-    for offset, (name, title) in enumerate(SETS.items()):
-        shown = [(row, distances[name][group]) for row, group in enumerate(groups)]
-        shown = [(row, entry) for row, entry in shown if "US-KD" in entry]
-        axis.errorbar(
-            [entry["US-KD"] for _, entry in shown],
-            [row + 0.17 * (offset - 1.5) for row, _ in shown],
-            xerr=[entry["US-KD_spread"] or 0 for _, entry in shown],
-            fmt="osD^"[offset],
-            markersize=5,
-            capsize=2,
-            label=title,
-        )
-    axis.axvline(0, color="black", linewidth=0.8)
-    axis.set_yticks(range(len(groups)), groups)
-    axis.set_ylim(len(groups) - 0.5, -0.5)
-    axis.set_xscale("symlog", linthresh=0.1)
-    axis.set(title=f"Kernel distance to real test images ({stamp})", xlabel="US-KD, lower is nearer")
-    axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.45, -0.75 / len(groups)), ncols=2)
-    plots.save(figure, path)
-
-
-def draw_neighbours(path: Path, distances: dict[str, Any], stamp: str) -> None:
-    """Precision, recall, density and coverage over all classes."""
-    names = ("precision", "recall", "density", "coverage")
-    figure, axis = plt.subplots(figsize=(7.2, 3.2), layout="constrained")
-    for offset, (name, title) in enumerate(SETS.items()):
-        entry = distances[name]["pooled"]
-        heights = [entry.get(f"US-{key}", np.nan) for key in names]
-        axis.bar(np.arange(4) + 0.2 * (offset - 1.5), heights, 0.19, label=f"{title}, n = {entry['images']}")
-    axis.set_xticks(range(4), names)
-    axis.grid(False, axis="x")
-    axis.set(title=f"Like real test images, and as varied? ({stamp})", ylabel="share (density: mean count)")
-    axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
-    plots.save(figure, path)
-
-
-def draw_confusions(path: Path, fidelity: dict[str, Any], classes: list[str]) -> None:
-    """Confusion of the independent classifier on real test images and on generated ones."""
-    side = 1.5 + 0.55 * len(classes)
-    figure, axes = plt.subplots(1, 2, figsize=(2 * side + 1.2, side + 0.6), layout="constrained", sharey=True)
-    for axis, (name, title) in zip(
-        axes, (("real_test", "real test"), ("generated", "generated")), strict=True
-    ):
-        table_CC = np.array(fidelity[name]["table"])
-        shares_CC = table_CC / np.maximum(1, table_CC.sum(1, keepdims=True))
-        axis.imshow(shares_CC, cmap="Blues", vmin=0, vmax=1)
-        for row, column in np.ndindex(table_CC.shape):
-            colour = "white" if shares_CC[row, column] > 0.6 else "black"
-            axis.text(column, row, table_CC[row, column], ha="center", va="center", color=colour)
-        axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-        axis.set_yticks(range(len(classes)), classes)
-        axis.grid(False)
-        axis.set(title=f"{title}, {fidelity[name]['images']} images", xlabel="taken for")
-    axes[0].set_ylabel("asked for")
-    figure.suptitle("Counts, by a classifier trained on real images", fontsize=9)
-    plots.save(figure, path)
-
-
-def draw_copies(path: Path, drawn: dict[str, Any], stamp: str) -> None:
-    """Distances to the nearest training image: generated beside test."""
-    figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained")
-    units = {
-        "features": f"distance in features ({stamp})",
-        "pixels": "RMS grey difference at 32 x 32, 0 to 1",
-    }
-    for axis, (space, found) in zip(axes, drawn.items(), strict=True):
-        both = np.concatenate([found["generated"], found["test"]])
-        bins = np.linspace(0, both.max() * 1.02, 25)
-        for name, colour in (("test", plots.COLOURS[1]), ("generated", plots.COLOURS[0])):
-            values = found[name]
-            weights = np.full(len(values), 1 / len(values))
-            axis.hist(
-                values, bins, weights=weights, alpha=0.55, color=colour, label=f"{name}, n = {len(values)}"
-            )
-        if "threshold" in found:
-            axis.axvline(found["threshold"], color="black", linestyle=":", label="5% quantile of test")
-        axis.set(title=f"Nearest training image in {space}", xlabel=units[space], ylabel="share of images")
-        axis.legend(fontsize=7)
-    plots.save(figure, path)
-
-
-def draw_nearest_pairs(path: Path, drawn: dict[str, Any], generated: ImageSet, train: ImageSet) -> None:
-    """The twelve generated images nearest to a training image, in features and in pixels."""
-    rows = []
-    for found in drawn.values():
-        chosen = np.argsort(found["generated"])[:12]
-        rows += [list(generated.grey_NHW[chosen]), list(train.grey_NHW[found["row"][chosen]])]
-    names = ["generated", "nearest train,\nin features", "generated", "nearest train,\nin pixels"]
-    columns = [str(i + 1) for i in range(max(len(row) for row in rows))]
-    title = "Generated images nearest to a training image, nearest first (training images may be mirrored)"
-    plots.image_grid(path, rows, names, columns, title, inch=0.95)
-
-
-def draw_samples(path: Path, sets: dict[str, ImageSet], classes: list[str]) -> None:
-    """The first six images of each class and set: not chosen."""
-    titles = {
-        "real_test": "real test",
-        "reconstructed_test": "rebuilt",
-        "generated": "generated",
-        "position_prior": "by frequency",
-    }
-    rows, names = [], []
-    for label, class_name in enumerate(classes):
-        for name, title in titles.items():
-            rows.append(list(sets[name].of_class(label).grey_NHW[:6]))
-            names.append(f"{class_name}: {title}")
-    plots.image_grid(path, rows, names, [str(i + 1) for i in range(6)], "The first six of each, not chosen")
-
-
-def draw_variety(path: Path, table: dict[str, Any], classes: list[str], stamp: str) -> None:
-    """Likeness of two images of a class, in each set."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    panels = {
-        "ssim": "SSIM of two images (lower: more varied)",
-        "US-distance": f"distance in features ({stamp})",
-    }
-    for axis, (key, title) in zip(axes, panels.items(), strict=True):
-        for offset, (name, per_class) in enumerate(table.items()):
-            present = [i for i, class_name in enumerate(classes) if class_name in per_class]
-            entries = [per_class[classes[i]] for i in present]
-            axis.errorbar(
-                [i + 0.15 * (offset - 1.5) for i in present],
-                [entry[f"{key}_mean"] for entry in entries],
-                [entry[f"{key}_deviation"] for entry in entries],
-                fmt="osD^"[offset],
-                markersize=5,
-                capsize=2,
-                label=name.replace("_", " "),
-            )
-        axis.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
-        axis.set_title(title, fontsize=9)
-        axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
-    axes[0].legend(fontsize=7)
-    figure.suptitle("Pairs within a class: mean and deviation over pairs", fontsize=9)
-    plots.save(figure, path)
-
-
-def draw_physics(path: Path, found: dict[str, Any]) -> None:
-    """Power over spatial frequency, and shares of grey levels."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for name, (power_F, share_G) in found["curves"].items():
-        style = {"color": "black", "linewidth": 2} if name == "real_test" else {"linewidth": 1.2}
-        axes[0].plot(found["frequency"], power_F, label=name.replace("_", " "), **style)
-        # Over 4 levels: single levels jump, because JPEG and resizing leave combs.
-        axes[1].plot(np.arange(0, 256, 4) + 2, share_G.reshape(-1, 4).sum(1), **style)
-    axes[0].set(title="Detail", xlabel="spatial frequency, cycles a pixel", ylabel="mean power, dB")
-    axes[1].set(title="Brightness", xlabel="grey level", ylabel="share of pixels (bins of 4 levels)")
-    axes[1].set_yscale("log")
-    axes[0].legend(fontsize=7)
-    plots.save(figure, path)
-
-
-def draw_bits(path: Path, bits: dict[str, Any], patch_nums: list[int]) -> None:
-    """Bits a token on each scale."""
-    figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-    for name, entry in bits.items():
-        is_line = "alone" in name
-        axis.plot(
-            entry["bits_per_token_of_each_scale"],
-            linestyle=":" if is_line else "-",
-            marker="" if is_line else "o",
-            label=f"{name}: {entry['bits_per_token']:.2f} on average, {entry['images']} images",
-        )
-    axis.set_xticks(range(len(patch_nums)), [f"{side} x {side}" for side in patch_nums])
-    axis.set_ylim(bottom=0)
-    axis.set(title="How surprising real token maps are to VAR", xlabel="scale", ylabel="bits a token")
-    axis.legend(fontsize=7)
-    plots.save(figure, path)
-
-
 def number(value: float | None, digits: int = 3) -> str:
     """A number for a table."""
     return "left out" if value is None else f"{value:.{digits}f}"
 
 
+def percent(value: float | None) -> str:
+    """A share for a table."""
+    return "left out" if value is None else f"{value:.0%}"
+
+
+def agreement_words(agreed: dict[str, Any]) -> str:
+    """Whether the extractors put the sets in one order, in a sentence."""
+    if agreed["agree"]:
+        return "The extractors agree on the order of the sets, as far as they tell them apart."
+    first = agreed["opposite"][0]
+    return (
+        f"THE EXTRACTORS DO NOT AGREE: by {first['by']} {SETS[first['nearer']]} are nearer to the test "
+        f"images than {SETS[first['farther']]} ({first['where']}), by {first['not_by']} the other way round"
+        + (f", and {len(agreed['opposite']) - 1} more such pairs." if len(agreed["opposite"]) > 1 else ".")
+    )
+
+
+def reading(result: dict[str, Any]) -> list[str]:
+    """The main findings in words, each beside what it must be compared with."""
+    distances, use = result["distances"], result["classification_accuracy_score"]
+    words = []
+    for extractor, stamp in result["judges"]["stamps"].items():
+        pooled = {name: distances[name]["pooled"].get(f"{extractor}-KD") for name in SETS}
+        if pooled["generated"] is None:
+            continue
+        values = ", ".join(f"{title} {number(pooled[name])}" for name, title in SETS.items())
+        span = pooled["position_prior"] - pooled["reconstructed_test"]
+        spread = math.hypot(
+            *(
+                distances[name]["pooled"][f"{extractor}-KD_spread"] or 0
+                for name in ("generated", "position_prior")
+            )
+        )
+        gain = pooled["position_prior"] - pooled["generated"]
+        if abs(gain) < 2 * spread:
+            place = (
+                " Generated images and the trivial generator's cannot be told apart: within twice the spread."
+            )
+        elif gain < 0:
+            place = " The generated images lie farther away than the trivial generator's."
+        elif span > 0:
+            place = (
+                f" From the trivial generator to the tokenizer's ceiling they have gone {gain / span:.0%}."
+            )
+        else:
+            place = " The generated images lie nearer than the trivial generator's."
+        words.append(f"Pooled {extractor}-KD to the real test images: {values} ({stamp}).{place}")
+    words.append(agreement_words(result["extractors_agree"]))
+    words.append(
+        f"A classifier trained on generated images alone names {use['generated']['balanced_accuracy']:.0%} "
+        f"of the real test images right (mean over classes), one trained on real images "
+        f"{use['real']['balanced_accuracy']:.0%}, one trained on tokens by frequency alone "
+        f"{use['position_prior']['balanced_accuracy']:.0%}."
+    )
+    trusted, blind = [], []
+    for space, entry in result["copies"].items():
+        if "share_below" in entry:
+            # What a model that learned a picture by heart draws: its tokens, or that picture decoded.
+            plant = "as they are" if space == "tokens" else "rebuilt"
+            found = entry["planted_copies_detected"][plant]["share_below_threshold"]
+            words_of = f"{space} {entry['share_below']:.1%} ({found:.0%})"
+            (trusted if found >= 0.5 else blind).append(words_of)
+    if trusted or blind:
+        words.append(
+            "Copies. Share of the generated images that lie nearer to a training image than 95% of the real "
+            "test images do (5% is what new images would give), and in brackets the share of planted copies, "
+            "decoded as samples are, that the same search finds: "
+            + (", ".join(trusted) if trusted else "no search finds half of them")
+            + (f". Not to be trusted here, finding fewer than half: {', '.join(blind)}." if blind else ".")
+        )
+    looks = result["physics"]
+    words.append(
+        f"Frames well formed: {looks['generated']['well_formed_share']:.0%} of the generated, "
+        f"{looks['real_test']['well_formed_share']:.0%} of the real test images, "
+        f"{looks['reconstructed_test']['well_formed_share']:.0%} of these rebuilt by the VQ-VAE."
+    )
+    return words
+
+
 def evaluation_page(result: dict[str, Any], folder: Path) -> str:
     """report.html from metrics.json's content and the figures in a folder."""
-    settings = result["made_by"]["settings"]
-    stamp, classes = result["extractor"]["stamp"], result["classes"]
-    distances, fidelity = result["distances"], result["class_fidelity"]
-    header = ["set", "images", "test images", "US-KD", "spread", "precision", "recall", "density", "coverage"]
-    keys = ("US-precision", "US-recall", "US-density", "US-coverage")
-
-    def distance_table(group: str) -> str:
-        rows = []
-        for name, title in SETS.items():
-            entry = distances[name][group]
-            cells = [number(entry.get(key)) for key in ("US-KD", "US-KD_spread", *keys)]
-            rows.append([title, str(entry["images"]), str(entry["real_test_images"]), *cells])
-        return table(header, rows, f"{group}, against real test images; {stamp}")
+    settings, classes = result["made_by"]["settings"], result["classes"]
+    stamps, distances, fidelity = result["judges"]["stamps"], result["distances"], result["class_fidelity"]
 
     def picture(name: str, alternative: str, caption: str) -> str:
         return figure(folder / f"{name}.png", alternative, caption)
 
-    pooled = {name: distances[name]["pooled"].get("US-KD") for name in SETS}
-    fidelity_rows = [
-        [
-            name,
-            *(
-                f"{entry['right']} of {entry['images']}"
-                for entry in (fidelity[kind]["per_class"][i] for kind in ("real_test", "generated"))
-            ),
-        ]
-        for i, name in enumerate(classes)
-    ]
-    fidelity_rows.append(
-        [
-            "mean over classes",
-            *(f"{fidelity[k]['balanced_accuracy']:.0%}" for k in ("real_test", "generated")),
-        ]
-    )
-    copy_rows = []
-    for space, entry in result["copies"].items():
-        planted = entry.get("planted_copies_detected", {})
-        copy_rows.append(
-            [
-                space,
-                number(entry["median_generated_to_train"]),
-                number(entry["median_test_to_train"]),
-                f"{entry['generated_below']} of {entry['generated_images']}"
-                if "generated_below" in entry
-                else "left out",
-                f"{entry['share_of_train_that_is_nearest']:.0%} of {entry['train_images']}",
-                *(
-                    f"{planted[kind]['share_below_threshold']:.0%} of {planted[kind]['planted']}"
-                    if kind in planted
-                    else "left out"
-                    for kind in ("rebuilt by the VQ-VAE", "augmented as in training")
-                ),
+    def distance_table(group: str, extractor: str) -> str:
+        header = ["set", "images", "test", f"{extractor}-KD", "spread"]
+        header += [f"{extractor}-FD", "at n", "FD, n infinite", "precision", "recall", "density", "coverage"]
+        rows, components = [], None
+        for name, title in SETS.items():
+            entry = {k.removeprefix(f"{extractor}-"): v for k, v in distances[name][group].items()}
+            components = components or entry.get("FD_components")
+            cells = [number(entry.get(key)) for key in ("KD", "KD_spread", "FD")]
+            cells.append(str(entry.get("FD_images", "left out")))
+            cells += [
+                number(entry.get(key))
+                for key in ("FD_infinite", "precision", "recall", "density", "coverage")
             ]
-        )
-    copy_header = ["in", "median to train", "same of test", "below 5% quantile of test", "train images hit"]
-    copy_header += ["planted, rebuilt: found", "planted, augmented: found"]
-    bits_rows = [
-        [name, str(e["images"]), number(e["bits_per_token"])]
-        + [number(v, 2) for v in e["bits_per_token_of_each_scale"]]
-        for name, e in result["bits_per_token"].items()
-    ]
-    physics_rows = [
-        [
-            SETS[name],
-            str(e["images"]),
-            f"{e['spectrum_difference_rms_db']:.1f}",
-            f"{e['fine_detail_power_difference_db']:+.1f}",
-            f"{e['grey_level_distance']:.1f}",
-        ]
-        for name, e in result["physics"].items()
-    ]
-    counts = result["counts"]
-    count_rows = [[name, *(str(counts[name][c]) for c in classes)] for name in counts]
-    left_out = [[row["what"], row["why"]] for row in result["left_out"]]
-    source = "read from a folder" if settings["generated"] else "drawn here, K = 0"
-    reading = (
-        "Pooled US-KD to the real test images: "
-        + ", ".join(f"{title} {number(pooled[name])}" for name, title in SETS.items())
-        + ". Nothing decoded by this VQ-VAE can be expected below the tokenizer's ceiling; a transformer "
-        "that has learned anything beyond frequencies stands below the trivial generator."
-    )
+            rows.append([title, str(entry["images"]), str(entry["real_test_images"]), *cells])
+        over = f", FD over the first {components} components" if components else ""
+        return table(header, rows, f"{group}, against real test images; {stamps[extractor]}{over}")
+
+    source = "read from a folder" if settings["generated"] else "drawn here, nothing given but the class"
+    if result["drawing"]:
+        source += ": " + ", ".join(f"{k.replace('_', '-')} {v:g}" for k, v in result["drawing"].items())
+    findings = reading(result)
+    stamp_list = ", ".join(stamps.values())
     sections = [
-        ("", [paragraph(f"Generated images {source}, judged against the real test split.")]),
+        ("", [paragraph(f"Generated images ({source}), judged against the real test split.")]),
         ("Before you read", [cautions(CAUTIONS)]),
-        (
-            "What was compared",
-            [table(["images", *classes], count_rows, "number of images of each class")],
-        ),
-        (
-            "Images",
-            [
-                picture(
-                    "samples",
-                    "Grid of images: for each class, real test images, the same rebuilt by the VQ-VAE, "
-                    "generated images, and images from token frequencies alone.",
-                    "The first six of each class and set, not chosen.",
-                )
-            ],
-        ),
+        ("In short", [paragraph(line) for line in findings]),
+        ("What was compared", [_count_table(result)]),
+        ("Images", _image_blocks(result, picture)),
         (
             "Like real images?",
             [
-                paragraph(reading),
-                picture("kernel_distance", reading, f"Bars: standard error over random halves. {stamp}"),
-                distance_table("pooled"),
+                picture(
+                    "kernel_distance",
+                    "Kernel distances with their spread, pooled and for each class; all values stand in the "
+                    "tables below. " + findings[0],
+                    f"Bars: standard error over random halves. {stamp_list}",
+                ),
+                paragraph(agreement_words(result["extractors_agree"])),
+                *(distance_table("pooled", extractor) for extractor in stamps),
+                paragraph(
+                    "Precision: share of the set inside the neighbourhoods of real test images; recall: "
+                    "share of real test images inside those of the set. Precision, recall, "
+                    "density and coverage "
+                    "depend on the number of images: read them beside the other lines only."
+                ),
                 picture(
                     "neighbours",
-                    "Bars of precision, recall, density and coverage for each set, as in the table above.",
-                    f"k = {settings['neighbours']}. These measures depend on the number of images. {stamp}",
+                    "Bars of precision, recall, density and coverage for each set, as in the tables above.",
+                    f"k = {settings['neighbours']}. {stamp_list}",
                 ),
-                *(distance_table(name) for name in classes),
-            ],
-        ),
-        (
-            "Of the class that was asked for?",
-            [
-                table(
-                    ["class", "real test: right", "generated: right"],
-                    fidelity_rows,
-                    f"by a second network; classifier {result['extractor']['classifier_sha256'][:12]}",
-                ),
-                picture(
-                    "confusion",
-                    "Two confusion matrices, real test images and generated images.",
-                    "A classifier that errs on real images says as little about generated ones.",
+                *(
+                    folded(
+                        f"Each class by {extractor}",
+                        [distance_table(name, extractor) for name in classes],
+                    )
+                    for extractor in stamps
                 ),
             ],
         ),
-        (
-            "Copies?",
-            [
-                paragraph(
-                    "If well over 5% of the samples fall below the 5% quantile of test-to-train distances, "
-                    "they lie nearer to training images than new real images do. How many planted copies "
-                    "are found says how far the measure can be trusted."
-                ),
-                table(copy_header, copy_rows, f"nearest training image; features: {stamp}"),
-                picture(
-                    "copies",
-                    "Histograms of the distance to the nearest training image: generated and test images.",
-                    "Generated left of test: nearer to training images than real ones are.",
-                ),
-                picture(
-                    "nearest_pairs",
-                    "The twelve generated images nearest to a training image, each above that training "
-                    "image, in features and in pixels.",
-                    "Look at the first columns: are these the same picture?",
-                ),
-            ],
-        ),
+        ("Useful?", _use_blocks(result, picture)),
+        ("Of the class that was asked for?", _fidelity_blocks(result, fidelity, picture)),
+        ("Copies?", _copy_blocks(result, picture)),
         (
             "Varied?",
             [
                 picture(
                     "variety",
                     "Mean structural similarity and feature distance of pairs within each class, for real, "
-                    "generated and trivially generated images.",
-                    f"Less variety shows as higher SSIM and smaller distances than real images have. {stamp}",
-                )
+                    "rebuilt, generated and trivially generated images; values in the table below.",
+                    "Less variety shows as higher SSIM and smaller distances than real images have. "
+                    + stamp_list,
+                ),
+                folded("Numbers", [_variety_table(result)]),
             ],
         ),
-        (
-            "Detail and brightness",
-            [
-                picture(
-                    "physics",
-                    "Power over spatial frequency and shares of grey levels, beside real test images.",
-                    "A fall at the right of the spectrum is lost speckle: compare with the rebuilt images.",
-                ),
-                table(
-                    [
-                        "set",
-                        "images",
-                        "spectrum, RMS dB",
-                        "fine detail, dB",
-                        "grey-level distance, levels",
-                    ],
-                    physics_rows,
-                    "difference from the real test images",
-                ),
-            ],
-        ),
-        (
-            "Likelihood",
-            [
-                picture(
-                    "bits_per_token",
-                    "Bits per token on each scale for train, val and test; numbers in the table below.",
-                    "Train below test: the transformer remembers its training images.",
-                ),
-                table(
-                    ["split", "images", "mean", *(f"{v} x {v}" for v in result["patch_nums"])],
-                    bits_rows,
-                    "bits a token",
-                ),
-            ],
-        ),
+        ("Like ultrasound?", _physics_blocks(result, picture)),
+        ("Likelihood", _bits_blocks(result, picture)),
+        ("How the settings were chosen", _sweep_blocks(result, picture)),
         (
             "Left out",
             [
-                table(["what", "why"], left_out, "not computed at this number of images")
-                if left_out
+                folded(
+                    f"{len(result['left_out'])} things could not be computed at these numbers of images",
+                    [
+                        table(
+                            ["what", "why"],
+                            [[row["what"], row["why"]] for row in result["left_out"]],
+                            "left out",
+                        )
+                    ],
+                )
+                if result["left_out"]
                 else paragraph("Nothing.")
             ],
         ),
         (
             "What made this page",
-            [preformatted(json.dumps(result["made_by"], indent=2), "settings, code revision, file hashes")],
+            [
+                _hash_table(result),
+                preformatted(json.dumps(result["made_by"], indent=2), "settings, code revision, file hashes"),
+            ],
         ),
     ]
     return page("Evaluation of generated ultrasound images", sections)
+
+
+def _count_table(result: dict[str, Any]) -> str:
+    counts = result["counts"]
+    rows = [[name.replace("_", " "), *map(str, counts[name].values())] for name in counts]
+    return table(["images", *result["classes"]], rows, "number of images of each class")
+
+
+def _image_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str]) -> list[str]:
+    blocks = []
+    if result["best_to_worst"]:
+        realism = result["best_to_worst"]["realism"]
+        blocks.append(
+            picture(
+                "best_and_worst",
+                "Two grids: the generated images that look most like real test images, and those that look "
+                f"least like them. Realism goes from {realism[0]:.2f} to {realism[-1]:.2f}, with a median of "
+                f"{realism[len(realism) // 2]:.2f}.",
+                "Chosen by realism (Kynkaanniemi et al. 2019, equation 3): above 1 an image lies among real "
+                f"ones. {next(iter(result['judges']['stamps'].values()))}",
+            )
+        )
+    blocks.append(
+        picture(
+            "samples",
+            "Grid of images: for each class, real test images, the same rebuilt by the VQ-VAE, generated "
+            "images, and images from token frequencies alone.",
+            "The first six of each class and set, not chosen.",
+        )
+    )
+    return blocks
+
+
+def _use_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str]) -> list[str]:
+    use = result["classification_accuracy_score"]
+    rows = []
+    for kind, title in USE.items():
+        entry = use[kind]
+        cells = [str(entry["images"]), percent(entry["balanced_accuracy"])]
+        cells.append(" ".join(percent(v) for v in entry["balanced_accuracy_of_each_seed"]))
+        for key in ("interval_95_over_seeds", "interval_95_over_test_images"):
+            cells.append(" to ".join(percent(v) for v in entry[key]))
+        rows.append([title, *cells])
+    header = [
+        "trained on",
+        "images",
+        "balanced accuracy",
+        "each seed",
+        "95% over seeds",
+        "95% over test images",
+    ]
+    tested = use["real"]["test_images"]
+    return [
+        paragraph(
+            "Classification accuracy score: one small classifier, the same recipe each time, trained on each "
+            "of these and tested on real test images. Generated images are useful as far as the second line "
+            "comes near the first, and help where a mixture stands above it by more than the intervals."
+        ),
+        picture(
+            "use",
+            "Balanced accuracy of classifiers by what they were trained on, with intervals: "
+            + ", ".join(f"{title} {percent(use[kind]['balanced_accuracy'])}" for kind, title in USE.items()),
+            f"On {tested} real test images.",
+        ),
+        table(header, rows, f"balanced accuracy on {tested} real test images"),
+    ]
+
+
+def _fidelity_blocks(
+    result: dict[str, Any], fidelity: dict[str, Any], picture: Callable[[str, str, str], str]
+) -> list[str]:
+    kinds = {"real_test": "real test", "generated": "generated", "position_prior": "by frequency"}
+    rows = [
+        [
+            name,
+            *(
+                f"{entry['right']} of {entry['images']}"
+                + (
+                    f" ({entry['interval_95'][0]:.0%} to {entry['interval_95'][1]:.0%})"
+                    if entry["interval_95"]
+                    else ""
+                )
+                for entry in (fidelity[kind]["per_class"][i] for kind in kinds)
+            ),
+        ]
+        for i, name in enumerate(result["classes"])
+    ]
+    rows.append(["mean over classes", *(percent(fidelity[kind]["balanced_accuracy"]) for kind in kinds)])
+    return [
+        table(
+            ["class", *(f"{title}: right" for title in kinds.values())],
+            rows,
+            f"by classifiers trained on real images, with 95% intervals; classifiers "
+            f"{result['judges']['classifiers_sha256'][:12]}",
+        ),
+        picture(
+            "confusion",
+            "Two confusion matrices, real test images and generated images: "
+            + ", ".join(
+                f"{title} {percent(fidelity[kind]['balanced_accuracy'])}" for kind, title in kinds.items()
+            )
+            + " right in the mean over classes.",
+            "Classifiers that err on real images say as little about generated ones.",
+        ),
+    ]
+
+
+def _copy_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str]) -> list[str]:
+    header = ["in", "median to train", "same of test", "below 5% quantile of test", "95% interval"]
+    header += ["train images hit", *(f"planted {kind}: found" for kind in PLANTS)]
+    rows = []
+    for space, entry in result["copies"].items():
+        planted = entry.get("planted_copies_detected", {})
+        rows.append(
+            [
+                space,
+                number(entry["median_generated_to_train"]),
+                number(entry["median_test_to_train"]),
+                f"{entry['generated_below']} of {entry['generated_images']} ({entry['share_below']:.1%})"
+                if "generated_below" in entry
+                else "left out",
+                " to ".join(f"{v:.1%}" for v in entry.get("share_below_interval_95", [])) or "left out",
+                f"{entry['share_of_train_that_is_nearest']:.0%} of {entry['train_images']}",
+                *(
+                    f"{planted[kind]['share_below_threshold']:.0%} of {planted[kind]['planted']}"
+                    if kind in planted
+                    else "left out"
+                    for kind in PLANTS
+                ),
+            ]
+        )
+    names = result["judges"]["stamps"]
+    caption = "nearest training image; features: " + ", ".join(names.values())
+    return [
+        paragraph(
+            "If well over 5% of the samples fall below the 5% quantile of test-to-train distances, they lie "
+            "nearer to training images than new real images do. How many planted copies are found says how "
+            "far each search can be trusted. Pixels: compared inside the training image's scan area, turned "
+            "by up to 10 degrees, moved and mirrored to fit, whatever the gain. Tokens: all views that the "
+            "transformer was trained on. Rebuilt: training and test images went through the VQ-VAE first, "
+            "because a picture decoded from tokens is softer than any real one and so lies far "
+            "even from its source."
+        ),
+        table(header, rows, caption),
+        picture(
+            "copies",
+            "Histograms of the distance to the nearest training image in pixels, features and tokens: "
+            "generated and test images. Medians and shares stand in the table above.",
+            "Generated left of test: nearer to training images than real ones are.",
+        ),
+        *(
+            folded(
+                f"The twenty nearest pairs in {space}",
+                is_open=space.startswith("pixels"),
+                blocks=[
+                    picture(
+                        f"nearest_{space.replace(', ', '_')}",
+                        f"The twenty generated images nearest to a training image in {space}, "
+                        f"each above that "
+                        "training image, with the distance.",
+                        f"By {entry['by']}. Look at the first ones: are these the same picture?",
+                    )
+                ],
+            )
+            for space, entry in result["copies"].items()
+        ),
+    ]
+
+
+def _variety_table(result: dict[str, Any]) -> str:
+    keys = ["ssim", *(f"{name}-distance" for name in result["judges"]["stamps"])]
+    rows = [
+        [f"{class_name}, {name.replace('_', ' ')}", str(entry["pairs"])]
+        + [f"{entry[f'{key}_mean']:.3f} +- {entry[f'{key}_deviation']:.3f}" for key in keys]
+        for class_name in result["classes"]
+        for name, per_class in result["variety"].items()
+        if (entry := per_class.get(class_name))
+    ]
+    stamps = ", ".join(result["judges"]["stamps"].values())
+    return table(["class, set", "pairs", *keys], rows, f"mean and deviation over pairs of a class; {stamps}")
+
+
+def _physics_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str]) -> list[str]:
+    titles = {"real_test": "real test images", **SETS}
+    rows = [
+        [
+            titles[name],
+            str(e["images"]),
+            f"{e['spectrum_difference_rms_db']:.1f}",
+            f"{e['fine_detail_power_difference_db']:+.1f}",
+            f"{e['grey_level_distance']:.1f}",
+            number(e["speckle_difference_rms"]),
+            number(e["depth_difference_rms_levels"], 1),
+            f"{e['well_formed_frames']} of {e['images']} ({e['well_formed_share']:.0%})",
+        ]
+        for name, e in result["physics"].items()
+    ]
+    header = ["set", "images", "spectrum, RMS dB", "fine detail, dB", "grey-level distance, levels"]
+    header += ["speckle, RMS", "depth, RMS levels", "frame well formed"]
+    return [
+        picture(
+            "physics",
+            "Four panels beside real test images: power over spatial frequency, shares of grey levels, "
+            "autocorrelation of speckle, brightness along depth. Differences stand in the table below.",
+            "A fall at the right of the spectrum is lost speckle: compare with the rebuilt images.",
+        ),
+        table(header, rows, "difference from the real test images"),
+        paragraph(
+            "A frame is well formed when its outline is in one piece, not frayed, and as large as those of "
+            "98% of the real training images of its class."
+        ),
+    ]
+
+
+def _bits_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str]) -> list[str]:
+    bits = result["bits_per_token"]
+    rows = [
+        [name, str(e["images"]), number(e["bits_per_token"]), number(e.get("standard_error"))]
+        + [number(v, 2) for v in e["bits_per_token_of_each_scale"]]
+        for name, e in bits.items()
+    ]
+    for row in rows:
+        row[3] = "-" if "alone" in row[0] else row[3]
+    header = ["split", "images", "mean", "standard error", *(f"{v} x {v}" for v in result["patch_nums"])]
+    return [
+        picture(
+            "bits_per_token",
+            "Bits per token on each scale for train, val and test: "
+            + ", ".join(f"{name} {e['bits_per_token']:.2f} on average" for name, e in bits.items())
+            + ".",
+            "Train below test: the transformer remembers its training images.",
+        ),
+        table(header, rows, "bits a token"),
+    ]
+
+
+def _sweep_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str]) -> list[str]:
+    sweep = result["sweep"]
+    if not sweep:
+        return [paragraph("By hand: no sweep was given (sweep_var.py, then --settings-from chosen.json).")]
+    names = list(sweep["stamps"])
+    keys = [f"{name}-KD" for name in names]
+    rows = [
+        [
+            f"{row['axis'].replace('_', ' ')} = {row['value']:g}"
+            + (f", {row['mode']}" if row["mode"] != "plain" else ""),
+            str(row["images"]),
+            *(f"{number(row[key])} +- {number(row[f'{key}_spread'])}" for key in keys),
+            *(number(row[f"{name}-recall"], 2) for name in names),
+            percent(row["class_fidelity"]),
+            "kept" if row["chosen"] else "",
+        ]
+        for row in sweep["rows"]
+    ]
+    header = ["setting", "images", *keys, *(f"{name}-recall" for name in names), "class fidelity", ""]
+    return [
+        paragraph(f"On the validation split, before this page's test split was read. {sweep['why']}"),
+        picture(
+            "sweep",
+            "Kernel distance, recall and class fidelity on val over each setting; values in the table below.",
+            "K above 0 is shown to see what a prefix brings; such pictures are never scored as generated.",
+        ),
+        table(header, rows, "on val; " + ", ".join(sweep["stamps"].values())),
+    ]
+
+
+def _hash_table(result: dict[str, Any]) -> str:
+    judges, files = result["judges"], result["made_by"]["inputs"]
+    rows = [[f"extractor {name}", "weights", digest] for name, digest in judges["sha256"].items()]
+    rows.append(["classifiers", "weights", judges["classifiers_sha256"]])
+    rows += [[role.replace("_", " "), file["path"], file["sha256"]] for role, file in files.items()]
+    return table(["what", "file", "SHA-256"], rows, "what was run with which files")

@@ -1,0 +1,282 @@
+"""Choose guidance, top-k, top-p and temperature on the validation split; show what K prefix tokens bring.
+
+    python sweep_var.py --data-root data/processed --var runs/var/ar-ckpt-best.pth \\
+        --vqvae runs/vqvae/best.pth --tokens-dir runs/tokens
+    python sample_var.py ... --settings-from runs/sweep/chosen.json
+    python evaluate_var.py ... --settings-from runs/sweep/chosen.json --judges runs/sweep/judges.pth
+
+One setting after the other is varied, the others held at the best found so far. Each point draws the same
+images anew (same seeds) and measures kernel distance to the validation images, recall, and the share that
+classifiers of real images take for the class asked for. Kept is the setting with the highest recall among
+those whose kernel distance lies within one spread of the lowest: distances nearer than that cannot be told
+apart, and variety is lost unnoticed. The test split is not read.
+
+Writes to <out-dir>: chosen.json (for --settings-from), sweep.json (every point), sweep.png and judges.pth
+(the networks that judge). Run the same command again to go on with the points that are missing.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.helpers import scale_boundaries
+from usvar import (
+    cli,
+    distributed,
+    evaluation,
+    evaluation_figures,
+    judging,
+    provenance,
+    tokens,
+    training,
+)
+from usvar.chosen import DRAWING
+from usvar.errors import InputError
+from usvar.evaluation import ImageSet
+from usvar.files import write_json
+from usvar.judging import Drawing, Judges, Models
+
+# Settings that do not change a point: they may differ when a sweep goes on.
+MAY_CHANGE = ("data_root", "var", "vqvae", "tokens_dir", "out_dir", "judges", "batch_size", "device")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is varied, and on how many images."""
+
+    # Prepared images: <data-root>/{train,val}/<Class>/*.png.
+    data_root: Path
+
+    # Transformer: ar-ckpt-best.pth of train_var.py.
+    var: Path
+
+    # The VQ-VAE that made its tokens.
+    vqvae: Path
+
+    # Token maps of train and val from tokenize_multiscale_maps.py.
+    tokens_dir: Path
+
+    # Table, figure, chosen.json and judges.pth are written here.
+    out_dir: Path = Path("runs/sweep")
+
+    # judges.pth of an earlier sweep or evaluation on these training images; none: train them.
+    judges: Path | None = None
+
+    # Images drawn for each class at each point.
+    images_per_class: int = 100
+
+    # Guidance, the first to be varied; 0 is none.
+    cfg: tuple[float, ...] = (0.0, 1.0, 1.5, 2.0, 3.0)
+
+    # Probability that the codes drawn from must reach together; 0 is all.
+    top_p: tuple[float, ...] = (0.0, 0.9, 0.95, 0.99)
+
+    # Codes that may be drawn at a place; 0 is all.
+    top_k: tuple[int, ...] = (0, 100, 300, 900)
+
+    # Divides the logits.
+    temperature: tuple[float, ...] = (0.8, 0.9, 1.0, 1.1, 1.2)
+
+    # Prefix tokens, on scale boundaries, shown with a real prefix and one by frequency; none given: all
+    # boundaries but the last. Never chosen: pictures with a prefix are not scored as generated.
+    prefix_tokens: tuple[int, ...] = ()
+
+    # Training steps of each extractor.
+    extractor_steps: int = 1500
+
+    # Side in pixels that images are averaged to for extractors and classifiers.
+    extractor_pixels: int = 128
+
+    # Training steps of each classifier.
+    classifier_steps: int = 1000
+
+    # Number of classifiers, 3 or more.
+    classifier_seeds: int = 3
+
+    # k of recall.
+    neighbours: int = 3
+
+    # Images at once.
+    batch_size: int = 32
+
+    # auto (a GPU if there is one), cpu, cuda or cuda:1.
+    device: str = "auto"
+
+    # Seed of samples, networks and subsets.
+    seed: int = 0
+
+
+# Where each setting starts, before it is varied: plain sampling with the defaults of sample_var.py.
+START = Drawing(cfg=1.5, top_k=0, top_p=0.95, temperature=1.0)
+
+
+def check(s: Settings, boundaries: list[int]) -> None:
+    """Refuse settings that make no sense before anything is written."""
+    least_of = {"images_per_class": s.neighbours + 1, "extractor_steps": 1, "classifier_steps": 1}
+    least_of |= {"neighbours": 1, "batch_size": 1, "classifier_seeds": 3, "extractor_pixels": 32}
+    for name, least in least_of.items():
+        if getattr(s, name) < least:
+            raise InputError(
+                f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted {least} or more"
+            )
+    for name in DRAWING:
+        if not getattr(s, name):
+            raise InputError(f"--{name.replace('_', '-')} was given without a value: give one or more")
+        for value in getattr(s, name):
+            tokens.check_drawing(**{k: getattr(START, k) for k in DRAWING} | {name: value})
+    if wrong := [K for K in s.prefix_tokens if K not in boundaries[:-1]]:
+        raise InputError(
+            f"--prefix-tokens {wrong[0]} was given, wanted some of {' '.join(map(str, boundaries[:-1]))}"
+        )
+
+
+def measure(
+    s: Settings, models: Models, judges: Judges, val: ImageSet, drawing: Drawing, mode: str, K: int
+) -> dict[str, Any]:
+    """Draw the images of one point and compare them with the validation images."""
+
+    def known(label_B: np.ndarray, seeds: list[int]) -> np.ndarray:
+        known_BL = np.full((len(label_B), models.var.L), -1, np.int64)
+        if mode == "nop":
+            known_BL[:, :K] = tokens.draw_from_position_prior(
+                models.maps["train"], label_B.tolist(), K, seeds
+            )
+        else:
+            real = models.maps["val"]
+            for row, (label, seed) in enumerate(zip(label_B, seeds, strict=True)):
+                rows = tokens.rows_of_class(real, int(label))
+                known_BL[row, :K] = real.idx_NL[rows[seed % len(rows)], :K]
+        return known_BL
+
+    given = None if mode == "plain" else known
+    fake = judging.draw_samples(models, drawing, s.images_per_class, s.seed, s.batch_size, given)
+    judges.describe(fake)
+    row: dict[str, Any] = {"images": len(fake), "val_images": len(val)}
+    for name in judges.extractors:
+        fake_ND, real_MD = fake.features[name], val.features[name]
+        row[f"{name}-KD"], row[f"{name}-KD_spread"] = evaluation.kernel_distance(
+            fake_ND, real_MD, fake.label_N, val.label_N, seed=s.seed
+        )
+        near = evaluation.manifold_measures(fake_ND, real_MD, s.neighbours)
+        row |= {f"{name}-{key}": value for key, value in near.items()}
+    device = next(models.var.parameters()).device
+    row["class_fidelity"] = judging.class_fidelity(judges, fake, device)["balanced_accuracy"]
+    return row
+
+
+def best_of(rows: list[dict[str, Any]]) -> int:
+    """Highest recall among the points whose kernel distance is within one spread of the lowest."""
+    distance = f"{judging.SUPERVISED}-KD"
+    lowest = min(rows, key=lambda row: row[distance])
+    near = [
+        i for i, row in enumerate(rows) if row[distance] <= lowest[distance] + lowest[f"{distance}_spread"]
+    ]
+    return max(near, key=lambda i: (rows[i][f"{judging.SUPERVISED}-recall"], -rows[i][distance]))
+
+
+def read_earlier(path: Path, record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Points of an earlier run with the same settings and files, by their key."""
+    if not path.is_file():
+        return {}
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        points, before = earlier["points"], earlier["made_by"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no record of this script ({error}): choose another --out-dir") from error
+    training.refuse_other_settings(path, before, record, MAY_CHANGE)
+    return points
+
+
+def main(s: Settings) -> None:
+    """Vary one setting after the other, keep the best, then show K."""
+    device = distributed.start(s.device).device
+    models = judging.load_models(s.data_root, s.var, s.vqvae, s.tokens_dir, ("train", "val"), device)
+    boundaries = scale_boundaries(models.var.patch_nums)
+    check(s, boundaries)
+    cache = s.out_dir / "cache"
+    (train, train_files), (val, _) = (
+        judging.read_split(s.data_root, split, models.classes, models.size, cache)
+        for split in ("train", "val")
+    )
+    lacking = np.flatnonzero(np.bincount(val.label_N, minlength=len(models.classes)) < 4)
+    if len(val) <= s.neighbours or len(lacking) == len(models.classes):
+        raise InputError(f"{s.data_root / 'val'} has {len(val)} images, wanted 4 or more of a class")
+    # Classes with too few validation images to halve would leave the distance without a spread.
+    val = val.take(np.flatnonzero(~np.isin(val.label_N, lacking)))
+
+    inputs = {"var": s.var, "vqvae": s.vqvae} | {f"{k}_tokens": v.file for k, v in models.maps.items()}
+    record = provenance.made_by("sweep_var.py", s, inputs)
+    points = read_earlier(s.out_dir / "sweep.json", record)
+    run = training.RunFolder(s.out_dir, record)
+    kept = s.judges or s.out_dir / "judges.pth"
+    if kept.is_file():
+        judges = judging.read_judges(kept, train_files, device)
+    else:
+        judges = judging.train_judges(
+            kept,
+            train,
+            train_files,
+            s.extractor_pixels,
+            s.extractor_steps,
+            s.classifier_steps,
+            s.classifier_seeds,
+            s.seed,
+            device,
+            record,
+        )
+    judges.describe(val)
+    stamps = {name: judges.stamp(name) for name in judges.extractors}
+
+    def point(drawing: Drawing, mode: str = "plain", K: int = 0) -> dict[str, Any]:
+        key = f"{drawing} {mode} {K} {stamps}"
+        if key not in points:
+            points[key] = measure(s, models, judges, val, drawing, mode, K)
+            write_json(s.out_dir / "sweep.json", {"made_by": record, "points": points})
+        row = points[key]
+        print(
+            f"cfg {drawing.cfg:g}  top-p {drawing.top_p:g}  top-k {drawing.top_k}  temperature "
+            f"{drawing.temperature:g}  {mode} K = {K}: "
+            + "  ".join(f"{n}-KD {row[f'{n}-KD']:.3f} +- {row[f'{n}-KD_spread']:.3f}" for n in stamps)
+            + f"  recall {row[f'{judging.SUPERVISED}-recall']:.2f}  class right {row['class_fidelity']:.0%}"
+        )
+        return row
+
+    rows: list[dict[str, Any]] = []
+    drawing = START
+    for axis in ("cfg", "top_p", "top_k", "temperature"):
+        values = getattr(s, axis)
+        found = [point(replace(drawing, **{axis: value})) for value in values]
+        best = best_of(found)
+        drawing = replace(drawing, **{axis: values[best]})
+        rows += [
+            row | {"axis": axis, "value": value, "mode": "plain", "chosen": i == best}
+            for i, (value, row) in enumerate(zip(values, found, strict=True))
+        ]
+    for mode in ("tp", "nop"):
+        for K in s.prefix_tokens or boundaries[:-1]:
+            row = point(drawing, mode if K else "plain", K)
+            rows.append(row | {"axis": "K", "value": K, "mode": mode, "chosen": K == 0})
+
+    left = [models.classes[i] for i in lacking]
+    why = (
+        f"Of {len(rows)} points with {s.images_per_class} images a class, one setting after the other: the "
+        f"highest {judging.SUPERVISED}-recall among those within one spread of the lowest "
+        f"{judging.SUPERVISED}-KD to {len(val)} validation images"
+        + (f" (without {', '.join(left)}: under 4 validation images)." if left else ".")
+    )
+    chosen = {name: getattr(drawing, name) for name in DRAWING}
+    sweep = {"why": why, "stamps": stamps, "rows": rows}
+    evaluation_figures.draw_sweep(s.out_dir / "sweep.png", sweep)
+    write_json(
+        s.out_dir / "chosen.json",
+        {"chosen": chosen, "var_sha256": models.var_sha256, **sweep, "made_by": record},
+    )
+    run.close()
+    print(f"chosen: {chosen}; see {s.out_dir / 'sweep.png'}, use --settings-from {s.out_dir / 'chosen.json'}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Settings, __doc__)

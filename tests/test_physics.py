@@ -1,0 +1,109 @@
+"""Measures of pictures against answers that are known by construction."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from usvar import physics
+
+
+def fans(count: int, seed: int = 0, side: int = 64) -> np.ndarray:
+    """Speckled fans on black, uint8."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side] / side
+    inside = (np.hypot(x - 0.5, y + 0.1) < 1.0) & (np.abs(x - 0.5) < 0.4 * (y + 0.2))
+    return (rng.integers(40, 200, (count, side, side)) * inside).astype(np.uint8)
+
+
+def test_pairs_are_different_and_no_more_than_there_are():
+    pairs = physics.draw_pairs(5, 100, np.random.default_rng(0))
+    assert len(pairs) == 10 == len({tuple(pair) for pair in pairs.tolist()})
+    assert (pairs[:, 0] < pairs[:, 1]).all()
+    grey = np.stack([np.full((32, 32), 90, np.uint8)] * 2)
+    assert physics.pairwise_ssim(grey, np.array([[0, 1]]))[0] == pytest.approx(1.0)
+
+
+def test_pairs_of_many_items_need_no_list_of_all():
+    pairs = physics.draw_pairs(1_000_000, 100, np.random.default_rng(0))
+    assert len(pairs) == 100 == len({tuple(pair) for pair in pairs.tolist()})
+    assert (pairs[:, 0] < pairs[:, 1]).all()
+
+
+def test_spectrum_of_a_wave_peaks_at_its_frequency_and_noise_is_flat():
+    x = np.arange(64)
+    wave = np.broadcast_to(127 + 100 * np.sin(2 * np.pi * 16 * x / 64), (1, 64, 64)).round().astype(np.uint8)
+    frequency, power = physics.radial_power_spectrum(wave)
+    assert frequency[power.argmax()] == pytest.approx(16 / 64)
+    noise = np.random.default_rng(0).integers(0, 256, (200, 64, 64)).astype(np.uint8)
+    _, flat = physics.radial_power_spectrum(noise)
+    assert flat.max() / flat.min() < 1.2
+
+
+def test_grey_shares_count_pixels():
+    shares = physics.grey_shares(np.array([[[0, 0], [255, 7]]], dtype=np.uint8))
+    assert shares[[0, 7, 255]].tolist() == [0.5, 0.25, 0.25]
+
+
+def test_autocorrelation_sees_the_size_of_speckle_in_each_direction():
+    """White noise has none; smoothed by a Gaussian of deviation s it has exp(-lag^2 / 4 s^2)."""
+    noise = np.random.default_rng(0).normal(0, 1, (40, 64, 64))
+
+    def found(along: float, across: float) -> np.ndarray:
+        smooth = ndimage.gaussian_filter(noise, (0, along, across))
+        return physics.speckle_autocorrelation(
+            np.clip(128 + 40 * smooth / smooth.std(), 0, 255).astype(np.uint8)
+        )
+
+    white = found(0, 0)
+    assert (white[:, 0] == 1.0).all() and np.abs(white[:, 1:]).max() < 0.03
+    along, across = found(0, 1.2)
+    assert np.abs(along[1:]).max() < 0.1
+    # The mean over a window is taken off, which lowers the others by a little.
+    assert across[1:3] == pytest.approx(np.exp(-np.array([1, 4]) / (4 * 1.2**2)), abs=0.15)
+    assert found(1.2, 0)[0] == pytest.approx(across, abs=0.03)
+
+
+def test_black_pictures_have_no_speckle_no_depth_and_no_frame():
+    black = np.zeros((3, 64, 64), np.uint8)
+    assert np.isnan(physics.speckle_autocorrelation(black)).all()
+    area = physics.scan_areas(black)
+    assert np.isnan(physics.depth_profile(black, area)).all()
+    assert (physics.frame_shapes(area) == 0).all()
+
+
+def test_frames_that_are_broken_frayed_or_of_another_size_are_told():
+    real = fans(60)
+    labels = np.zeros(60, int)
+    limits = physics.FrameLimits.fit(physics.frame_shapes(physics.scan_areas(real)), labels)
+
+    def share(grey: np.ndarray) -> float:
+        shape = physics.frame_shapes(physics.scan_areas(grey))
+        return limits.well_formed(shape, np.zeros(len(grey), int)).mean()
+
+    assert share(fans(30, seed=1)) > 0.9
+    assert (
+        share(ndimage.gaussian_filter(fans(30, seed=1), (0, 0.5, 0.5))) > 0.9
+    )  # softness is no broken frame
+    broken = fans(30, seed=2)
+    broken[:, 30:40] = 0
+    assert share(broken) == 0
+    bitten = fans(30, seed=3)
+    bitten[:, 36:, 26:38] = 0
+    assert share(bitten) == 0
+    full = np.random.default_rng(0).integers(40, 200, (30, 64, 64)).astype(np.uint8)
+    assert share(full) == 0
+    assert share(np.zeros((5, 64, 64), np.uint8)) == 0
+
+
+def test_a_class_with_few_pictures_is_held_to_the_limits_of_all():
+    shapes, labels = np.array([[1.0, 0.9, 0.5]] * 30 + [[1.0, 0.9, 0.8]]), np.array([0] * 30 + [1])
+    limits = physics.FrameLimits.fit(shapes, labels)
+    assert set(limits.of_class) == {0}
+    assert limits.well_formed(np.array([[1.0, 0.9, 0.5]]), np.array([1])).all()
+
+
+def test_brightness_along_depth_is_that_of_the_scan_area():
+    grey = np.zeros((2, 64, 64), np.uint8)
+    grey[:, :32, 16:48], grey[:, 32:, 16:48] = 100, 200
+    profile = physics.depth_profile(grey, physics.scan_areas(grey))
+    assert profile[:15] == pytest.approx(np.full(15, 100)) and profile[17:] == pytest.approx(np.full(15, 200))

@@ -1,0 +1,141 @@
+"""The sweep on tiny models: it goes on where it stopped, chooses by its rule, and its choice is used."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import evaluate_var
+import sample_var
+import sweep_var
+from usvar import images
+from usvar.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_data, tiny_var, tiny_vqvae, tiny_tokens, tmp_path_factory) -> sweep_var.Settings:
+    return sweep_var.Settings(
+        data_root=tiny_data,
+        var=tiny_var,
+        vqvae=tiny_vqvae,
+        tokens_dir=tiny_tokens,
+        out_dir=tmp_path_factory.mktemp("sweep"),
+        images_per_class=5,
+        cfg=(0.0, 2.0),
+        top_p=(0.9,),
+        top_k=(0, 8),
+        temperature=(1.0, 1.5),
+        prefix_tokens=(0, 5),
+        extractor_steps=3,
+        classifier_steps=2,
+        extractor_pixels=32,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def chosen(settings) -> dict:
+    sweep_var.main(settings)
+    return json.loads((settings.out_dir / "chosen.json").read_text(encoding="utf-8"))
+
+
+def test_every_point_is_measured_and_the_choice_is_among_them(settings, chosen):
+    rows = chosen["rows"]
+    assert [(row["axis"], row["value"]) for row in rows] == [
+        *(("cfg", v) for v in settings.cfg),
+        *(("top_p", v) for v in settings.top_p),
+        *(("top_k", v) for v in settings.top_k),
+        *(("temperature", v) for v in settings.temperature),
+        *(("K", K) for _ in ("tp", "nop") for K in settings.prefix_tokens),
+    ]
+    for row in rows:
+        assert row["images"] == 15 and row["val_images"] == 12
+        assert {"US-KD", "US-KD_spread", "US-SSL-KD", "US-recall", "class_fidelity"} <= set(row)
+    for axis in ("cfg", "top_p", "top_k", "temperature"):
+        kept = [row["value"] for row in rows if row["axis"] == axis and row["chosen"]]
+        assert kept == [chosen["chosen"][axis]]
+    # A prefix is shown, and never chosen.
+    assert {row["value"] for row in rows if row["axis"] == "K" and row["chosen"]} == {0}
+    with_prefix = [row["US-KD"] for row in rows if row["axis"] == "K"]
+    assert with_prefix[0] == with_prefix[2] and len(set(with_prefix)) == 3
+    assert (settings.out_dir / "sweep.png").is_file()
+
+
+def test_the_test_split_is_not_read(settings, chosen, monkeypatch):
+    opened = []
+    find_images = images.find_images
+    monkeypatch.setattr(images, "find_images", lambda *a: opened.append(a[1]) or find_images(*a))
+    sweep_var.main(settings)
+    assert "test" not in opened and "val" in opened
+
+
+def test_it_goes_on_with_the_points_that_are_missing(settings, chosen, monkeypatch):
+    path = settings.out_dir / "sweep.json"
+    before = json.loads(path.read_text(encoding="utf-8"))
+    gone = list(before["points"])[-2:]
+    left = {key: row for key, row in before["points"].items() if key not in gone}
+    path.write_text(json.dumps(before | {"points": left}), encoding="utf-8")
+    measured = []
+    measure = sweep_var.measure
+    monkeypatch.setattr(sweep_var, "measure", lambda *a: measured.append(a) or measure(*a))
+    sweep_var.main(settings)
+    assert len(measured) == 2
+    assert json.loads(path.read_text(encoding="utf-8"))["points"] == before["points"]
+    with pytest.raises(InputError, match="images_per_class"):
+        sweep_var.main(dataclasses.replace(settings, images_per_class=6))
+
+
+def test_the_highest_recall_within_one_spread_of_the_lowest_distance():
+    def row(kd: float, recall: float) -> dict:
+        return {"US-KD": kd, "US-KD_spread": 0.1, "US-recall": recall}
+
+    assert sweep_var.best_of([row(1.0, 0.2), row(1.05, 0.6), row(1.5, 0.9)]) == 1
+    assert sweep_var.best_of([row(1.0, 0.2), row(0.98, 0.2)]) == 1
+
+
+def test_samples_and_evaluation_are_drawn_as_chosen(settings, chosen, tmp_path):
+    path = tmp_path / "chosen.json"
+    other = chosen | {"chosen": {"cfg": 0.5, "top_k": 8, "top_p": 0.9, "temperature": 1.5}}
+    path.write_text(json.dumps(other), encoding="utf-8")
+    files = {name: getattr(settings, name) for name in ("var", "vqvae", "tokens_dir", "data_root")}
+    common = {"modes": ("plain",), "images_per_class": 2, "variety": 0, "device": "cpu", **files}
+    flags = {"cfg": 0.5, "top_k": 8, "top_p": 0.9, "temperature": (1.5,)}
+    ways = {"file": {"settings_from": path}, "flags": flags, "neither": {}}
+    grey = {}
+    for name, way in ways.items():
+        sample_var.main(sample_var.Settings(out_dir=tmp_path / name, **common, **way))
+        pictures = sorted((tmp_path / name / "scale_0_K0").rglob("*.png"))
+        grey[name] = np.stack([images.read_image(picture) for picture in pictures])
+    assert np.array_equal(grey["file"], grey["flags"]) and not np.array_equal(grey["file"], grey["neither"])
+
+    evaluate_var.main(
+        evaluate_var.Settings(
+            **files,
+            out_dir=tmp_path / "evaluation",
+            settings_from=path,
+            judges=settings.out_dir / "judges.pth",
+            images_per_class=5,
+            device="cpu",
+        )
+    )
+    found = json.loads((tmp_path / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
+    assert found["drawing"] == {"cfg": 0.5, "top_k": 8, "top_p": 0.9, "temperature": 1.5}
+    page = (tmp_path / "evaluation" / "report.html").read_text(encoding="utf-8")
+    assert chosen["why"] in page and "sweep" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"top_p": (0.9, 1.5)}, "top-p from 0 to 1"),
+        ({"images_per_class": 3}, "wanted 4 or more"),
+        ({"prefix_tokens": (3,)}, "wanted some of 0 1 5"),
+        ({"prefix_tokens": (21,)}, "wanted some of 0 1 5"),
+        ({"cfg": ()}, "--cfg was given without a value"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        sweep_var.main(dataclasses.replace(settings, out_dir=tmp_path / "out", **change))
+    assert not (tmp_path / "out" / "chosen.json").exists()

@@ -1,0 +1,72 @@
+"""The file in which sweep_var.py keeps the settings that it chose, and scripts that draw read them."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from usvar import tokens
+from usvar.errors import InputError
+
+S = TypeVar("S")
+
+# What is chosen.
+DRAWING = ("cfg", "top_k", "top_p", "temperature")
+
+
+def with_chosen(settings: S, path: Path | None, var_sha256: str) -> S:
+    """Settings of a script with cfg, top_k, top_p and temperature taken from a file of sweep_var.py.
+
+    Args:
+        settings: a dataclass with those four fields; temperature may be a number or a tuple of one.
+        path: the file, or None: the settings are returned as they are.
+        var_sha256: of the transformer that will draw; the file must be about the same.
+
+    Raises:
+        InputError: when the file is no such file, is about another transformer, or one of the four was given
+            as a flag too.
+    """
+    if path is None:
+        return settings
+    if not path.is_file():
+        raise InputError(f"--settings-from {path} is missing: run sweep_var.py, or leave it out")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        chosen = {name: content["chosen"][name] for name in DRAWING}
+        chosen |= {name: float(chosen[name]) for name in ("cfg", "top_p", "temperature")}
+        if not isinstance(chosen["top_k"], int) or not all(map(math.isfinite, chosen.values())):
+            raise ValueError(f"found {chosen}")
+        about = content["var_sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"--settings-from {path} holds no chosen settings ({error!r}): give chosen.json of sweep_var.py"
+        ) from error
+    tokens.check_drawing(**chosen)
+    if about != var_sha256:
+        raise InputError(
+            f"--settings-from {path} was chosen for a transformer with SHA-256 {str(about)[:12]}, the one "
+            f"given has {var_sha256[:12]}: run sweep_var.py on it"
+        )
+    if isinstance(getattr(settings, "temperature"), tuple):  # noqa: B009 - S is any dataclass
+        chosen["temperature"] = (chosen["temperature"],)
+    for name in DRAWING:
+        if getattr(settings, name) not in (type(settings).__dataclass_fields__[name].default, chosen[name]):
+            raise InputError(
+                f"--{name.replace('_', '-')} and --settings-from were given together: leave one of them out"
+            )
+    return replace(settings, **chosen)
+
+
+def read_sweep(path: Path | None) -> dict[str, Any] | None:
+    """What the sweep measured, from the file that `with_chosen` accepted; None without one.
+
+    Raises:
+        InputError: when the file does not say how the settings were chosen.
+    """
+    if path is None:
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if missing := [name for name in ("why", "rows", "stamps") if name not in content]:
+        raise InputError(f"--settings-from {path} lacks {missing[0]}: run sweep_var.py again")
+    return {name: content[name] for name in ("why", "rows", "stamps")}

@@ -1,0 +1,382 @@
+"""What the sweep and the evaluation share: models and images read, pictures drawn, networks that judge.
+
+Axes: N images, L tokens, H W pixels.
+"""
+
+import hashlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import confusion_matrix
+from tqdm import tqdm
+
+from models import VAR, VQVAE
+from models.helpers import image_seeds, split_scales
+from usvar import checkpoints, images, tokens
+from usvar.errors import InputError
+from usvar.evaluation import ImageSet, wilson_interval
+from usvar.extractor import (
+    CLASSIFIER_SHAPE,
+    EXTRACTOR_SHAPE,
+    Extractor,
+    OutsideNet,
+    SmallNet,
+    features,
+    make_extractor,
+    probabilities,
+    train_classifier,
+    train_self_supervised,
+    weights_sha256,
+)
+
+FEATURE_DIMS = 64
+# The extractors trained here; the first is the primary one.
+SUPERVISED, SELF_SUPERVISED = "US", "US-SSL"
+
+
+# --- models and images ---
+
+
+@dataclass(frozen=True)
+class Models:
+    """A transformer with its VQ-VAE and the token maps of some splits."""
+
+    var: VAR
+    vae: VQVAE
+    var_sha256: str
+    classes: tuple[str, ...]
+    # Side of the images in pixels.
+    size: int
+    maps: dict[str, tokens.TokenMaps]
+
+
+def load_models(
+    data_root: Path,
+    var_path: Path,
+    vqvae_path: Path,
+    tokens_dir: Path,
+    splits: Sequence[str],
+    device: torch.device,
+) -> Models:
+    """Load both models and the token maps, refused when they do not belong together.
+
+    Raises:
+        InputError: when a file is missing, or classes or models differ.
+    """
+    vqvae = checkpoints.load_vqvae(vqvae_path, device)
+    loaded = checkpoints.load_var(var_path, vqvae, device)
+    classes = images.find_classes(data_root)
+    if loaded.classes not in (None, classes) or loaded.model.num_classes != len(classes):
+        raise InputError(
+            f"{var_path} knows the classes {', '.join(loaded.classes or (str(loaded.model.num_classes),))}, "
+            f"{data_root} has {', '.join(classes)}: give the images that it was trained on"
+        )
+    maps = {split: tokens.read_token_maps_of(vqvae, vqvae_path, tokens_dir / split) for split in splits}
+    for found in maps.values():
+        if found.classes != classes:
+            raise InputError(
+                f"{found.file} has the classes {', '.join(found.classes)}, {data_root} has "
+                f"{', '.join(classes)}: tokenise these images again"
+            )
+    size = loaded.model.patch_nums[-1] * vqvae.model.downsample
+    return Models(loaded.model, vqvae.model, loaded.sha256, classes, size, maps)
+
+
+def read_split(
+    data_root: Path, split: str, classes: tuple[str, ...], size: int, cache: Path
+) -> tuple[ImageSet, images.ImageFiles]:
+    """The images of a split, memory-mapped, and their files.
+
+    Raises:
+        InputError: when the split is missing or its images have another size.
+    """
+    files = images.find_images(data_root, split, classes)
+    if (found := images.image_size(files)) != size:
+        raise InputError(
+            f"{data_root / split} holds images of {found} x {found} pixels, the VQ-VAE wants {size} x "
+            f"{size}: prepare with --size {size} or give another VQ-VAE"
+        )
+    return ImageSet(images.decoded(files, size, cache), files.label_N), files
+
+
+# --- drawing ---
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How tokens are drawn."""
+
+    cfg: float
+    top_k: int
+    top_p: float
+    temperature: float
+
+
+def draw_samples(
+    models: Models,
+    drawing: Drawing,
+    per_class: int,
+    seed: int,
+    batch: int,
+    known: Callable[[np.ndarray, Sequence[int]], np.ndarray] | None = None,
+) -> ImageSet:
+    """Images of every class, each from its own seed, with their tokens.
+
+    Args:
+        models: both models.
+        drawing: how tokens are drawn.
+        per_class: images of each class.
+        seed: of all images.
+        batch: images at once.
+        known: labels and seeds of a batch -> (B, L) tokens that are given, -1 where one is free; None: no
+            token is given.
+    """
+    labels = np.repeat(np.arange(len(models.classes)), per_class)
+    seeds = [s for name in models.classes for s in image_seeds(seed, per_class, f"sample {name}")]
+    device, grey, idx = next(models.var.parameters()).device, [], []
+    for start in tqdm(range(0, len(labels), batch), "sample", leave=False, file=sys.stdout):
+        rows = slice(start, start + batch)
+        given_BL = None if known is None else torch.from_numpy(known(labels[rows], seeds[rows]))
+        idx_BL, f_hat = models.var.generate_tokens(
+            torch.from_numpy(labels[rows]).to(device),
+            seeds=seeds[rows],
+            cfg=drawing.cfg,
+            top_k=drawing.top_k,
+            top_p=drawing.top_p,
+            temperature=drawing.temperature,
+            known_BL=given_BL,
+        )
+        grey.append(images.to_uint8(models.vae.fhat_to_img(f_hat)))
+        idx.append(idx_BL.cpu().numpy())
+    return ImageSet(np.concatenate(grey), labels, idx_NL=np.concatenate(idx))
+
+
+def decode(vae: VQVAE, idx_NL: np.ndarray, batch: int) -> np.ndarray:
+    """Token maps (N, L) to images (N, H, W) uint8."""
+    device, grey = next(vae.parameters()).device, []
+    for start in tqdm(range(0, len(idx_NL), batch), "decode", leave=False, file=sys.stdout):
+        idx_BL = torch.from_numpy(idx_NL[start : start + batch].astype(np.int64)).to(device)
+        maps = split_scales(idx_BL, vae.quantize.v_patch_nums)
+        grey.append(images.to_uint8(vae.idxBl_to_img(maps, same_shape=True, last_one=True)))
+    return np.concatenate(grey)
+
+
+@torch.no_grad()
+def encode(vae: VQVAE, grey_NHW: np.ndarray, batch: int) -> np.ndarray:
+    """Images to token maps (N, L)."""
+    device = next(vae.parameters()).device
+    rows = [
+        torch.cat(vae.img_to_idxBl(images.to_model_range(grey_NHW[i : i + batch], device)), dim=1)
+        for i in range(0, len(grey_NHW), batch)
+    ]
+    return torch.cat(rows).cpu().numpy()
+
+
+@torch.no_grad()
+def rebuild(vae: VQVAE, grey_NHW: np.ndarray, batch: int) -> np.ndarray:
+    """Images through the VQ-VAE and back, uint8."""
+    device = next(vae.parameters()).device
+    rows = [
+        vae.img_to_reconstructed_img(images.to_model_range(grey_NHW[i : i + batch], device), last_one=True)
+        for i in range(0, len(grey_NHW), batch)
+    ]
+    return np.concatenate([images.to_uint8(rebuilt_B3HW) for rebuilt_B3HW in rows])
+
+
+# --- networks that judge ---
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Frozen networks, trained on the real training split, and what is known of them."""
+
+    # Name of the results -> extractor.
+    extractors: dict[str, Extractor]
+    # Classifiers of another shape than the extractors, one a seed.
+    classifiers: list[SmallNet]
+    # Classes, sizes, steps and hashes, as in the file.
+    config: dict[str, Any]
+
+    @property
+    def pixels(self) -> int:
+        """Side that the classifiers see."""
+        return self.config["pixels"]
+
+    def stamp(self, name: str) -> str:
+        """What stands beside every number of an extractor."""
+        return f"{name} {self.config['sha256'][name][:12]}"
+
+    def describe(self, found: ImageSet) -> None:
+        """Compute the features of a set that it lacks."""
+        for name, extractor in self.extractors.items():
+            if name not in found.features:
+                found.features[name] = features(extractor, found.grey_NHW)
+
+
+def listing_sha256(files: images.ImageFiles) -> str:
+    """Hash of the names and sizes of a split's pictures."""
+    rows = (f"{path} {(files.root / path).stat().st_size}" for path in files.paths)
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
+def train_judges(
+    path: Path,
+    train: ImageSet,
+    files: images.ImageFiles,
+    pixels: int,
+    steps: int,
+    classifier_steps: int,
+    seeds: int,
+    seed: int,
+    device: torch.device,
+    record: dict[str, Any],
+) -> Judges:
+    """Train both extractors and the classifiers, and keep them in a file.
+
+    Args:
+        path: the file to write.
+        train: the training split.
+        files: its files.
+        pixels: side that the networks see.
+        steps: of each extractor.
+        classifier_steps: of each classifier.
+        seeds: number of classifiers.
+        seed: of all.
+        device: where it runs.
+        record: what makes the file.
+    """
+    grey_NHW, num_classes = train.grey_NHW, len(files.classes)
+    nets = {
+        SUPERVISED: train_classifier(
+            EXTRACTOR_SHAPE, grey_NHW, train.label_N, num_classes, pixels, steps, seed, device
+        ),
+        SELF_SUPERVISED: train_self_supervised(EXTRACTOR_SHAPE, grey_NHW, pixels, steps, seed, device),
+    }
+    extractors = {
+        name: make_extractor(net, grey_NHW, pixels, FEATURE_DIMS, seed, device) for name, net in nets.items()
+    }
+    classifiers = [
+        train_use_classifier(train, num_classes, pixels, classifier_steps, seed, number, device)
+        for number in range(seeds)
+    ]
+    config = {
+        "kind": "judges",
+        "classes": list(files.classes),
+        "pixels": pixels,
+        "steps": steps,
+        "classifier_steps": classifier_steps,
+        "seed": seed,
+        "dims": {name: extractor.dims for name, extractor in extractors.items()},
+        "train_listing_sha256": listing_sha256(files),
+        "train_images": len(files),
+        "sha256": {name: extractor.sha256() for name, extractor in extractors.items()},
+        "classifiers_sha256": weights_sha256(classifiers, pixels),
+    }
+    content = {
+        "model": {name: extractor.state_dict() for name, extractor in extractors.items()},
+        "classifiers": [net.state_dict() for net in classifiers],
+        "config": config,
+        "made_by": record,
+    }
+    checkpoints.save_checkpoint(path, content)
+    return Judges(extractors, classifiers, config)
+
+
+def train_use_classifier(
+    found: ImageSet, num_classes: int, pixels: int, steps: int, seed: int, number: int, device: torch.device
+) -> SmallNet:
+    """One of the classifiers that stand for use: the same recipe whatever the images, real or generated."""
+    return train_classifier(
+        CLASSIFIER_SHAPE,
+        found.grey_NHW,
+        found.label_N,
+        num_classes,
+        pixels,
+        steps,
+        seed + 1 + number,
+        device,
+    )
+
+
+def read_judges(path: Path, files: images.ImageFiles, device: torch.device) -> Judges:
+    """Read what `train_judges` kept.
+
+    Args:
+        path: the file.
+        files: the training split, which must be the one that the networks were trained on.
+        device: where they run.
+
+    Raises:
+        InputError: when the file holds something else, or networks of other training images.
+    """
+    content = checkpoints.read_checkpoint(path)
+    config = content.get("config")
+    if not isinstance(config, dict) or config.get("kind") != "judges":
+        raise InputError(f"{path} holds no judges: give the judges.pth of sweep_var.py or evaluate_var.py")
+    same_classes = config["classes"] == list(files.classes)
+    if not same_classes or config["train_listing_sha256"] != listing_sha256(files):
+        raise InputError(
+            f"{path} was trained on other images than {files.root / 'train'}: leave --judges out, or its "
+            "networks might have seen the test images"
+        )
+    extractors = {}
+    for name, state in content["model"].items():
+        outputs = len(files.classes) if name == SUPERVISED else EXTRACTOR_SHAPE.widths[-1]
+        extractor = Extractor(SmallNet(EXTRACTOR_SHAPE, outputs), config["dims"][name], config["pixels"])
+        checkpoints.load_strictly(extractor, state, path)
+        extractors[name] = extractor.to(device).eval()
+        if extractor.sha256() != config["sha256"][name]:
+            raise InputError(f"{path} holds other weights of {name} than it says: train the judges again")
+    classifiers: list[SmallNet] = []
+    for state in content["classifiers"]:
+        net = SmallNet(CLASSIFIER_SHAPE, len(files.classes))
+        checkpoints.load_strictly(net, state, path)
+        classifiers.append(net.requires_grad_(False).to(device).eval())
+    return Judges(extractors, classifiers, config)
+
+
+def add_outside(judges: Judges, path: Path, pixels: int, train: ImageSet, device: torch.device) -> None:
+    """Add an extractor from a TorchScript file, projected over the training images; it is named by the file.
+
+    Raises:
+        InputError: when the file does not fit, or has the name of an extractor that is there.
+    """
+    name = path.stem
+    if name in judges.extractors or name.upper() in ("FID", "KID"):
+        raise InputError(
+            f"--extractor-file {path}: results are named after the file, and {name} would mislead: rename it"
+        )
+    net = OutsideNet(path, pixels)
+    extractor = make_extractor(net, train.grey_NHW, pixels, FEATURE_DIMS, judges.config["seed"], device)
+    judges.extractors[name] = extractor
+    judges.config["sha256"][name] = extractor.sha256()
+    judges.config["dims"][name] = extractor.dims
+
+
+def class_fidelity(judges: Judges, found: ImageSet, device: torch.device) -> dict[str, Any]:
+    """What classifiers that saw only real images take pictures for.
+
+    The probabilities of all classifiers are averaged. Counts stand in a table (asked class, predicted class).
+    """
+    num_classes = len(judges.config["classes"])
+    probability_NC = np.mean(
+        [probabilities(net, found.grey_NHW, judges.pixels, device) for net in judges.classifiers], axis=0
+    )
+    table_CC = confusion_matrix(found.label_N, probability_NC.argmax(1), labels=range(num_classes))
+    per_class = []
+    for label, row in enumerate(table_CC):
+        count, hits = int(row.sum()), int(row[label])
+        share = {"share": hits / count, "interval_95": wilson_interval(hits, count)} if count else {}
+        per_class.append({"images": count, "right": hits, "share": None, "interval_95": None} | share)
+    shares = [entry["share"] for entry in per_class if entry["share"] is not None]
+    return {
+        "table": table_CC.tolist(),
+        "per_class": per_class,
+        "balanced_accuracy": float(np.mean(shares)),
+        "images": len(found),
+    }

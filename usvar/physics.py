@@ -1,0 +1,206 @@
+"""What ultrasound pictures are made of: likeness of pairs, detail, grey levels, speckle, frame, depth.
+
+Each measure is one of a set of pictures; evaluate_var.py puts the same measure of real pictures beside it.
+
+Axes: N pictures, H W pixels, F frequencies, P pairs, K lags.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from skimage.measure import label, regionprops
+
+from usvar.metrics import ssim
+
+# Pictures at a time.
+CHUNK = 64
+# Grey level that belongs to the scan area; a decoder leaves faint noise where real pictures are black.
+LEAST_GREY = 6.0
+# Grey level of an outline, higher than that: the glow around a soft fan is no frayed edge. Side that outlines
+# are found at, and the bins of depth.
+OUTLINE_GREY, OUTLINE_SIDE, DEPTH_BINS = 16.0, 64, 32
+# Largest lag of the speckle's autocorrelation, and the window that its mean and contrast are taken off in.
+LAGS, SPECKLE_WINDOW = 8, 9
+# Real training pictures outside the limits of a well-formed frame, on each side of each quantity; how much
+# looser the limits are drawn, as a share, since an edge softened by half a pixel of the outline is no broken
+# frame; and the number of pictures a class needs for limits of its own.
+OUTSIDE_LIMITS, SLACK, LEAST_FOR_LIMITS = 0.01, 0.05, 20
+
+
+def draw_pairs(count: int, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Up to `most` different unordered pairs of different items, (P, 2)."""
+    if count * (count - 1) // 2 <= 4 * most:
+        first, second = np.triu_indices(count, k=1)
+        chosen = rng.permutation(len(first))[:most]
+        return np.stack([first[chosen], second[chosen]], axis=1)
+    # With many items a list of all pairs would not fit; draws that repeat are rare and dropped.
+    drawn_P2 = np.sort(rng.integers(count, size=(4 * most, 2)), axis=1)
+    drawn_P2 = np.unique(drawn_P2[drawn_P2[:, 0] < drawn_P2[:, 1]], axis=0)
+    return drawn_P2[np.sort(rng.permutation(len(drawn_P2))[:most])]
+
+
+def pairwise_ssim(grey_NHW: np.ndarray, pair_P2: np.ndarray) -> np.ndarray:
+    """Structural similarity of the two pictures of each pair, (P,)."""
+    values = []
+    for start in range(0, len(pair_P2), CHUNK):
+        first, second = (
+            torch.from_numpy(np.array(grey_NHW[pair_P2[start : start + CHUNK, side]]))[:, None].float() / 255
+            for side in (0, 1)
+        )
+        values.append(ssim(first, second))
+    return torch.cat(values).numpy()
+
+
+def radial_power_spectrum(grey_NHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean power of the pictures over rings of spatial frequency.
+
+    The mean grey level is taken off and a Hann window applied, so that the frame's edges do not count as
+    detail.
+
+    Args:
+        grey_NHW: uint8, square.
+
+    Returns:
+        (F,) frequencies in cycles a pixel, above 0 to 0.5, and (F,) mean power.
+    """
+    side = grey_NHW.shape[-1]
+    window_HW = torch.outer(torch.hann_window(side), torch.hann_window(side))
+    frequency_HW = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None])
+    ring_HW = (frequency_HW * side).round().long()
+    kept_HW = (ring_HW >= 1) & (ring_HW <= side // 2)
+    total = torch.zeros_like(frequency_HW, dtype=torch.float64)
+    for start in range(0, len(grey_NHW), CHUNK):
+        x_BHW = torch.from_numpy(np.array(grey_NHW[start : start + CHUNK])).float() / 255
+        x_BHW = (x_BHW - x_BHW.mean((1, 2), keepdim=True)) * window_HW
+        total += torch.fft.rfft2(x_BHW, norm="ortho").abs().square().sum(0).double()
+    rings = ring_HW[kept_HW].numpy()
+    power = np.bincount(rings, (total[kept_HW] / len(grey_NHW)).numpy())[1:]
+    return np.arange(1, side // 2 + 1) / side, power / np.bincount(rings)[1:]
+
+
+def grey_shares(grey_NHW: np.ndarray) -> np.ndarray:
+    """Share of pixels at each grey level, (256,)."""
+    counts = np.zeros(256, dtype=np.int64)
+    for start in range(0, len(grey_NHW), CHUNK):
+        counts += np.bincount(np.asarray(grey_NHW[start : start + CHUNK]).ravel(), minlength=256)
+    return counts / counts.sum()
+
+
+def speckle_autocorrelation(grey_NHW: np.ndarray) -> np.ndarray:
+    """How alike grey levels some pixels apart are, once anatomy is taken off: the size and shape of speckle.
+
+    R. F. Wagner et al., "Statistics of Speckle in Ultrasound B-Scans", IEEE Trans. Sonics Ultrason. 1983,
+    describe speckle by its autocorrelation. From each pixel the mean of its neighbourhood is taken off and
+    its deviation divided out, inside the scan area only; what is left is correlated with itself.
+
+    Args:
+        grey_NHW: uint8.
+
+    Returns:
+        (2, K): along depth (rows) and across (columns), for lags of 0 to LAGS pixels; NaN where no picture
+        has any scan area.
+    """
+    product_2K, count = np.zeros((2, LAGS + 1)), np.zeros((2, LAGS + 1))
+    for start in range(0, len(grey_NHW), CHUNK):
+        x_B1HW = torch.from_numpy(np.array(grey_NHW[start : start + CHUNK]))[:, None].float()
+        mean_B1HW, square_B1HW = (
+            F.avg_pool2d(v, SPECKLE_WINDOW, 1, SPECKLE_WINDOW // 2, count_include_pad=False)
+            for v in (x_B1HW, x_B1HW**2)
+        )
+        deviation_B1HW = (square_B1HW - mean_B1HW**2).clamp(min=0).sqrt()
+        inside_B1HW = (mean_B1HW > LEAST_GREY) & (deviation_B1HW > 1)
+        residual_B1HW = (x_B1HW - mean_B1HW) / deviation_B1HW.clamp(min=1) * inside_B1HW
+        for axis in (0, 1):
+            for lag in range(LAGS + 1):
+                size = x_B1HW.shape[2 + axis] - lag
+                near, far = (
+                    (residual_B1HW.narrow(2 + axis, i, size), inside_B1HW.narrow(2 + axis, i, size))
+                    for i in (0, lag)
+                )
+                product_2K[axis, lag] += float((near[0] * far[0]).double().sum())
+                count[axis, lag] += float((near[1] & far[1]).sum())
+    mean_2K = np.divide(product_2K, count, out=np.full_like(count, np.nan), where=count > 0)
+    return mean_2K / mean_2K[:, :1]
+
+
+def scan_areas(grey_NHW: np.ndarray) -> np.ndarray:
+    """Where each picture shows echoes, holes filled: (N, side, side) bool, side OUTLINE_SIDE or less."""
+    side = min(OUTLINE_SIDE, grey_NHW.shape[-1])
+    area_Nhw = np.empty((len(grey_NHW), side, side), bool)
+    disc = ndimage.iterate_structure(ndimage.generate_binary_structure(2, 1), 2)
+    for start in range(0, len(grey_NHW), CHUNK):
+        x_B1HW = torch.from_numpy(np.array(grey_NHW[start : start + CHUNK]))[:, None].float()
+        small_Bhw = F.adaptive_avg_pool2d(x_B1HW, side)[:, 0].numpy()
+        for row, small_hw in enumerate(small_Bhw, start):
+            # Padded, so that closing does not eat at the picture's border.
+            bright_hw = np.pad(small_hw > OUTLINE_GREY, 3, mode="edge")
+            closed_hw = ndimage.binary_closing(bright_hw, disc)[3:-3, 3:-3]
+            area_Nhw[row] = ndimage.binary_fill_holes(closed_hw)
+    return area_Nhw
+
+
+def frame_shapes(area_Nhw: np.ndarray) -> np.ndarray:
+    """Three numbers of each outline, (N, 3), all 0 for a black picture.
+
+    Share of the scan area in its largest piece (broken frames are below 1); area of that piece over that of
+    its convex hull (frayed edges lower it); and its share of the picture.
+    """
+    shape_N3 = np.zeros((len(area_Nhw), 3))
+    for row, area_hw in enumerate(area_Nhw):
+        pieces = regionprops(label(area_hw, connectivity=1))
+        if pieces:
+            largest = max(pieces, key=lambda piece: piece.area)
+            shape_N3[row] = largest.area / area_hw.sum(), largest.solidity, largest.area / area_hw.size
+    return shape_N3
+
+
+@dataclass(frozen=True)
+class FrameLimits:
+    """What the frames of real training pictures look like."""
+
+    # Class -> (2, 3): lowest and highest of each number of `frame_shapes`.
+    of_class: dict[int, np.ndarray]
+    # The same over all classes, for a class with few pictures.
+    pooled: np.ndarray
+
+    @staticmethod
+    def fit(shape_N3: np.ndarray, label_N: np.ndarray) -> "FrameLimits":
+        """Quantiles over real training pictures; a frame may be better than any of them, never worse."""
+
+        def limits(values_N3: np.ndarray) -> np.ndarray:
+            low_3, high_3 = np.quantile(values_N3, (OUTSIDE_LIMITS, 1 - OUTSIDE_LIMITS), axis=0)
+            high_3[:2] = 1.0
+            return np.stack([low_3 * (1 - SLACK), high_3 * (1 + SLACK)])
+
+        of_class = {
+            int(k): limits(shape_N3[label_N == k])
+            for k in np.unique(label_N)
+            if (label_N == k).sum() >= LEAST_FOR_LIMITS
+        }
+        return FrameLimits(of_class, limits(shape_N3))
+
+    def well_formed(self, shape_N3: np.ndarray, label_N: np.ndarray) -> np.ndarray:
+        """Whether each frame lies within the limits of its class, (N,) bool."""
+        limit_N23 = np.array([self.of_class.get(int(k), self.pooled) for k in label_N]).reshape(-1, 2, 3)
+        return ((shape_N3 >= limit_N23[:, 0]) & (shape_N3 <= limit_N23[:, 1])).all(1)
+
+
+def depth_profile(grey_NHW: np.ndarray, area_Nhw: np.ndarray) -> np.ndarray:
+    """Mean grey level of the scan area at each depth, (DEPTH_BINS,) from the top; NaN where there is none.
+
+    Depth is the picture's row: in a fan, echoes of one depth lie on an arc, so the outer beams mix in from a
+    little deeper, in real and generated pictures alike.
+    """
+    bins = min(DEPTH_BINS, area_Nhw.shape[1])
+    total, count = np.zeros(bins), np.zeros(bins)
+    for start in range(0, len(grey_NHW), CHUNK):
+        x_B1HW = torch.from_numpy(np.array(grey_NHW[start : start + CHUNK]))[:, None].float()
+        small_Bhw = F.adaptive_avg_pool2d(x_B1HW, area_Nhw.shape[1])[:, 0].numpy()
+        inside_Bhw = area_Nhw[start : start + CHUNK]
+        rows = np.arange(area_Nhw.shape[1]) * bins // area_Nhw.shape[1]
+        np.add.at(total, rows, (small_Bhw * inside_Bhw).sum((0, 2)))
+        np.add.at(count, rows, inside_Bhw.sum((0, 2)))
+    return np.divide(total, count, out=np.full(bins, np.nan), where=count > 0)
