@@ -49,9 +49,10 @@ def curves(
     lines: Mapping[str, Mapping[str, float]] | None = None,
     log_panels: Sequence[str] = (),
     title: str = "",
-    x_label: str = "optimiser step",
+    x_label: str | Sequence[str] = "optimiser step",
+    columns: int = 3,
 ) -> None:
-    """Curves over the optimiser step or another whole number, panels side by side.
+    """Curves over the optimiser step or another number, panels side by side.
 
     Args:
         path: the PNG to write.
@@ -60,16 +61,18 @@ def curves(
         lines: panel title -> name -> height of a dotted horizontal line.
         log_panels: panels with a logarithmic axis.
         title: title of the whole figure.
-        x_label: what the numbers along the x axis are.
+        x_label: what the numbers along the x axis are; one for all panels or one for each.
+        columns: most panels side by side.
     """
-    columns = min(3, len(panels))
+    columns = min(columns, len(panels))
+    x_labels = [x_label] * len(panels) if isinstance(x_label, str) else x_label
     rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(4.4 * columns, 3.3 * rows), squeeze=False, layout="constrained"
     )
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    for axis, (name, series) in zip(axes.flat, panels.items(), strict=False):
+    for axis, (name, series), label_x in zip(axes.flat, panels.items(), x_labels, strict=False):
         colour_of: dict[str, str] = {}
         for label, (steps, values) in series.items():
             kind, _, ending = label.partition(" ")
@@ -83,8 +86,9 @@ def curves(
         if name in log_panels:
             axis.set_yscale("log")
         axis.set_title(name)
-        axis.set_xlabel(x_label)
-        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axis.set_xlabel(label_x)
+        is_whole = all(float(step).is_integer() for steps, _ in series.values() for step in steps)
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=is_whole))
         axis.legend(fontsize=7)
     if title:
         figure.suptitle(title)
