@@ -1,7 +1,8 @@
 """Train and validate the multi-scale VQ-VAE on prepared images.
 
     python train_vqvae.py --data-root data/processed --out-dir runs/vqvae
-    python train_vqvae.py --data-root data/processed --ch 16 --steps 50 --batch-size 8   # smoke run, CPU
+    python train_vqvae.py --data-root data/processed --ch 32 --steps 50 --batch-size 8   # smoke run, CPU
+    python train_vqvae.py --data-root data/mine --init-from runs/vqvae/best.pth          # fine-tuning
     torchrun --nproc-per-node 4 train_vqvae.py --data-root data/processed                # four GPUs
 
 Reads <data-root>/{train,val}/<Class>/*.png from data_preprocessing/prepare_datasets.py. Writes to <out-dir>:
@@ -31,7 +32,15 @@ from models.discriminator import PatchDiscriminator
 from models.quant import code_counts, perplexity
 from usvar import cli, distributed, images, losses, metrics, plots, provenance, training
 from usvar.augment import augment, draw_parameters
-from usvar.checkpoints import is_whole, load_strictly, read_last, restore, save_checkpoint, save_last
+from usvar.checkpoints import (
+    is_whole,
+    load_strictly,
+    load_vqvae,
+    read_last,
+    restore,
+    save_checkpoint,
+    save_last,
+)
 from usvar.errors import InputError, RunError
 from usvar.files import atomic_path
 
@@ -59,6 +68,9 @@ class Settings:
     # Checkpoints, log and figures; a run goes on when last.pth is already here.
     out_dir: Path = Path("runs/vqvae")
 
+    # Start from the weights of this VQ-VAE (fine-tuning), as far as their sizes fit; the rest is named.
+    init_from: Path | None = None
+
     # Number of code vectors, V.
     vocab_size: int = 2048
 
@@ -70,6 +82,9 @@ class Settings:
 
     # Tokens a side of each scale, coarse to fine; the last is the image's side in pixels / 16.
     patch_nums: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+
+    # Look codes up by cosine (both sides l2-normalised) instead of Euclidean distance.
+    cosine_lookup: bool = False
 
     # Weight of the commitment part of the VQ loss.
     beta: float = 0.25
@@ -349,16 +364,51 @@ def looked_up_vectors(model: VQVAE, features_BChw: Tensor, per_scale: int, seed:
     return torch.cat(chosen)
 
 
-def start_codebook(model: VQVAE, features_BChw: Tensor, seed: int) -> None:
-    """Put the codebook where the untrained encoder's residuals are.
+def start_codebook(model: VQVAE, features_BChw: Tensor, seed: int, new_V: Tensor | None = None) -> None:
+    """Put the codebook, or only its codes in `new_V`, where the encoder's residuals are.
 
     A codebook drawn from N(0, 1) lies outside the cloud of features, so that a handful of codes win every
     look-up. What a scale looks up depends on the codes chosen before it: three rounds make the two agree.
     """
+    new_V = torch.ones(model.vocab_size, dtype=torch.bool) if new_V is None else new_V
     per_scale = -(-model.vocab_size // len(model.quantize.v_patch_nums))
     for round_ in range(3):
         vectors_NC = looked_up_vectors(model, features_BChw, per_scale, seed + round_)
-        model.quantize.init_codebook_(vectors_NC, torch.Generator().manual_seed(seed + round_))
+        model.quantize.replace_codes_(new_V, vectors_NC, torch.Generator().manual_seed(seed + round_))
+
+
+@torch.no_grad()
+def take_weights(model: VQVAE, source: VQVAE) -> tuple[str, Tensor]:
+    """Take from another VQ-VAE of the same width all weights whose sizes fit.
+
+    Of a larger codebook the codes that were used most are kept, a smaller one is kept whole. Other patch
+    numbers change no weight, since the four phi serve any number of scales.
+
+    Returns:
+        A sentence that says what was kept and what was not, and (V,) bool, True for codes that start anew.
+    """
+    codebook, hits = "quantize.embedding.weight", "quantize.ema_vocab_hit_SV"
+    own, other = model.state_dict(), source.state_dict()
+    anew = []
+    for name in own.keys() - {codebook, hits}:
+        if name in other and own[name].shape == other[name].shape:
+            own[name].copy_(other[name])
+        else:
+            anew.append(name)
+    new_V = torch.ones(model.vocab_size, dtype=torch.bool)
+    if model.Cvae == source.Cvae:
+        # A stable sort: without counts, as in some published files, the first codes are kept.
+        most_used = other[hits].sum(0).sort(descending=True, stable=True).indices[: model.vocab_size]
+        own[codebook][: len(most_used)] = other[codebook][most_used.sort().values]
+        new_V[: len(most_used)] = False
+        if own[hits].shape == other[hits].shape:
+            own[hits].copy_(other[hits])
+    text = (
+        f"{int((~new_V).sum())} of {source.vocab_size} codes kept, {int(new_V.sum())} start anew; scales "
+        f"{source.quantize.v_patch_nums} before and {model.quantize.v_patch_nums} now; other weights that "
+        f"start anew: {', '.join(sorted(anew)) or 'none'}"
+    )
+    return text, new_V
 
 
 def revive_codes(
@@ -549,7 +599,7 @@ def main(s: Settings) -> None:
     side = images.image_size(train_files)
     check(s, side)
 
-    record = provenance.made_by("train_vqvae.py", s)
+    record = provenance.made_by("train_vqvae.py", s, {"init_from": s.init_from} if s.init_from else {})
     for files in (train_files, val_files):
         listing = {"path": files.split, "sha256": images.listing_sha256(files)}
         record["inputs"][f"{files.split}_images"] = listing
@@ -565,6 +615,7 @@ def main(s: Settings) -> None:
         "z_channels": s.z_channels,
         "ch": s.ch,
         "beta": s.beta,
+        "using_znorm": s.cosine_lookup,
         "v_patch_nums": list(s.patch_nums),
     }
     config = {"kind": "vqvae", "arguments": arguments, "image_size": side, "classes": list(names)}
@@ -576,6 +627,9 @@ def main(s: Settings) -> None:
             raise InputError(
                 f"{last_path} was trained on other classes or sizes than {s.data_root} holds now"
             )
+    source = load_vqvae(s.init_from, device).model if s.init_from and not last else None
+    if source and (width := source.encoder.conv_in.out_channels) != s.ch:
+        raise InputError(f"{s.init_from} has width {width}, --ch {s.ch} was given: give --ch {width}")
     run = training.RunFolder(s.out_dir, record) if world.is_main else None
 
     # One process decodes, the others then find the file.
@@ -635,11 +689,16 @@ def main(s: Settings) -> None:
         if best < float("inf") and not is_whole(best_path):
             note += f" {best_path} is missing or damaged: the next validation writes it anew"
             best = float("inf")
-    elif s.codebook_start_images:
-        model.eval()
-        batches = range(-(-s.codebook_start_images // s.batch_size))
-        features_BChw = torch.cat([encode(model, to_device(*load(i)), world) for i in batches])
-        start_codebook(model, features_BChw, s.seed)
+    else:
+        new_V = torch.ones(s.vocab_size, dtype=torch.bool)
+        if source:
+            kept, new_V = take_weights(model, source)
+            note += f"started from {s.init_from}: {kept}"
+        if s.codebook_start_images and new_V.any():
+            model.eval()
+            batches = range(-(-s.codebook_start_images // s.batch_size))
+            features_BChw = torch.cat([encode(model, to_device(*load(i)), world) for i in batches])
+            start_codebook(model, features_BChw, s.seed, new_V)
         averaged.load_state_dict(model.state_dict())
     if run:
         run.forget_after(start)

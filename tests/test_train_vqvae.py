@@ -120,6 +120,8 @@ def test_stopped_and_resumed_is_the_same_as_not_stopped(straight, tiny_data, tmp
 
 
 ALL_LOSSES = {"l1_weight": 0.1, "ssim_weight": 0.1, "adversarial_weight": 0.5, "adversarial_start": 0.25}
+# A small rate: in AdamW's first steps rounding grows a thousandfold, and two processes differ by it.
+ALL_LOSSES |= {"learning_rate": 1e-5}
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +243,78 @@ def test_tensorboard_that_is_not_installed_is_one_clear_line(tiny_data, tmp_path
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(InputError, match="pip install tensorboard"):
         train_vqvae.main(settings(tiny_data, tmp_path / "out", tensorboard=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_fine_tuning_starts_at_the_weights_of_a_checkpoint(straight, tiny_data, tmp_path):
+    """The first loss is that of the kept weights, and the run goes on by itself once it has started."""
+    chosen = settings(
+        tiny_data, tmp_path, init_from=straight / "best.pth", learning_rate=1e-9, revive_every=0
+    )
+    train_vqvae.main(chosen)
+    before, after = (read_checkpoint(out / "best.pth") for out in (straight, tmp_path))
+    for name, tensor in before["model"].items():
+        if "hit" not in name:
+            torch.testing.assert_close(after["model"][name], tensor, atol=1e-7, rtol=0)
+    assert after["val"]["val_sse"] == pytest.approx(before["val"]["val_sse"], rel=1e-4)
+    assert len(after["made_by"]["inputs"]["init_from"]["sha256"]) == 64
+    rows = training.read_log(tmp_path / "log.jsonl")
+    assert "32 of 32 codes kept, 0 start anew" in rows[0]["note"] and rows[0]["note"].endswith("anew: none")
+    train_vqvae.main(chosen)  # done already
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({"vocab_size": 48}, 32),
+        ({"vocab_size": 20}, 20),
+        ({"patch_nums": (1, 2, 3, 4)}, 32),
+        ({"z_channels": 6}, 0),
+    ],
+)
+def test_fine_tuning_with_other_sizes_keeps_what_fits_and_names_the_rest(
+    straight, tiny_data, tmp_path, changes, kept
+):
+    s = settings(
+        tiny_data,
+        tmp_path,
+        init_from=straight / "best.pth",
+        steps=1,
+        learning_rate=1e-9,
+        ema_decay=0.0,
+        **changes,
+    )
+    train_vqvae.main(s)
+    before, after = (
+        read_checkpoint(out / name)["model"] for out, name in ((straight, "best.pth"), (tmp_path, "last.pth"))
+    )
+    note = training.read_log(tmp_path / "log.jsonl")[0]["note"]
+    assert f"{kept} of 32 codes kept, {s.vocab_size - kept} start anew" in note
+    named = note.split("anew: ")[-1].split(", ")
+    for name, tensor in before.items():
+        if name in ("quantize.embedding.weight", "quantize.ema_vocab_hit_SV"):
+            continue
+        if name in named:
+            assert tensor.shape != after[name].shape
+        else:
+            torch.testing.assert_close(after[name], tensor, atol=1e-7, rtol=0)
+    assert ("encoder.conv_out.weight" in named) == ("z_channels" in changes)
+    codes_VC = after["quantize.embedding.weight"]
+    if kept:
+        most_used = before["quantize.ema_vocab_hit_SV"].sum(0).argsort(descending=True, stable=True)[:kept]
+        torch.testing.assert_close(
+            codes_VC[:kept], before["quantize.embedding.weight"][most_used.sort().values], atol=1e-6, rtol=0
+        )
+    # The rest lies where features are, not at N(0, 1).
+    assert (
+        codes_VC[kept:].numel() == 0
+        or codes_VC[kept:].abs().max() < 2 * before["quantize.embedding.weight"].abs().max()
+    )
+
+
+def test_fine_tuning_from_another_width_is_refused(straight, tiny_data, tmp_path):
+    with pytest.raises(InputError, match="has width 32, --ch 64 was given: give --ch 32"):
+        train_vqvae.main(settings(tiny_data, tmp_path / "out", init_from=straight / "best.pth", ch=64))
     assert not (tmp_path / "out").exists()
 
 
