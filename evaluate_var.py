@@ -49,9 +49,9 @@ from usvar.prefixed import refuse_prefixed
 
 # Pairs a class for the variety, and training images planted as copies.
 PAIRS_PER_CLASS, PLANTED = 100, 50
-# Principal components that the Fréchet distance is taken over where images are few; all of them from
-# MANY_IMAGES test images a component.
-FEW_COMPONENTS, MANY_IMAGES = 16, 4
+# Principal components that the Fréchet distance is taken over: all, or as many of these as there are
+# IMAGES_PER_COMPONENT test images for.
+FEW_COMPONENTS, IMAGES_PER_COMPONENT = (16, 8), 4
 
 
 @dataclass(frozen=True)
@@ -276,8 +276,9 @@ def all_distances(
                 continue
             for extractor, values_ND in test.features.items():
                 dims = values_ND.shape[1]
-                is_many = sum(np.isin(test.label_N, judged)) >= MANY_IMAGES * dims
-                components = dims if is_many else min(dims, FEW_COMPONENTS)
+                carried = np.isin(test.label_N, judged).sum() // IMAGES_PER_COMPONENT
+                fitting = [c for c in (dims, *FEW_COMPONENTS) if c <= min(dims, carried)]
+                components = max(fitting, default=min(dims, *FEW_COMPONENTS))
                 row |= compare(s, fake, real, extractor, components, name, where, left_out)
     return distances
 
@@ -442,8 +443,8 @@ def find_copies(
         found, test_N = search(generated), search(unseen)[0]
         of_plants = {kind: search(plant) for kind, plant in plants.items()}
         numbers[space] = copies.copy_numbers(found, test_N, len(train), of_plants, source_N)
-        extractor = space.removesuffix(", rebuilt")
-        numbers[space]["by"] = judges.stamp(extractor) if extractor in judges.extractors else space
+        name, comma, domain = space.partition(", ")
+        numbers[space]["by"] = (judges.stamp(name) if name in judges.extractors else name) + comma + domain
         drawn[space] = {"generated": found[0], "row": found[1], "test": test_N}
         drawn[space]["threshold"] = numbers[space].get("threshold_5_percent_of_test")
         if drawn[space]["threshold"] is None:

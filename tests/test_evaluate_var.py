@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, speckled_disc
+from test_report import CHROMIUM, contrast, looked_at
 from torch import nn
 
 import evaluate_var
@@ -189,6 +190,19 @@ def test_the_page_holds_all_figures_and_asks_no_network(settings, result):
     for stamp in result["judges"]["stamps"].values():
         assert text.count(stamp) > 5
     assert result["made_by"]["inputs"]["var"]["sha256"] in text
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path (apt-get install chromium)")
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_the_whole_page_fits_a_phone_and_a_laptop_in_a_browser(settings, result, tmp_path, dark):
+    """All figures show at both widths, only tables and figures scroll sideways, and nothing is fetched."""
+    found = looked_at((settings.out_dir / "report.html").resolve(), tmp_path, dark)
+    assert set(found) == {"w390", "w1280"}
+    for name, layout in found.items():
+        assert layout["pictures"] == len(FIGURES) and layout["broken"] == layout["without_words"] == 0
+        assert layout["wide"] <= layout["room"] and layout["text_to"] <= layout["room"], (name, layout)
+        assert layout["asked_for"] == [] and layout["tables"] > 10
+        assert contrast(layout["background"], layout["colour"]) >= 7
 
 
 def test_names_of_classes_cannot_inject_markup():

@@ -216,9 +216,12 @@ def test_bootstrap_interval_is_that_of_a_share():
     right[:, ::2] = True
     low, high = evaluation.bootstrap_balanced_accuracy(right, np.zeros(200, int))
     assert (low, high) == pytest.approx((0.5 - 1.96 * (0.25 / 200) ** 0.5, 0.5 + 0.069), abs=0.01)
-    # Classes weigh alike: three right of a rare class and none of a common one are a half.
+    # Classes weigh alike: three right of a rare class and none of a common one are a half. No draw differs,
+    # and still the interval is that of a hundred images.
     labels = np.array([0] * 97 + [1] * 3)
-    assert evaluation.bootstrap_balanced_accuracy((labels == 1)[None], labels) == (0.5, 0.5)
+    found = evaluation.bootstrap_balanced_accuracy((labels == 1)[None], labels)
+    assert found == pytest.approx(evaluation.wilson_interval(50, 100))
+    assert evaluation.bootstrap_balanced_accuracy(np.ones((3, 57), bool), np.zeros(57, int))[0] < 0.95
 
 
 def test_mode_collapse_lowers_recall_and_coverage_but_not_precision():

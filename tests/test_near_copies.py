@@ -11,6 +11,7 @@ import pytest
 from scipy import ndimage
 
 from benchmarks.preparation import PLANTS, plant
+from data_preprocessing import near_copies
 from data_preprocessing.crop import cut, find_frame
 from data_preprocessing.near_copies import MIRROR_BITS, NEAR_BITS, Signature, find_copies, signature
 
@@ -39,7 +40,7 @@ def originals() -> tuple[list[np.ndarray], list[Signature]]:
     return pictures, [seen(grey_HW) for grey_HW in pictures]
 
 
-def search(signatures: list[Signature]) -> copies.Copies:
+def search(signatures: list[Signature]) -> near_copies.Copies:
     """Without known patients, in one class."""
     each = np.arange(len(signatures))
     return find_copies(signatures, each, each, np.zeros(len(each), int))
@@ -80,11 +81,13 @@ def test_a_negative_is_no_copy(originals):
 def test_a_shift_by_one_pixel_of_the_small_version_is_aligned(originals, shift):
     """A crop of 4 pixels moves a picture of 128 so far."""
     for s in originals[1][:10]:
-        small_HW = np.frombuffer(base64.b64decode(s.small), np.int8).reshape(copies.SIDE, copies.SIDE)
+        small_HW = np.frombuffer(base64.b64decode(s.small), np.int8).reshape(
+            near_copies.SIDE, near_copies.SIDE
+        )
         moved_HW = np.roll(small_HW, shift, (0, 1))
         plain = np.corrcoef(small_HW.ravel(), moved_HW.ravel())[0, 1]
-        basis_BK = copies._alignment_basis(small_HW.ravel())
-        aligned = copies._correlation(basis_BK, moved_HW.reshape(1, -1), np.array([0]))[0]
+        basis_BK = near_copies._alignment_basis(small_HW.ravel())
+        aligned = near_copies._correlation(basis_BK, moved_HW.reshape(1, -1), np.array([0]))[0]
         # Well over a third of what is missing to 1 comes back.
         assert plain < 0.92 and 1 - aligned < (1 - plain) / 1.6
 
@@ -136,7 +139,7 @@ def test_pictures_with_nothing_in_them_are_nobodys_copy(area_HW):
 
 def test_black_share():
     area_HW = np.full((10, 20), 90, np.uint8)
-    area_HW[:, :5] = copies.BLACK
+    area_HW[:, :5] = near_copies.BLACK
     assert signature(area_HW).black_share == 0.25
 
 

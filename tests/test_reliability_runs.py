@@ -81,7 +81,7 @@ def test_the_number_of_reading_threads_and_a_cache_that_is_there_change_nothing(
 def test_log_lines_of_a_run_that_died_before_its_first_checkpoint_are_forgotten(script, tiny, tmp_path):
     """They were once kept beside those of the new start."""
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "log.jsonl").write_text('{"step": 1, "rate": 1.0}\n{"step": 2, "ra')
+    (tmp_path / "out" / "log.jsonl").write_text('{"step": 1, "rate": 1.0}\n{"step": 2, "rate": 1.0}\n{"st')
     MAINS[script](settings_of(script, tiny, tmp_path / "out", steps=2, log_every=1))
     assert [row["step"] for row in log_without_timings(tmp_path / "out") if "rate" in row] == [1, 2]
 

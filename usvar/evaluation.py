@@ -388,6 +388,9 @@ def bootstrap_balanced_accuracy(
         label_N: classes; images are drawn anew within their class.
         draws: bootstrap draws.
         seed: of those draws.
+
+    Returns:
+        The interval; Wilson's where all draws are alike, as when every image is right: that is no certainty.
     """
     rng, share_N = np.random.default_rng(seed), right_SN.mean(0)
     classes = np.unique(label_N)
@@ -396,6 +399,8 @@ def bootstrap_balanced_accuracy(
         members = share_N[label_N == label]
         mean_CR[row] = members[rng.integers(len(members), size=(draws, len(members)))].mean(1)
     low, high = np.quantile(mean_CR.mean(0), (0.025, 0.975))
+    if high - low < 1e-9:
+        return wilson_interval(round(float(low) * len(label_N)), len(label_N))
     return float(low), float(high)
 
 

@@ -53,7 +53,7 @@ def draw_all(
     draw_copies(folder / "copies.png", copies, stamps)
     for space, found in copies.items():
         path = folder / f"nearest_{space.replace(', ', '_')}.png"
-        by = result["copies"][space]["by"] + (" (rebuilt)" if "rebuilt" in space else "")
+        by = result["copies"][space]["by"]
         draw_nearest_pairs(path, found, sets["generated"], sets["real_train"], by)
     draw_variety(folder / "variety.png", result["variety"], classes, stamps)
     draw_physics(folder / "physics.png", curves)
@@ -140,7 +140,7 @@ def draw_use(path: Path, use: dict[str, Any]) -> None:
         axis.plot(entry["balanced_accuracy"], row, "D", color=plots.COLOURS[1], markersize=6)
     axis.set_yticks(range(len(USE)), [f"{title} ({use[kind]['images']})" for kind, title in USE.items()])
     axis.set_ylim(len(USE) - 0.5, -0.5)
-    axis.set_xlim(0, 1)
+    axis.set_xlim(0, 1.03)
     tested = use["real"]["test_images"]
     axis.set(
         title="Classifier trained on ..., tested on real test images",

@@ -45,17 +45,19 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; p
 h1, h2 { line-height: 1.2; }
 h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
 figure { margin: 1rem 0; }
-figure .wide { border-radius: 4px; }
+figure .wide { border-radius: 4px; margin: 0; }
 img { display: block; max-width: 100%; min-width: min(100%, 34rem); height: auto; background: #fff;
   border-radius: 4px; }
 @media (max-width: 40rem) { img { min-width: 34rem; } }
 a { color: LinkText; }
 figcaption, small { opacity: .85; font-size: .9rem; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; margin: 1rem 0; }
+caption { text-align: left; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
 td { white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th { min-width: 3.5rem; }
+th:first-child, td:first-child { text-align: left; min-width: 8rem; }
 .caution { border-left: 4px solid #D55E00; padding: .1rem 1rem; background: var(--soft); }
 pre { overflow-x: auto; background: var(--soft); padding: .6rem; font-size: .8rem; }
 """
