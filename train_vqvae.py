@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 from tqdm import tqdm
 
 from models import VQVAE
@@ -650,9 +651,9 @@ def main(s: Settings) -> None:
     # With few scales, some of the four shared phi serve none of them.
     network: nn.Module = world.wrap(model, some_unused=True)
     if s.compile:
-        # The adaptive weight goes through the graph once more than usual.
-        torch._functorch.config.donated_buffer = not s.adversarial_weight
         network = torch.compile(network)
+        # The adaptive weight goes backward through the compiled graph before the loss does.
+        functorch_config.donated_buffer = not s.adversarial_weight
     trained, discriminator = [model], None
     if s.adversarial_weight:
         # Not wrapped as the network is: adversarial_terms averages its gradients.
