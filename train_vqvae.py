@@ -49,6 +49,9 @@ from usvar.files import atomic_path
 MAY_CHANGE = (
     "data_root",
     "out_dir",
+    # Of these files the contents are compared, not the paths.
+    "init_from",
+    "vgg",
     "max_skipped_steps",
     "log_every",
     "save_every",
@@ -215,6 +218,9 @@ class Settings:
 
 def check(s: Settings, side: int) -> None:
     """Refuse settings that do not fit the images or each other, before anything is written."""
+    for name, path in (("--init-from", s.init_from), ("--vgg", s.vgg)):
+        if path and not path.is_file():
+            raise InputError(f"{name} {path} is no file, wanted a checkpoint: correct the path")
     if s.tensorboard and not importlib.util.find_spec("tensorboard"):
         raise InputError(
             "--tensorboard True was given, but its package is not installed: pip install tensorboard, "

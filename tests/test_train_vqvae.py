@@ -421,6 +421,8 @@ def test_unused_codes_are_replaced_everywhere(tmp_path):
         ({"class_balance": 2.0}, "--class-balance 2.0"),
         ({"adversarial_start": -1.0}, "--adversarial-start -1.0"),
         ({"l1_weight": -1.0}, "--l1-weight -1.0"),
+        ({"init_from": Path("none.pth")}, "--init-from none.pth is no file"),
+        ({"vgg": Path("none.pth"), "perceptual_weight": 1.0}, "--vgg none.pth is no file"),
         ({"device": "cuda:99"}, "cuda:99|no GPU"),
         ({"precision": "half"}, "half"),
     ],
