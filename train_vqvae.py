@@ -338,11 +338,11 @@ def adversarial_terms(
     }
 
 
-def tensorboard_scalars(writer: Any, row: dict[str, Any]) -> None:
-    """A row of log.jsonl as scalars; a list, such as usage per scale, becomes one scalar an entry."""
-    for name, value in row.items():
-        numbers = value if isinstance(value, list) else [value]
-        for i, number in enumerate(numbers):
+def write_row(run: training.RunFolder, writer: Any, row: dict[str, Any]) -> None:
+    """A row of log.jsonl, also as TensorBoard's scalars: of a list, such as usage per scale, one an entry."""
+    run.log(row)
+    for name, value in row.items() if writer else ():
+        for i, number in enumerate(value if isinstance(value, list) else [value]):
             if isinstance(number, float):
                 label = f"{name}/{i + 1}" if isinstance(value, list) else name
                 writer.add_scalar(label, number, row["step"])
@@ -741,11 +741,6 @@ def main(s: Settings) -> None:
 
         writer = SummaryWriter(s.out_dir / "tensorboard", purge_step=start + 1)
 
-    def log(row: dict[str, Any]) -> None:
-        run.log(row)
-        if writer:
-            tensorboard_scalars(writer, row)
-
     if world.is_main:
         count = sum(p.numel() for p in model.parameters()) / 1e6
         print(
@@ -822,7 +817,7 @@ def main(s: Settings) -> None:
                 waiting, waited_s = waited_s / max(1e-9, seconds * s.log_every), 0.0
                 if run:
                     timing = {"seconds_per_step": seconds, "waiting_share": waiting}
-                    log({"step": done, **means, "rate": rate, **timing})
+                    write_row(run, writer, {"step": done, **means, "rate": rate, **timing})
                     progress.set_postfix_str(
                         f"SSE {means['train_sse']:.0f} VQ {means['train_vq']:.0f} "
                         f"{s.batch_size / seconds:.1f} images/s"
@@ -837,7 +832,7 @@ def main(s: Settings) -> None:
                         with atomic_path(s.out_dir / "codebook_weight.npy") as temporary:
                             np.save(temporary, averaged.quantize.embedding.weight.cpu().numpy())
                 if run:
-                    log({"step": done, **scores})
+                    write_row(run, writer, {"step": done, **scores})
                     draw_curves(s)
                     draw_codebook(s, averaged, hits_SV)
                     draw_reconstructions(s, averaged, val_NHW, val_files.label_N, names)
@@ -856,6 +851,10 @@ def main(s: Settings) -> None:
                 )
     progress.close()
     world.close()
+    if writer:
+        writer.close()
+    if run:
+        run.close()
     print(f"done: {best_path} (val total {best:.0f}), figures in {s.out_dir}")
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -141,9 +142,11 @@ def train_hits(model: VQVAE, files: images.ImageFiles, batch_size: int) -> torch
     """How often each scale uses each code over the training images, (S, V)."""
     side, device = images.image_size(files), next(model.parameters()).device
     hits_SV = torch.zeros_like(model.quantize.ema_vocab_hit_SV, dtype=torch.long)
-    for rows in training.batches(len(files), batch_size):
-        image_B3HW = images.to_model_range(images.read_images(files, rows, side), device)
-        hits_SV += code_counts(model.img_to_idxBl(image_B3HW), model.vocab_size)
+    with tqdm(total=len(files), desc="codes of train", file=sys.stdout) as progress:
+        for rows in training.batches(len(files), batch_size):
+            image_B3HW = images.to_model_range(images.read_images(files, rows, side), device)
+            hits_SV += code_counts(model.img_to_idxBl(image_B3HW), model.vocab_size)
+            progress.update(len(rows))
     return hits_SV
 
 

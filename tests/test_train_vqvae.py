@@ -1,5 +1,6 @@
 """The VQ-VAE's training script: files, resume, several processes, the codebook, refusals."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -228,13 +229,16 @@ def test_tensorboard_gets_the_numbers_of_the_log_when_asked(straight, tiny_data,
         def add_scalar(self, name, value, step):
             taken.append((name, value, step))
 
+        def close(self):
+            taken.append("closed")
+
     stand_in = types.ModuleType("torch.utils.tensorboard")
     stand_in.SummaryWriter = SummaryWriter
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stand_in)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     train_vqvae.main(settings(tiny_data, tmp_path, tensorboard=True))
     rows = log_without_timings(straight)
-    assert taken[0] == ("tensorboard", 1)
+    assert taken[0] == ("tensorboard", 1) and taken[-1] == "closed"
     assert ("train_sse", rows[0]["train_sse"], 2) in taken and ("val_ssim", rows[2]["val_ssim"], 4) in taken
     assert ("val_usage/3", rows[2]["val_usage"][2], 4) in taken
 
@@ -260,7 +264,7 @@ def test_fine_tuning_starts_at_the_weights_of_a_checkpoint(straight, tiny_data, 
     assert len(after["made_by"]["inputs"]["init_from"]["sha256"]) == 64
     rows = training.read_log(tmp_path / "log.jsonl")
     assert "32 of 32 codes kept, 0 start anew" in rows[0]["note"] and rows[0]["note"].endswith("anew: none")
-    train_vqvae.main(chosen)  # done already
+    train_vqvae.main(dataclasses.replace(chosen, init_from=None))  # its weights are in last.pth
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,10 @@ def curves(
             kind, _, ending = label.partition(" ")
             key = ending if kind in ("train", "val") else label
             colour = colour_of.setdefault(key, COLOURS[len(colour_of) % len(COLOURS)])
-            style = {"linestyle": "--", "marker": "o", "markersize": 3} if kind == "val" else {}
+            # Where the colours come round again, the lines are dash-dotted.
+            style: dict[str, Any] = {"linestyle": "-." if len(colour_of) > len(COLOURS) else "-"}
+            if kind == "val":
+                style = {"linestyle": "--", "marker": "o", "markersize": 3}
             axis.plot(steps, values, color=colour, label=label, linewidth=1.4, **style)
         for offset, (label, height) in enumerate((lines or {}).get(name, {}).items()):
             colour = COLOURS[(len(colour_of) + offset) % len(COLOURS)]
