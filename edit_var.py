@@ -11,6 +11,7 @@ seed, before_after.png, and edit.json. Edited images hold real pixels: they are 
 score may take them for such.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,6 +105,11 @@ def check(s: Settings) -> None:
         raise InputError(
             f"--overlap {s.overlap:g} --feather {s.feather} were given, wanted overlap from 0 to below 1 and "
             "feather of 0 or more"
+        )
+    if not (math.isfinite(s.cfg) and math.isfinite(s.temperature)):
+        raise InputError(
+            f"--cfg {s.cfg} --temperature {s.temperature} were given, wanted numbers: cfg of 0 or more, "
+            "temperature above 0"
         )
     tokens.check_drawing(s.cfg, s.top_k, s.top_p, s.temperature)
 

@@ -7,7 +7,8 @@
 The first K tokens of an image are given, the others are predicted scale by scale, and all are decoded:
   plain  K = 0: nothing is given but the class.
   tp     teacher prefix: the first K tokens of a real image, drawn at random for each sample.
-  nop    no prefix from an image: each of the K tokens is drawn by its frequency in the class at its place.
+  nop    no prefix from an image: each of the K tokens is drawn by its frequency in the class at its place,
+         or is the most frequent one there (--nop-prefix mode).
 
 Reads both models and the token maps of train (for nop) and of the split named (for tp). Writes to <out-dir>:
 scale_<i>_K<tokens>/<mode>/<Class>/<index>.png (i scales given), <mode>_<Class>.png with K along the columns
@@ -53,17 +54,21 @@ MAY_CHANGE = (
     "figure_rows",
     "save_tokens",
     "batch_size",
+    "decode_chunk",
     "device",
 )
-# Images decoded at once: the decoder needs far more memory an image than the transformer.
-DECODE_CHUNK = 16
 
+NOP_SOURCES = {
+    "drawn": "frequencies in the training split",
+    "mode": "most frequent tokens in the training split",
+}
 MODES = {
     "plain": "K = 0: generated from the class alone",
     "tp": "the first K tokens are those of a real image (prefix_source), the others are generated; where "
     "generated_tokens is 0 the picture is just that image's reconstruction by the VQ-VAE",
-    "nop": "the first K tokens are drawn from the frequencies of the class at each place in the training "
-    "split, the others are generated; where generated_tokens is 0 the transformer had no part in it",
+    "nop": "the first K tokens come from the frequencies of the class at each place in the training split "
+    "(drawn, or the most frequent one: nop_prefix), the others are generated; where generated_tokens is 0 "
+    "the transformer had no part in it",
 }
 
 
@@ -91,6 +96,9 @@ class Settings:
 
     # Values of K, each on a scale boundary; none given: 0 and all boundaries.
     prefix_tokens: tuple[int, ...] = ()
+
+    # In mode nop: each token drawn by its frequency at its place, or the mode, the most frequent one there.
+    nop_prefix: Literal["drawn", "mode"] = "drawn"
 
     # Names of the classes; none given: all.
     classes: tuple[str, ...] = ()
@@ -137,8 +145,20 @@ class Settings:
     # auto (a GPU if there is one), cpu, cuda or cuda:1.
     device: str = "auto"
 
-    # Transformer and decoder: float32, bfloat16, or auto (bfloat16 on a GPU that has it).
+    # Transformer: float32, bfloat16, or auto (bfloat16 on a GPU that has it).
     precision: str = "float32"
+
+    # Decoder: float32, bfloat16, auto, or same as the transformer.
+    decode_precision: str = "same"
+
+    # Images decoded at once, which bounds the memory; 0: 1 on a CPU, 16 on a GPU.
+    decode_chunk: int = 0
+
+    # Decode with channels innermost; auto: on a CPU. Grey levels may change by rounding.
+    channels_last: Literal["auto", "on", "off"] = "auto"
+
+    # Compile the transformer's blocks, once for each scale: minutes to start, for long runs on a GPU.
+    compile: bool = False
 
     # Seed of all images; image i of a class is the same however many are made.
     seed: int = 0
@@ -171,7 +191,13 @@ def check(s: Settings, var: Loaded, maps: dict[str, tokens.TokenMaps]) -> None:
     """Refuse settings and files that do not fit each other, before anything is written."""
     classes, S = maps["train"].classes, len(maps["train"].patch_nums)
     boundaries = scale_boundaries(maps["train"].patch_nums)
-    for name, least in (("images_per_class", 1), ("figure_rows", 1), ("batch_size", 1), ("variety", 0)):
+    for name, least in (
+        ("images_per_class", 1),
+        ("figure_rows", 1),
+        ("batch_size", 1),
+        ("variety", 0),
+        ("decode_chunk", 0),
+    ):
         if getattr(s, name) < least:
             raise InputError(
                 f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted {least} or more"
@@ -234,7 +260,7 @@ def plan(s: Settings, maps: dict[str, tokens.TokenMaps]) -> list[Sample]:
             for label in chosen:
                 for index in range(per_class if mode == "plain" else s.images_per_class):
                     row, name = int(real_rows[label][index]), classes[label]
-                    source = {"tp": str(real.path_N[row]), "nop": "frequencies in the training split"}
+                    source = {"tp": str(real.path_N[row]), "nop": NOP_SOURCES[s.nop_prefix]}
                     samples.append(
                         Sample(
                             file=f"scale_{scales}_K{K}/{mode}/{name}/{index:05d}.png",
@@ -272,6 +298,12 @@ def in_batches(samples: list[Sample], size: int) -> Iterator[list[Sample]]:
         yield from (same[rows.start : rows.stop] for rows in training.batches(len(same), size))
 
 
+def prior_mode(maps: tokens.TokenMaps, label: int, prefix: int) -> np.ndarray:
+    """The most frequent token of a class at each of the first places, the lowest of equals: (K,) int64."""
+    seen_NK = np.asarray(maps.idx_NL[tokens.rows_of_class(maps, label), :prefix], dtype=np.int64)
+    return np.array([np.bincount(seen_N).argmax() for seen_N in seen_NK.T])
+
+
 def given_tokens(s: Settings, batch: list[Sample], maps: dict[str, tokens.TokenMaps]) -> Tensor | None:
     """What is given of each image, (B, L) with -1 where a token is free; None when nothing is."""
     mode, K, real = batch[0].mode, batch[0].K, maps[s.split]
@@ -280,17 +312,22 @@ def given_tokens(s: Settings, batch: list[Sample], maps: dict[str, tokens.TokenM
     given_BL = torch.full((len(batch), real.idx_NL.shape[1]), -1)
     if mode == "tp":
         given_BL[:, :K] = tokens.as_tensor(real.idx_NL, [sample.real_row for sample in batch])[:, :K]
+    elif s.nop_prefix == "mode":
+        modes = {label: prior_mode(maps["train"], label, K) for label in {sample.label for sample in batch}}
+        given_BL[:, :K] = torch.from_numpy(np.stack([modes[sample.label] for sample in batch]))
     else:
         labels, seeds = ([getattr(sample, name) for sample in batch] for name in ("label", "seed"))
         given_BL[:, :K] = torch.from_numpy(tokens.draw_from_position_prior(maps["train"], labels, K, seeds))
     return given_BL
 
 
-def decode(vae: VQVAE, f_hat_BChw: Tensor) -> np.ndarray:
+def decode(s: Settings, vae: VQVAE, f_hat_BChw: Tensor) -> np.ndarray:
     """Quantised maps to grey images, (B, H, W) uint8."""
-    return np.concatenate(
-        [images.to_uint8(vae.fhat_to_img(part_BChw)) for part_BChw in f_hat_BChw.split(DECODE_CHUNK)]
-    )
+    precision = s.precision if s.decode_precision == "same" else s.decode_precision
+    channels_last = {"auto": None, "on": True, "off": False}[s.channels_last]
+    device = f_hat_BChw.device
+    with training.autocast(device, training.amp_dtype(device, precision)):
+        return images.to_uint8(vae.fhat_to_img(f_hat_BChw, s.decode_chunk or None, channels_last))
 
 
 @torch.no_grad()
@@ -311,7 +348,7 @@ def generate(
             more_smooth=s.more_smooth,
             known_BL=given_BL,
         )
-        return idx_BL.cpu().numpy(), decode(vae, f_hat_BChw)
+    return idx_BL.cpu().numpy(), decode(s, vae, f_hat_BChw)
 
 
 def write_samples(s: Settings, batch: list[Sample], idx_BL: np.ndarray, grey_BHW: np.ndarray) -> None:
@@ -332,12 +369,11 @@ def real_images(
     rows = sorted({sample.real_row for sample in samples if sample.index < s.figure_rows})
     if s.data_root is not None:
         return {row: images.read_image(s.data_root / str(real.path_N[row])) for row in rows}
-    grey, device = [], next(vae.parameters()).device
-    for part in training.batches(len(rows), DECODE_CHUNK):
-        idx_BL = tokens.as_tensor(real.idx_NL, rows[part.start : part.stop]).to(device)
-        maps = split_scales(idx_BL, real.patch_nums)
-        grey.extend(images.to_uint8(vae.idxBl_to_img(maps, same_shape=True, last_one=True)))
-    return dict(zip(rows, grey, strict=True))
+    idx_BL = tokens.as_tensor(real.idx_NL, rows).to(next(vae.parameters()).device)
+    grey_BHW = images.to_uint8(
+        vae.idxBl_to_img(split_scales(idx_BL, real.patch_nums), same_shape=True, last_one=True)
+    )
+    return dict(zip(rows, grey_BHW, strict=True))
 
 
 def drawing_settings(s: Settings) -> str:
@@ -377,7 +413,7 @@ def figure_paths(s: Settings, samples: list[Sample]) -> dict[Path, list[list[Sam
 def scales_named(sample: Sample) -> str:
     """How much of a picture was given, for the head of a column."""
     if sample.generated_tokens == 0:
-        return {"tp": "just rebuilt", "nop": "all drawn so"}[sample.mode]
+        return {"tp": "just rebuilt", "nop": "all by frequency"}[sample.mode]
     return f"{sample.scales} scale{'s' * (sample.scales > 1)}"
 
 
@@ -397,7 +433,10 @@ def draw_figure(s: Settings, path: Path, rows: list[list[Sample]], real: dict[in
         prefix = (
             "the first K tokens of the real image at the right"
             if mode == "tp"
-            else "the first K tokens drawn by their frequency in the class"
+            else {
+                "drawn": "the first K tokens drawn by their frequency in the class",
+                "mode": "the first K tokens the most frequent ones of the class",
+            }[s.nop_prefix]
         )
         subject = "All classes" if is_overview else first[0].class_name
         shown = "decoded from its tokens" if s.data_root is None else "as prepared"
@@ -420,6 +459,10 @@ def main(s: Settings) -> None:
     """Generate what is missing, then draw."""
     device = distributed.start(s.device).device
     training.amp_dtype(device, s.precision)
+    if s.decode_precision not in ("same", "auto", "float32", "bfloat16"):
+        raise InputError(
+            f"--decode-precision {s.decode_precision} was given, wanted same, auto, float32 or bfloat16"
+        )
     if s.split not in images.SPLITS:
         raise InputError(f"--split {s.split} was given, wanted train, val or test")
     vqvae = load_vqvae(s.vqvae, device)
@@ -446,6 +489,8 @@ def main(s: Settings) -> None:
         return
     real = real_images(s, vae, maps[s.split], samples)
 
+    if s.compile:
+        model.compile_blocks()
     run = training.RunFolder(s.out_dir, record)
     for folder in {(s.out_dir / sample.file).parent for sample in missing}:
         remove_stale_temporaries(folder)

@@ -90,7 +90,7 @@ MIRRORED = 0.2
 NEAR_FIELD = 0.06
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Frame:
     """What to keep of a screen."""
 

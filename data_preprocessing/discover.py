@@ -32,7 +32,7 @@ SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx")
 ARCHIVE = re.compile(r"\.(zip|rar|7z|tar|tgz|tar\.gz|z\d\d|change2zip)$", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """A picture, or a file of several frames before they are chosen, as far as path and lists tell."""
 

@@ -46,7 +46,7 @@ PLAIN_CORRELATION = 0.5
 BLACK = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Signature:
     """What is stored of a scan area to find its copies; plain values only, about 1.4 kB."""
 

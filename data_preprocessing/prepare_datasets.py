@@ -22,11 +22,12 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,16 +44,23 @@ from data_preprocessing.shortcut import shortcut_report
 from data_preprocessing.splits import CONFLICT, SPLITS, Picture, Plan, leak_report, make_plan, share_of
 from usvar import cli
 from usvar.errors import InputError
-from usvar.files import remove_stale_temporaries, write_json, write_text
+from usvar.files import atomic_path, lock_folder, remove_stale_temporaries, write_json, write_text
 from usvar.provenance import made_by
 
 # What was found in each raw picture, so that it is read only once.
 INDEX = ".index.jsonl"
+# Held by the run that writes.
+LOCK = ".lock"
+# Seconds between two saves of the index: a killed run loses no more than that.
+SAVE_EVERY = 60
 # A change in one of these files makes the index and all outputs stale.
 VERSIONED = ("crop.py", "flags.py", "near_copies.py", "readers.py", "work.py")
 SHEET_PICTURES = 24
 MANIFEST = [
-    *("file", "source", "dataset", "organ", "class", "patient", "group", "split", "frame", "frame_kind"),
+    *("file", "source", "dataset", "organ", "class", "patient", "group", "split", "frame"),
+    # What brought the probe to the top, see readers.turned; box, polygon and size are those of the picture
+    # after it.
+    *("turn", "frame_kind"),
     # The polygon is empty where the whole box is image; else pixels outside it were made black.
     *("crop_left", "crop_top", "crop_right", "crop_bottom", "polygon", "source_width", "source_height"),
     # Share of near-black pixels of the source; what was detected in it, as words.
@@ -102,8 +110,15 @@ def main(settings: Settings) -> None:
     found = discover(settings.raw_root, settings.include)
     for note in found.notes:
         print(note)
+    chosen = select(found, settings)
+    with lock_folder(settings.out_root, "--out-root"):
+        prepare(settings, found, chosen)
+
+
+def prepare(settings: Settings, found: Found, chosen: list[Record]) -> None:
+    """Look, plan, write, report: all that happens in the out root."""
     index = Index.load(settings.out_root)
-    records = choose_frames(select(found, settings), index, found, settings)
+    records = choose_frames(chosen, index, found, settings)
 
     # Look at every picture once.
     looks = {r.id: index.looks[key(r)] for r in records if key(r) in index.looks}
@@ -112,10 +127,13 @@ def main(settings: Settings) -> None:
         for (_, part), seen in in_parallel("look", work.look, new, settings.workers):
             for record, one in zip(part, seen, strict=True):
                 looks[record.id] = index.looks[key(record)] = one
+            index.save_if_due(settings.out_root, records)
     except cli.Stopped as stop:
-        index.save(settings.out_root, records)
         done = f"{len(looks)} of {len(records)} pictures looked at; the same command goes on"
         raise cli.Stopped(stop.signal_number, done) from None
+    finally:
+        # Also for a run that is refused below: it goes on here when its settings are mended.
+        index.save(settings.out_root, records)
 
     # Decide everything before anything is written.
     rejected = found.rejected | {r.id: looks[r.id].reason for r in records if looks[r.id].reason}
@@ -129,7 +147,6 @@ def main(settings: Settings) -> None:
         )
     seen = len(found.rejected) + len(records)
     if len(rejected) > settings.max_rejected * seen:
-        index.save(settings.out_root, records)
         refuse(rejected, seen, settings)
     empty = found.empty_classes if settings.selection == "all" else []
     must_have = tuple(sorted(set(empty) - set(settings.exclude_classes)))
@@ -164,6 +181,7 @@ def main(settings: Settings) -> None:
             for (record, *_), (sha256, length) in zip(part, written, strict=True):
                 output = Output(files[record.id], settings.size, sha256, length)
                 outputs[record.id] = index.outputs[key(record)] = output
+            index.save_if_due(settings.out_root, records)
     finally:
         index.save(settings.out_root, records)
 
@@ -194,7 +212,7 @@ def check(settings: Settings) -> None:
         )
     if out.exists() and not out.is_dir():
         raise InputError(f"--out-root {settings.out_root} is a file, wanted a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / INDEX).is_file():
+    if out.is_dir() and {path.name for path in out.iterdir()} - {LOCK} and not (out / INDEX).is_file():
         raise InputError(
             f"--out-root {settings.out_root} holds files that this script did not make: give an empty folder"
         )
@@ -211,7 +229,8 @@ def select(found: Found, settings: Settings) -> list[Record]:
         new_name = {name: name for name in catalogue.MISSION_CLASSES} | catalogue.CLASS_ALIASES
     else:
         new_name = read_mapping(Path(settings.selection))
-        if unknown := sorted(set(new_name) - known):
+        # Also a class of a data set that is not here: one file serves any choice of data sets.
+        if unknown := sorted(set(new_name) - known - catalogue.CLASSES):
             raise InputError(
                 f"{settings.selection} names the class {unknown[0]!r}, found {', '.join(sorted(known))}"
             )
@@ -274,8 +293,12 @@ def choose_frames(records: list[Record], index: "Index", found: Found, settings:
     several = [(settings.raw_root, r, settings.frames) for r in records if r.take not in ("still", "first")]
     known = {frames_key(r, settings.frames) for _, r, _ in several} & set(index.frames)
     new = [job for job in several if frames_key(job[1], settings.frames) not in known]
-    for (_, record, wanted), numbers in in_parallel("frames", work.frames_of, new, settings.workers):
-        index.frames[frames_key(record, wanted)] = numbers
+    try:
+        for (_, record, wanted), numbers in in_parallel("frames", work.frames_of, new, settings.workers):
+            index.frames[frames_key(record, wanted)] = numbers
+    finally:
+        if new:
+            index.save(settings.out_root)
     chosen = []
     for record in records:
         if record.take in ("still", "first"):
@@ -311,8 +334,11 @@ def refuse(rejected: dict[str, str], seen: int, settings: Settings) -> NoReturn:
 
 
 def check_room(settings: Settings, images: int) -> None:
-    """Stop before the disk runs full: a PNG of grey stored as RGB takes at most about a byte a pixel."""
-    needed = images * settings.size**2
+    """Stop before the disk runs full: a PNG of grey stored as RGB takes at most about a byte a pixel.
+
+    To that come the lists, some 4 kB an image, and the contact sheets.
+    """
+    needed = images * (settings.size**2 + 4096) + (20 << 20) * (images > 0)
     home = next(
         path
         for path in (settings.out_root.absolute(), *settings.out_root.absolute().parents)
@@ -321,8 +347,8 @@ def check_room(settings: Settings, images: int) -> None:
     free = shutil.disk_usage(home).free
     if needed > free:
         raise InputError(
-            f"{images} images of {settings.size} x {settings.size} need up to {needed / 1e9:.1f} GB, "
-            f"{free / 1e9:.1f} GB are free at {settings.out_root}: make room, or lower --size or --cap"
+            f"{images} images of {settings.size} x {settings.size} need up to {needed / 1e9:.3f} GB, "
+            f"{free / 1e9:.3f} GB are free at {settings.out_root}: make room, or lower --size or --cap"
         )
     if images:
         print(f"{images} images to write, up to {needed / 1e9:.2f} GB ({free / 1e9:.0f} GB free)")
@@ -349,7 +375,7 @@ def frames_key(record: Record, wanted: int) -> str:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Output:
     """A prepared image that was written."""
 
@@ -370,6 +396,7 @@ class Index:
         self.outputs: dict[str, Output] = {}
         # By `frames_key`: numbers of the chosen frames, or why there are none.
         self.frames: dict[str, list[int] | str] = {}
+        self.saved = time.monotonic()
 
     @staticmethod
     def stamp() -> str:
@@ -396,18 +423,31 @@ class Index:
             return cls()
         return index
 
-    def save(self, out_root: Path, records: list[Record]) -> None:
-        """Write what is known of `records`, one JSON line each, if it differs from the file."""
-        lines = [json.dumps({"stamp": self.stamp()})]
-        lines += [json.dumps({"key": k, "frames": frames}) for k, frames in sorted(self.frames.items())]
-        for k in map(key, records):
+    def save(self, out_root: Path, records: list[Record] | None = None) -> None:
+        """Write what is known (of `records`, if given), one JSON line each, if it differs from the file."""
+        path = out_root / INDEX
+        # Line by line: as one text it would be the largest thing in memory.
+        if path.is_file():
+            with open(path, encoding="utf-8") as old:
+                same = all(was == line for was, line in zip_longest(old, self._lines(records)))
+        if not path.is_file() or not same:
+            with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+                file.writelines(self._lines(records))
+        self.saved = time.monotonic()
+
+    def _lines(self, records: list[Record] | None) -> Iterator[str]:
+        yield json.dumps({"stamp": self.stamp()}) + "\n"
+        for k, frames in sorted(self.frames.items()):
+            yield json.dumps({"key": k, "frames": frames}) + "\n"
+        for k in self.looks if records is None else map(key, records):
             if k in self.looks:
                 output = dataclasses.astuple(self.outputs[k]) if k in self.outputs else None
-                lines.append(json.dumps({"key": k, "look": self.looks[k].as_json(), "output": output}))
-        text = "\n".join(lines) + "\n"
-        path = out_root / INDEX
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            write_text(path, text)
+                yield json.dumps({"key": k, "look": self.looks[k].as_json(), "output": output}) + "\n"
+
+    def save_if_due(self, out_root: Path, records: list[Record]) -> None:
+        """Save when the last time is SAVE_EVERY seconds ago."""
+        if time.monotonic() - self.saved >= SAVE_EVERY:
+            self.save(out_root, records)
 
 
 def in_parallel(
@@ -513,7 +553,8 @@ def manifest_rows(
         corners = " ".join(f"{x:g},{y:g}" for x, y in seen.frame.polygon)
         values = (
             *(output.file, record.source, record.dataset, record.organ, record.class_name, record.group),
-            *(place.group, place.split, record.number, seen.frame.kind, *seen.frame.box, corners),
+            *(place.group, place.split, record.number, record.turn, seen.frame.kind),
+            *(*seen.frame.box, corners),
             *(seen.width, seen.height, f"{seen.signature.black_share:.3f}", " ".join(seen.flags)),
             *(record.remark, output.size, output.sha256),
         )

@@ -46,6 +46,8 @@ def list_data_sets(raw_root: Path) -> str:
     try:
         found = discover(raw_root)
         here, left_out = Counter(record.dataset for record in found.records), found.left_out_of
+        # Folders that were found, but not what was looked for in them.
+        problem = ["", *warnings] if (warnings := [n for n in found.notes if "WARNING" in n]) else []
     except InputError as error:
         problem = ["", f"WARNING: {error}"]
     rows = [("data set", "organ", "shape", "access", "published", "found")]

@@ -41,7 +41,7 @@ CONFLICT = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Picture:
     """What the plan needs to know of a readable picture."""
 
@@ -57,7 +57,7 @@ class Picture:
     signature: Signature
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where a kept picture goes."""
 

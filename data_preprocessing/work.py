@@ -3,8 +3,9 @@
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,10 +27,10 @@ from data_preprocessing.readers import (
 )
 from data_preprocessing.report import contact_sheet, pair_tile
 from usvar.errors import InputError
-from usvar.files import TEMPORARY_PREFIX
+from usvar.files import TEMPORARY_PREFIX, full_disk_named
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Look:
     """What one picture turned out to be; stored between runs, so that no picture is looked at twice."""
 
@@ -45,7 +46,10 @@ class Look:
 
     def as_json(self) -> dict:
         """Plain values for a JSON line."""
-        return asdict(self)
+        # dataclasses.asdict copies deeply, which takes most of the time of saving an index.
+        return {
+            name: _shallow(value) if is_dataclass(value) else value for name, value in _shallow(self).items()
+        }
 
     @classmethod
     def from_json(cls, values: dict) -> "Look":
@@ -54,6 +58,10 @@ class Look:
         if frame:
             frame = Frame(frame["kind"], tuple(frame["box"]), tuple(map(tuple, frame["polygon"])))
         return cls(frame=frame, flags=tuple(flags), signature=Signature(**seen) if seen else None, **values)
+
+
+def _shallow(record: Any) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in fields(record)}
 
 
 def frames_of(raw_root: Path, record: Record, wanted: int) -> list[int] | str:
@@ -151,8 +159,9 @@ def _write_png(grey_HW: np.ndarray, target: Path) -> tuple[str, int]:
     # crash of the machine the index notices a file whose length is wrong.
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{target.name}")
     try:
-        # Level 3 packs speckle as small as the default 6 does, in less than half the time.
-        rgb.save(temporary, compress_level=3)
+        with full_disk_named(target):
+            # Level 3 packs speckle as small as the default 6 does, in less than half the time.
+            rgb.save(temporary, compress_level=3)
         length = temporary.stat().st_size
         os.replace(temporary, target)
     finally:

@@ -10,7 +10,10 @@ Axes: B images, l tokens at hand (one scale or several), L tokens of all scales,
 d a head's width.
 """
 
+import functools
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +26,84 @@ from models.helpers import DropPath
 # below 100.
 START_SCALE = 4.0
 MAX_SCALE = 100.0
+
+
+@functools.cache
+def onednn_is_faster() -> bool:
+    """Whether oneDNN multiplies float32 matrices faster than the MKL that PyTorch is built with.
+
+    So it is on AMD processors with AVX-512, where MKL keeps to AVX2: 230 against 103 GFLOPS were measured on
+    a core of an EPYC. Decided by the kind of processor and not by a stopwatch, so that a run that goes on
+    rounds as it did before.
+    """
+    cpu = Path("/proc/cpuinfo")
+    return (
+        torch.backends.mkl.is_available()
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and cpu.is_file()
+        and "AuthenticAMD" in cpu.read_text()
+    )
+
+
+# Below so many rows the copies into oneDNN's tensors cost more than they save.
+LEAST_ROWS = 64
+
+
+def _onednn_matmul(a_NK: Tensor, b_MK: Tensor, bias_M: Tensor | None = None) -> Tensor:
+    """a @ b.T + bias, float32, without gradients."""
+    bias = None if bias_M is None else bias_M.contiguous().to_mkldnn()
+    return F.linear(a_NK.contiguous().to_mkldnn(), b_MK.contiguous().to_mkldnn(), bias).to_dense()
+
+
+class _OneDNNLinear(torch.autograd.Function):
+    """F.linear and its gradients, all three products by oneDNN, whose own backward takes other layouts."""
+
+    @staticmethod
+    def forward(ctx, x_NK: Tensor, weight_MK: Tensor, bias_M: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_NK, weight_MK)
+        return _onednn_matmul(x_NK, weight_MK, bias_M)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_NM: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x_NK, weight_MK = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        return (
+            _onednn_matmul(grad_NM, weight_MK.T) if for_x else None,
+            _onednn_matmul(grad_NM.T, x_NK.T) if for_weight else None,
+            grad_NM.sum(dim=0) if for_bias else None,
+        )
+
+
+def linear(x: Tensor, weight_MK: Tensor, bias_M: Tensor | None = None) -> Tensor:
+    """F.linear, up to rounding; by oneDNN where that is faster.
+
+    Args:
+        x: (..., K), any float dtype.
+        weight_MK: (M, K).
+        bias_M: (M,) or None.
+
+    Returns:
+        (..., M)
+    """
+    if (
+        x.device.type != "cpu"
+        or x.dtype != torch.float32
+        or x.numel() < LEAST_ROWS * x.shape[-1]
+        or torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
+        or not onednn_is_faster()
+    ):
+        return F.linear(x, weight_MK, bias_M)
+    return _OneDNNLinear.apply(x.flatten(0, -2), weight_MK, bias_M).unflatten(0, x.shape[:-1])
+
+
+class Linear(nn.Linear):
+    """nn.Linear by the function above."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class KeyValueCache:
@@ -64,8 +145,8 @@ class FFN(nn.Module):
     ):
         super().__init__()
         hidden_features = hidden_features or in_features
-        self.fc1 = nn.Linear(in_features, hidden_features)
-        self.fc2 = nn.Linear(hidden_features, out_features or in_features)
+        self.fc1 = Linear(in_features, hidden_features)
+        self.fc2 = Linear(hidden_features, out_features or in_features)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x_BlD: Tensor) -> Tensor:
@@ -107,15 +188,19 @@ class SelfAttention(nn.Module):
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, num_heads, 1, 1), math.log(START_SCALE)))
         # A quarter of the usual 1 / sqrt(d); with l2-norm the queries carry their own scale.
         self.scale = 1.0 if attn_l2_norm else 0.25 / math.sqrt(self.head_dim)
-        self.mat_qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
+        self.mat_qkv = Linear(embed_dim, 3 * embed_dim, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(embed_dim))
         self.v_bias = nn.Parameter(torch.zeros(embed_dim))
         self.register_buffer("zero_k_bias", torch.zeros(embed_dim))
-        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.proj = Linear(embed_dim, embed_dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(
-        self, x_BlD: Tensor, attn_bias: Tensor | None = None, cache: KeyValueCache | None = None
+        self,
+        x_BlD: Tensor,
+        attn_bias: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        spans: Sequence[tuple[int, int]] | None = None,
     ) -> Tensor:
         """Let tokens look at each other and, with a cache, at those of the scales before.
 
@@ -123,12 +208,14 @@ class SelfAttention(nn.Module):
             x_BlD: token features.
             attn_bias: added to the attention logits, (1, 1, l, l); None lets all look at all.
             cache: takes in the keys and values of this call, and gives those of the calls before.
+            spans: (start, end) of each scale in l; each then looks at itself and the scales before it, as it
+                would by the mask, but without work on what the mask rules out.
 
         Returns:
             (B, l, D)
         """
         bias = torch.cat([self.q_bias, self.zero_k_bias, self.v_bias])
-        qkv = F.linear(x_BlD, self.mat_qkv.weight, bias)
+        qkv = linear(x_BlD, self.mat_qkv.weight, bias)
         q, k, v = rearrange(qkv, "B l (n H d) -> n B H l d", n=3, H=self.num_heads)
         if self.attn_l2_norm:
             # Normalising runs in float32 under autocast; attention wants one dtype.
@@ -137,14 +224,15 @@ class SelfAttention(nn.Module):
             k = F.normalize(k, dim=-1).to(v.dtype)
         if cache is not None:
             k, v = cache.extend(k, v)
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=attn_bias,
-            dropout_p=self.attn_drop if self.training else 0.0,
-            scale=self.scale,
-        )
+        settings = {"dropout_p": self.attn_drop if self.training else 0.0, "scale": self.scale}
+        if spans is None:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_bias, **settings)
+        else:
+            parts = [
+                F.scaled_dot_product_attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end], **settings)
+                for start, end in spans
+            ]
+            y = torch.cat(parts, dim=2)
         return self.proj_drop(self.proj(rearrange(y, "B H l d -> B l (H d)")))
 
     def extra_repr(self) -> str:
@@ -211,11 +299,12 @@ class AdaLNSelfAttn(nn.Module):
         modulation_B16D: Tensor,
         attn_bias: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        spans: Sequence[tuple[int, int]] | None = None,
     ) -> Tensor:
         """Run both branches; modulation_B16D comes from self.modulation, the rest is as in SelfAttention."""
         gain1, gain2, scale1, scale2, shift1, shift2 = modulation_B16D.unbind(2)
         h_BlD = self.ln_wo_grad(x_BlD) * (1 + scale1) + shift1
-        x_BlD = x_BlD + self.drop_path(self.attn(h_BlD, attn_bias, cache) * gain1)
+        x_BlD = x_BlD + self.drop_path(self.attn(h_BlD, attn_bias, cache, spans) * gain1)
         h_BlD = self.ln_wo_grad(x_BlD) * (1 + scale2) + shift2
         return x_BlD + self.drop_path(self.ffn(h_BlD) * gain2)
 

@@ -16,10 +16,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from models.basic_var import AdaLNBeforeHead, AdaLNSelfAttn, KeyValueCache
+from models.basic_var import AdaLNBeforeHead, AdaLNSelfAttn, KeyValueCache, Linear
 from models.helpers import (
     filter_top_k_top_p,
     gumbel_noise,
+    head_cross_entropy,
     image_seeds,
     next_scale_mask,
     sample_with_top_k_top_p,
@@ -94,6 +95,9 @@ class VAR(nn.Module):
         self.cond_drop_rate = cond_drop_rate
         # Progressive training: only scales 0 .. prog_si are run; -1 runs all.
         self.prog_si = -1
+        # In training, attend scale by scale instead of to all scales under a mask: the same numbers, faster
+        # at 680 tokens (benchmarks/training.py).
+        self.attend_by_scale = True
         self.patch_nums = patch_nums
         self.begin_ends = scale_spans(patch_nums)
         self.L, self.first_l = self.begin_ends[-1][1], self.begin_ends[0][1]
@@ -101,7 +105,7 @@ class VAR(nn.Module):
         self.vae_proxy, self.vae_quant_proxy = (vae_local,), (vae_local.quantize,)
 
         std = math.sqrt(1 / (3 * embed_dim))
-        self.word_embed = nn.Linear(self.Cvae, embed_dim)
+        self.word_embed = Linear(self.Cvae, embed_dim)
         self.class_emb = nn.Embedding(num_classes + 1, embed_dim)
         self.pos_start = nn.Parameter(torch.empty(1, self.first_l, embed_dim))
         self.pos_1LC = nn.Parameter(torch.empty(1, self.L, embed_dim))
@@ -136,7 +140,7 @@ class VAR(nn.Module):
         self.register_buffer("attn_bias_for_masking", bias_LL[None, None])
 
         self.head_nm = AdaLNBeforeHead(embed_dim, embed_dim, norm_eps=norm_eps)
-        self.head = nn.Linear(embed_dim, self.V)
+        self.head = Linear(embed_dim, self.V)
 
     def extra_repr(self) -> str:
         return f"{self.patch_nums}, num_classes={self.num_classes}, cond_drop_rate={self.cond_drop_rate}"
@@ -144,7 +148,13 @@ class VAR(nn.Module):
     # --- training ---
 
     def forward(
-        self, label_B: Tensor, x_BLCv_wo_first_l: Tensor | None, class_drop_B: Tensor | None = None
+        self,
+        label_B: Tensor,
+        x_BLCv_wo_first_l: Tensor | None,
+        class_drop_B: Tensor | None = None,
+        target_BL: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        chunk: int = 0,
     ) -> Tensor:
         """Predict every token from the coarser scales of the same image (teacher forcing).
 
@@ -155,9 +165,16 @@ class VAR(nn.Module):
             class_drop_B: bool, True where an image loses its class. None draws it here with cond_drop_rate,
                 in training mode only. A trainer of several processes gives its part of a mask drawn for the
                 whole batch, so that the result does not depend on the number of processes.
+            target_BL: long, the tokens to be predicted; then their cross-entropies are returned, which with
+                `chunk` never holds the logits of all tokens. Here and not in a method of its own, because
+                DistributedDataParallel and torch.compile see only forward.
+            label_smoothing: share of the target spread over all codes, 0 to 1; only with target_BL.
+            chunk: tokens whose logits are held at once; 0 is all; only with target_BL. See
+                helpers.head_cross_entropy.
 
         Returns:
-            float32 logits (B, L, V), or (B, l of the first prog_si + 1 scales, V).
+            float32 logits (B, L, V), or with target_BL cross-entropies in nats (B, L); L is that of the first
+            prog_si + 1 scales where prog_si is set.
 
         Raises:
             ValueError: wrong shapes; on a CPU also labels out of range (a GPU says so itself).
@@ -181,11 +198,17 @@ class VAR(nn.Module):
             # Gives word_embed a gradient of 0, for DistributedDataParallel waits for every parameter.
             x_BLD = x_BLD + 0 * (self.word_embed.weight.sum() + self.word_embed.bias.sum())
         x_BLD = x_BLD + self._place_embedding()[:, :end]
-        attn_bias = self.attn_bias_for_masking[:, :, :end, :end]
+        if self.attend_by_scale:
+            attention = {"spans": [span for span in self.begin_ends if span[1] <= end]}
+        else:
+            attention = {"attn_bias": self.attn_bias_for_masking[:, :, :end, :end]}
         shared = self.shared_ada_lin(cond_BD)
         for block in self.blocks:
-            x_BLD = block(x_BLD, block.modulation(shared), attn_bias)
-        return self.get_logits(x_BLD, cond_BD)
+            x_BLD = block(x_BLD, block.modulation(shared), **attention)
+        if target_BL is None:
+            return self.get_logits(x_BLD, cond_BD)
+        h_BLD = self.head_nm(x_BLD.float(), cond_BD).float()
+        return head_cross_entropy(self.head, h_BLD, target_BL[:, :end], label_smoothing, chunk)
 
     def get_logits(self, h_BlD: Tensor, cond_BD: Tensor) -> Tensor:
         """Turn the last block's output into float32 logits (B, l, V)."""
@@ -344,9 +367,11 @@ class VAR(nn.Module):
                         x_BlD = block(x_BlD, modulation, cache=cache)
                 known_Bl = known_BL[:, start:end]
                 if free_S[si]:
-                    logits_BlV = self.get_logits(x_BlD, cond_BD)
-                    if guided:
-                        t = cfg * scale_position(si, S)
+                    t = cfg * scale_position(si, S)
+                    # At the first scale t is 0: the half without class ran for the cache alone.
+                    rows = slice(None) if t else slice(B)
+                    logits_BlV = self.get_logits(x_BlD[rows], cond_BD[rows])
+                    if t:
                         logits_BlV = (1 + t) * logits_BlV[:B] - t * logits_BlV[B:]
                     logits_BlV = logits_BlV / temperatures[si]
                     if greedy:
@@ -373,6 +398,23 @@ class VAR(nn.Module):
                     if guided:
                         x_BlD = x_BlD.repeat(2, 1, 1)
         return torch.cat(idx_list, dim=1), f_hat
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compile the blocks by torch.compile, for shapes that stay: one graph a scale for all blocks.
+
+        Graphs are made at the first call with a batch size, and a batch of another size makes its own.
+
+        Args:
+            backend: of torch.compile.
+        """
+        import torch._dynamo  # only here, for it takes seconds to import
+
+        # Dynamo counts the graphs of all blocks and scales together, and gives up silently beyond its limit.
+        torch._dynamo.config.recompile_limit = max(
+            torch._dynamo.config.recompile_limit, 8 * len(self.patch_nums)
+        )
+        for block in self.blocks:
+            block.compile(backend=backend, dynamic=False)
 
     def _labels(self, label_B: int | Sequence[int] | Tensor, B: int) -> Tensor:
         """One label an image, with "no class" as num_classes."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.basic_vae import AttnBlock, Decoder, Downsample2x, Encoder, ResnetBlock, Upsample2x
+from models.basic_vae import AttnBlock, Decoder, Downsample2x, Encoder, ResnetBlock, Upsample2x, silu
 
 
 @pytest.mark.parametrize(("ch_mult", "halvings"), [((1,), 0), ((1, 2), 1), ((1, 1, 2), 2)])
@@ -71,3 +71,25 @@ def test_dropout_acts_in_training_mode_only():
     assert not torch.equal(block(x), block(x))
     block.eval()
     assert torch.equal(block(x), block(x))
+
+
+def test_doubling_is_repeating_each_pixel_and_convolving_with_gradients():
+    torch.manual_seed(0)
+    up, x, weight = Upsample2x(8), torch.randn(2, 8, 5, 7), torch.randn(2, 8, 10, 14)
+    results = []
+    for function in (up, lambda x: up.conv(x.repeat_interleave(2, 2).repeat_interleave(2, 3))):
+        leaf = x.clone().requires_grad_()
+        up.zero_grad()
+        y = function(leaf)
+        (y * weight).sum().backward()
+        results.append([y.detach(), leaf.grad, up.conv.weight.grad.clone(), up.conv.bias.grad.clone()])
+    for fast, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_silu_works_in_place_only_where_no_gradient_needs_its_input():
+    x = torch.randn(10)
+    wanted = torch.nn.functional.silu(x)
+    assert torch.equal(silu(x.clone().requires_grad_()), wanted)
+    with torch.no_grad():
+        assert silu(x) is x and torch.equal(x, wanted)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models import basic_var
 from models.basic_var import FFN, AdaLNBeforeHead, AdaLNSelfAttn, KeyValueCache, SelfAttention
 from models.helpers import next_scale_mask, scale_spans
 
@@ -135,3 +136,55 @@ def test_dropout_and_stochastic_depth_rest_in_eval_mode():
     assert not torch.equal(block(x, modulation), block(x, modulation))
     block.eval()
     assert torch.equal(block(x, modulation), block(x, modulation))
+
+
+# --- fast paths: the same numbers ---
+
+
+@pytest.mark.parametrize("attn_l2_norm", [False, True])
+@pytest.mark.parametrize("patch_nums", [(1, 2, 3), (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)])
+def test_scale_by_scale_equals_a_mask_with_gradients(attn_l2_norm, patch_nums):
+    torch.manual_seed(0)
+    attention = SelfAttention(0, 16, 2, attn_l2_norm=attn_l2_norm)
+    mask_LL = next_scale_mask(patch_nums)
+    bias = torch.zeros(mask_LL.shape).masked_fill(~mask_LL, -torch.inf)[None, None]
+    x, weight = torch.randn(2, len(mask_LL), 16), torch.randn(2, len(mask_LL), 16)
+    results = []
+    for settings in ({"attn_bias": bias}, {"spans": scale_spans(patch_nums)}):
+        x_BLD = x.clone().requires_grad_()
+        attention.zero_grad()
+        y_BLD = attention(x_BLD, **settings)
+        (y_BLD * weight).sum().backward()
+        results.append([y_BLD.detach(), x_BLD.grad, *(p.grad.clone() for p in attention.parameters())])
+    for masked, by_scale in zip(*results, strict=True):
+        torch.testing.assert_close(by_scale, masked, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_by_onednn_are_those_of_a_linear_layer_with_gradients(bias, monkeypatch):
+    monkeypatch.setattr(basic_var, "onednn_is_faster", lambda: True)
+    used = []
+    whole = basic_var._onednn_matmul
+    monkeypatch.setattr(basic_var, "_onednn_matmul", lambda *a: used.append(1) or whole(*a))
+    torch.manual_seed(0)
+    layer = basic_var.Linear(24, 40, bias=bias)
+    x, weight = torch.randn(3, 50, 24), torch.randn(3, 50, 40)
+    results = []
+    for function in (F.linear, basic_var.linear):
+        leaf = x.clone().requires_grad_()
+        layer.zero_grad()
+        y = function(leaf, layer.weight, layer.bias)
+        (y * weight).sum().backward()
+        results.append([y.detach(), leaf.grad, *(p.grad.clone() for p in layer.parameters())])
+    assert len(used) == 3, "forward and two products backward"
+    for plain, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer(x), results[0][0], rtol=1e-5, atol=1e-5)
+    # A few rows, another dtype and autocast take the usual way.
+    used.clear()
+    layer(x[:1, :5])
+    basic_var.linear(x.double(), layer.weight.double())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    assert not used

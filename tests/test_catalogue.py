@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data_preprocessing.catalogue import CATALOGUE, INCLUDES, MISSION_CLASSES, plain_name
-from data_preprocessing.catalogue.__main__ import classes_of, page
+from data_preprocessing.catalogue import CATALOGUE, INCLUDES, MISSION_CLASSES, classes_of, plain_name
+from data_preprocessing.catalogue.__main__ import page
 
 ROOT = Path(__file__).resolve().parent.parent
 # The rows of the mission's table, by the names that its readers know.

@@ -130,10 +130,11 @@ def test_gist_trusts_the_lists(tmp_path, home, categories):
     assert {
         source.split("/")[-1]: reason.split(", wanted")[0] for source, reason in found.rejected.items()
     } == {
-        "1_crop.jpg": "not in the publisher's list",
         "4.jpg": "unknown label 'gist and lmym'",
         "5.jpg": "unknown label ''",
     }
+    # Not rejected: the download may hold 43,000 of them, and a run with so many bad files stops.
+    assert set(found.left_out) == {f"{home}/images/1_crop.jpg"}
 
 
 def test_gist_screens_are_second_copies(tmp_path):

@@ -1,6 +1,10 @@
 """One clear line and exit code 2 for a wrong flag or input; other faults keep their traceback."""
 
+import errno
+import os
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +12,8 @@ import pytest
 
 from usvar import cli
 from usvar.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,33 @@ def test_wrong_input_is_one_line_and_exit_code_2(monkeypatch, capsys):
         run(main, monkeypatch)
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: found 3, wanted 4: do this\n"
+
+
+def test_a_full_disk_is_one_line_and_exit_code_3(monkeypatch, capsys):
+    def main(settings):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(SystemExit) as stop:
+        run(main, monkeypatch)
+    assert stop.value.code == 3
+    printed = capsys.readouterr().err
+    assert "No space left" in printed and "make room" in printed and printed.count("\n") == 1
+
+
+def test_workers_end_when_their_parent_is_killed():
+    """Else they would wait for work for ever, each with its memory."""
+    script = """
+import os, signal, time
+from concurrent.futures import ProcessPoolExecutor
+from usvar import cli
+pool = ProcessPoolExecutor(2, initializer=cli.start_worker)
+[pool.submit(time.sleep, 0.3) for _ in range(2)]
+time.sleep(0.5)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    # The workers hold the pipe of the output, so that its end is theirs.
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL
 
 
 def test_a_fault_of_the_code_keeps_its_traceback(monkeypatch):

@@ -199,3 +199,36 @@ def test_from_the_command_line_a_wrong_class_is_one_line_and_code_2(settings, mo
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --class-name Lung") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cfg": "-1"}, "wanted cfg and top-k of 0 or more"),
+        ({"cfg": "nan"}, "--cfg nan"),
+        ({"temperature": "inf"}, "--temperature inf"),
+        ({"top-p": "1.5"}, "top-p from 0 to 1"),
+        ({"var": "half"}, "is no readable checkpoint"),
+        ({"vqvae": "half"}, "is no readable checkpoint"),
+        ({"mask": "black"}, "marks nothing"),
+        ({"mask": "small"}, "32 x 32, the image is 64 x 64"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(settings, tmp_path, change, message, monkeypatch, capsys):
+    half = tmp_path / "half.pth"
+    half.write_bytes(settings.var.read_bytes()[:20_000])
+    made = {"half": half, "black": tmp_path / "black.png", "small": tmp_path / "small.png"}
+    saved(made["black"], np.zeros((64, 64), np.uint8))
+    saved(made["small"], np.full((32, 32), 255, np.uint8))
+    flags = {"var": settings.var, "vqvae": settings.vqvae, "image": settings.image, "class-name": "Heart"}
+    flags |= {"out-dir": tmp_path / "out", "device": "cpu"}
+    flags |= {name: made.get(value, value) for name, value in change.items()}
+    words = [f"--{name}={value}" for name, value in flags.items()]
+    words += [] if "mask" in change else ["--box", "0", "0", "9", "9"]
+    monkeypatch.setattr(sys, "argv", ["edit_var.py", *words])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(edit_var.main, edit_var.Settings, edit_var.__doc__)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error, error
+    assert not (tmp_path / "out").exists()

@@ -7,7 +7,7 @@ from conftest import speckled_disc
 from torch import nn
 
 from usvar import extractor
-from usvar.errors import InputError
+from usvar.errors import InputError, RunError
 
 CPU = torch.device("cpu")
 
@@ -84,6 +84,20 @@ def test_training_leaves_the_random_numbers_of_the_caller_alone():
     extractor.train_classifier(extractor.CLASSIFIER_SHAPE, *discs(6, 0), 3, 32, 1, 0, CPU)
     extractor.train_self_supervised(extractor.CLASSIFIER_SHAPE, discs(6, 0)[0], 32, 1, 0, CPU)
     assert torch.equal(torch.rand(3), wanted)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_ends_the_training(what):
+    """The third step of four: skipped in silence, the network would look trained."""
+
+    def loss_of(net: extractor.SmallNet, step: int) -> torch.Tensor:
+        loss = net(torch.zeros(2, 1, 32, 32)).square().mean() + 1
+        if step == 2 and what == "gradient":
+            loss.register_hook(lambda gradient: gradient * torch.inf)
+        return loss + torch.inf if step == 2 and what == "loss" else loss  # its gradient is finite
+
+    with pytest.raises(RunError, match=r"at step 3 of 4 .* (nan|inf)[,;].*give another --seed"):
+        extractor._train(extractor.CLASSIFIER_SHAPE, 3, loss_of, 4, 0, CPU)
 
 
 @pytest.mark.parametrize("kind", ["trained", "contrastive"])

@@ -15,6 +15,7 @@ from models.helpers import (
     filter_top_k_top_p,
     gumbel_noise,
     gumbel_softmax_with_rng,
+    head_cross_entropy,
     image_seeds,
     next_scale_mask,
     sample_with_top_k_top_p,
@@ -195,3 +196,84 @@ def test_drop_path_zeroes_whole_images_keeps_the_mean_and_rests_in_eval_mode():
     assert not torch.equal(module.train()(x), x)
     assert torch.equal(module.eval()(x), x)
     assert torch.equal(drop_path(x, 1.0, training=True), torch.zeros_like(x))
+
+
+def filtered_by_sorting(logits_BlV: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+    """The plain way: top-p over the whole sorted codebook."""
+    if 0 < top_k < logits_BlV.shape[-1]:
+        least_kept = logits_BlV.topk(top_k, dim=-1).values[..., -1:]
+        logits_BlV = logits_BlV.masked_fill(logits_BlV < least_kept, -torch.inf)
+    if top_p > 0:
+        ordered, order = logits_BlV.sort(dim=-1, descending=True, stable=True)
+        probability = ordered.softmax(dim=-1)
+        before = probability.cumsum(dim=-1) - probability
+        drop = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= top_p)
+        logits_BlV = logits_BlV.masked_fill(drop, -torch.inf)
+    return logits_BlV
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # float64 goes the way of a GPU
+@pytest.mark.parametrize("grid", [0, 1, 3])  # logits rounded to 1 / grid: many ties
+def test_top_p_on_the_k_values_keeps_what_top_p_on_all_values_keeps(grid, dtype):
+    stream = torch.Generator().manual_seed(grid)
+    logits = 2 * torch.randn(20, 25, 64, generator=stream, dtype=dtype)
+    logits = (logits * grid).round() / grid if grid else logits
+    # None of these is a sum of few probabilities, where rounding would decide.
+    for top_k, top_p in itertools.product((0, 1, 3, 20, 63, 64, 100), (0.0, 0.103, 0.51, 0.907, 0.951)):
+        found = filter_top_k_top_p(logits, top_k, top_p)
+        assert torch.equal(found, filtered_by_sorting(logits, top_k, top_p)), (top_k, top_p)
+
+
+def test_ties_at_the_last_of_the_k_are_kept_by_top_k_and_in_order_by_top_p():
+    logits = torch.tensor([3.0, 1, 1, 1, 1, 0])
+    assert filter_top_k_top_p(logits, 2).isfinite().tolist() == [True] * 5 + [False]
+    # exp(3) / (exp(3) + 4 e) is 0.649; each tie has 0.088.
+    assert filter_top_k_top_p(logits, 2, 0.8).isfinite().tolist() == [True] * 3 + [False] * 3
+    assert filter_top_k_top_p(logits, 2, 0.9).isfinite().tolist() == [True] * 4 + [False] * 2
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("chunk", [0, 1, 5, 21, 100])
+def test_the_loss_in_chunks_is_the_loss(chunk, label_smoothing):
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 32)
+    target_BL, weight_BL = torch.randint(32, (3, 7)), torch.rand(3, 7)
+    results = []
+    for size in (0, chunk):
+        h_BLD = torch.linspace(-2, 2, 3 * 7 * 8).view(3, 7, 8).requires_grad_()
+        loss_BL = head_cross_entropy(head, h_BLD, target_BL, label_smoothing, size)
+        head.zero_grad()
+        (weight_BL * loss_BL).sum().backward()
+        results.append([loss_BL.detach(), h_BLD.grad, head.weight.grad.clone(), head.bias.grad.clone()])
+    plain = torch.nn.functional.cross_entropy(
+        head(h_BLD).flatten(0, 1), target_BL.flatten(), reduction="none", label_smoothing=label_smoothing
+    )
+    torch.testing.assert_close(results[0][0], plain.view(3, 7).detach())
+    for whole, parts in zip(*results, strict=True):
+        torch.testing.assert_close(parts, whole)
+
+
+def test_the_loss_in_chunks_holds_the_logits_of_a_chunk_only():
+    """Counted by what autograd keeps, in the forward pass, of tensors as wide as the codebook."""
+    head, h_BLD = torch.nn.Linear(8, 500), torch.randn(2, 50, 8, requires_grad=True)
+    target_BL = torch.zeros(2, 50, dtype=torch.long)
+    kept = {}
+    for chunk in (0, 10):
+        sizes = []
+
+        def keep(tensor, sizes=sizes):
+            sizes.append(tensor.numel() if tensor.shape[-1:] == (500,) and tensor.shape != (500,) else 0)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss_BL = head_cross_entropy(head, h_BLD, target_BL, chunk=chunk)
+        kept[chunk] = sum(sizes)
+        loss_BL.sum().backward()
+    assert kept[0] >= 100 * 500 and kept[10] == 0
+
+
+def test_a_loss_that_cannot_be_is_refused():
+    head, h_BLD = torch.nn.Linear(8, 32), torch.zeros(3, 7, 8)
+    for target_BL, chunk in [(torch.zeros(3, 6, dtype=torch.long), 0), (torch.zeros(3, 7).long(), -1)]:
+        with pytest.raises(ValueError, match="wanted chunk of 0 or more and targets of shape"):
+            head_cross_entropy(head, h_BLD, target_BL, chunk=chunk)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from raw_trees import save, speckle
 from data_preprocessing import prepare_datasets
 from data_preprocessing.prepare_datasets import Settings
 from usvar.errors import InputError
+from usvar.files import lock_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,7 +53,7 @@ def everything(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {
         str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_mtime_ns)
         for p in sorted(folder.rglob("*"))
-        if p.is_file()
+        if p.is_file() and p.name != ".lock"  # names the process
     }
 
 
@@ -163,13 +165,21 @@ def test_camus_nifti_lists_and_the_transposed_copy(tmp_path):
             sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / f"{patient}_{view}_ED_gt.nii.gz"))
         save(camus / "dataset_png/train/images" / f"{patient}_4CH_ED.png", speckle(number * 10 + 4).T)
         save(camus / "dataset_png/train/labels" / f"{patient}_4CH_ED_gt.png", speckle(7000 + number).T)
+    # A picture that only the copy holds: the manifest says how it was turned, and gives its size after that.
+    save(camus / "dataset_png/train/images" / "patient0001_2CH_ES.png", speckle(9000).T)
     lists = camus / "database_split"
     lists.mkdir()
     (lists / "subgroup_training.txt").write_text("patient0001\npatient0002\npatient0003\npatient0006\n")
     (lists / "subgroup_validation.txt").write_text("patient0004\n")
     (lists / "subgroup_testing.txt").write_text("patient0005\n")
     rows = prepare(tmp_path / "raw", tmp_path / "out")
-    assert len(rows) == 12 and all(row["source"].endswith(".nii.gz") for row in rows)
+    turned = [row for row in rows if not row["source"].endswith(".nii.gz")]
+    assert len(rows) == 13 and len(turned) == 1 and {row["turn"] for row in rows} == {"", "transpose"}
+    assert [turned[0][name] for name in ("turn", "source_width", "source_height")] == [
+        "transpose",
+        "96",
+        "80",
+    ]
     by_patient = {row["patient"].split("/")[-1]: row["split"] for row in rows}
     assert (by_patient["patient0004"], by_patient["patient0005"]) == ("val", "test")
     assert {by_patient[f"patient000{n}"] for n in (1, 2, 3, 6)} == {"train"}
@@ -235,10 +245,16 @@ def test_unknown_and_left_out_folders_are_said(tmp_path, capsys):
 def test_list_names_what_is_found_and_how_to_get_the_rest(tmp_path, capsys):
     own_pictures(tmp_path / "raw")
     save(tmp_path / "raw" / "HC18" / "training_set" / "001_HC.png", speckle(1))
+    save(tmp_path / "raw" / "BUID" / "pictures" / "1.jpg", speckle(2))
     prepare_datasets.main(Settings(tmp_path / "raw", tmp_path / "out", list=1))
     said = capsys.readouterr().out
     assert re.search(r"(?m)^HC18 .* 1334 +1$", said) and re.search(r"(?m)^AUL .* 735 +-$", said)
     assert "AUL: https://zenodo.org/records/7272660" in said and "HC18: https" not in said
+    # Why what is there does not count.
+    assert (
+        "WARNING: BUID: read as own pictures, named like BUID, but no path like Benign/1 Benign Image.bmp"
+        in said
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -320,6 +336,39 @@ def test_a_run_that_is_stopped_goes_on(tmp_path):
     rows = prepare(tmp_path / "raw", tmp_path / "out")
     assert rows == prepare(tmp_path / "raw", tmp_path / "fresh")
     assert not list(tmp_path.rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize("step", ["look", "write"])
+def test_a_killed_run_loses_only_what_it_did_since_the_last_save(tmp_path, monkeypatch, step):
+    """Killed, a process can do nothing more: the index on the disk at that moment is all that is left."""
+    own_pictures(tmp_path / "raw")
+    fresh = prepare(tmp_path / "raw", tmp_path / "fresh")
+    monkeypatch.setattr(prepare_datasets, "SAVE_EVERY", 0)
+    real, calls = getattr(prepare_datasets.work, step), []
+
+    def spy(raw_root, part, *rest):
+        calls.append(part)
+        if len(calls) == 31:
+            (tmp_path / "left").write_bytes((tmp_path / "out" / prepare_datasets.INDEX).read_bytes())
+            raise RuntimeError("killed")
+        return real(raw_root, part, *rest)
+
+    monkeypatch.setattr(prepare_datasets.work, step, spy)
+    with pytest.raises(RuntimeError, match="killed"):
+        prepare(tmp_path / "raw", tmp_path / "out")
+    (tmp_path / "left").replace(tmp_path / "out" / prepare_datasets.INDEX)
+    calls.clear()
+    calls += [None] * 40  # not killed again
+    assert prepare(tmp_path / "raw", tmp_path / "out") == fresh
+    assert len(calls) == 40 + 10
+
+
+def test_a_refused_run_keeps_what_it_looked_at(tmp_path, monkeypatch):
+    own_pictures(tmp_path / "raw")
+    save(tmp_path / "raw" / "mine" / "Cow" / "only.png", speckle(9999))
+    assert "Cow" in refused(tmp_path)
+    monkeypatch.setattr(prepare_datasets.work, "look", lambda *_: pytest.fail("looked at again"))
+    prepare(tmp_path / "raw", tmp_path / "out", exclude_classes=("Cow",))
 
 
 def bad_files(folder: Path) -> dict[str, str]:
@@ -426,7 +475,7 @@ def test_copies_with_different_labels_are_dropped(tmp_path):
 def test_selection_mapping_and_exclusion(tmp_path):
     own_pictures(tmp_path / "raw", classes=("Cat", "Dog", "Cow"), each=5)
     choice = tmp_path / "choice.json"
-    choice.write_text(json.dumps({"Cat": "Pet", "Dog": "Pet", "Cow": None}))
+    choice.write_text(json.dumps({"Cat": "Pet", "Dog": "Pet", "Cow": None, "Fetal-Head": None}))
     rows = prepare(tmp_path / "raw", tmp_path / "out", selection=str(choice))
     assert {row["class"] for row in rows} == {"Pet"} and len(rows) == 10
     rows = prepare(tmp_path / "raw", tmp_path / "out", exclude_classes=("Dog",))
@@ -435,10 +484,10 @@ def test_selection_mapping_and_exclusion(tmp_path):
 
 
 def refused(tmp_path: Path, **settings: object) -> str:
-    """The message of an InputError; nothing may have been written."""
+    """The message of an InputError; nothing may have been written but the index of what was looked at."""
     with pytest.raises(InputError) as caught:
         prepare(tmp_path / "raw", tmp_path / "out", **settings)
-    assert not (tmp_path / "out").exists()
+    assert {p.name for p in tmp_path.glob("out/**/*")} <= {prepare_datasets.INDEX, prepare_datasets.LOCK}
     return str(caught.value)
 
 
@@ -488,6 +537,28 @@ def test_a_folder_of_other_files_is_not_touched(tmp_path):
     assert (tmp_path / "out" / "train" / "Cat" / "precious.png").is_file()
     with pytest.raises(InputError, match="overlap"):
         prepare(tmp_path / "raw", tmp_path / "raw" / "processed")
+
+
+def test_two_runs_at_once_and_a_folder_that_cannot_be_written(tmp_path):
+    own_pictures(tmp_path / "raw", each=4)
+    command = [sys.executable, "data_preprocessing/prepare_datasets.py", "--raw-root", str(tmp_path / "raw")]
+    with lock_folder(tmp_path / "out"):
+        done = subprocess.run(
+            [*command, "--out-root", str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True
+        )
+    assert done.returncode == 2 and "another run writes" in done.stderr and done.stderr.count("\n") == 1
+    assert prepare(tmp_path / "raw", tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        prepare(tmp_path / "raw", tmp_path / "file" / "out")
+
+
+def test_a_disk_without_room_is_refused_before_an_image_is_written(tmp_path, monkeypatch):
+    """40 images of 32 x 32 are small, but their lists and contact sheets need room as well."""
+    own_pictures(tmp_path / "raw")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    message = refused(tmp_path)
+    assert "40 images of 32 x 32 need up to 0.021 GB, 0.001 GB are free" in message and "make room" in message
 
 
 @pytest.mark.parametrize("name", ["..x", "a:b", " Cat", "a\nb"])

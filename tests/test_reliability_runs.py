@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -49,6 +50,14 @@ def no_figures():
         patch.setattr(train_var, "draw_samples", lambda *_: None)
         patch.setattr(train_vqvae, "draw_reconstructions", lambda *_: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left():
+    """A process that a failed test leaves waiting would keep pytest from ending: SIGTERM does not end it."""
+    yield
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 # Point 2. One process, in the middle and at the edge of a log interval: test_train_vqvae, test_train_var.
@@ -122,10 +131,15 @@ def test_a_signal_is_answered_with_a_checkpoint_and_its_exit_code(script, number
 
 
 class LongCall:
-    """Called before a run: the second step ends in a call that runs no Python for minutes."""
+    """Called before a run: the second step ends in a call that runs no Python for minutes.
 
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
+    Args:
+        marker: a file that is made when the call begins.
+        is_signalled: Ctrl-C comes before the call.
+    """
+
+    def __init__(self, marker: Path, is_signalled: bool = False) -> None:
+        self.marker, self.is_signalled = marker, is_signalled
 
     def __call__(self) -> None:
         own = training.ema_update
@@ -133,6 +147,8 @@ class LongCall:
         def update(averaged, model, step, decay):
             own(averaged, model, step, decay)
             if step == 1:
+                if self.is_signalled:
+                    os.kill(os.getpid(), signal.SIGINT)
                 self.marker.touch()
                 hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 
@@ -149,7 +165,18 @@ def test_ctrl_c_twice_stops_at_once_also_in_a_long_call(tiny, tmp_path):
     assert process.exitcode is None
     os.kill(process.pid, signal.SIGINT)
     process.join(20)
-    assert process.exitcode == -signal.SIGINT  # a shell says 130
+    assert process.exitcode == 130
+
+
+def test_a_second_ctrl_c_ends_a_long_call_that_began_after_the_first(tiny, tmp_path):
+    chosen = settings_of("train_var", tiny, tmp_path / "out")
+    process = start("train_var", chosen, tmp_path / "printed", LongCall(tmp_path / "marker", True))
+    wait_for((tmp_path / "marker").exists)
+    process.join(1)
+    assert process.exitcode is None, (tmp_path / "printed").read_text()
+    os.kill(process.pid, signal.SIGINT)
+    process.join(20)
+    assert process.exitcode == 130
 
 
 def test_under_torchrun_one_ctrl_c_that_comes_twice_is_one(monkeypatch):
@@ -303,6 +330,7 @@ def test_results_come_in_order_and_not_too_far_ahead():
     assert list(got) == list(range(1, 20))
 
 
+@pytest.mark.timeout(60)  # without the guard it never ends
 def test_a_picture_that_hangs_is_named_within_the_limit(tmp_path, tiny):
     """A pipe in the place of a picture: nobody writes to it, and reading it never ends."""
     shutil.copytree(tiny["data"], tmp_path / "data")

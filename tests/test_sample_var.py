@@ -15,7 +15,7 @@ from PIL import Image
 import sample_var
 from models.helpers import split_scales
 from sample_var import Settings
-from usvar import images, tokens
+from usvar import cli, images, tokens
 from usvar.checkpoints import load_var, load_vqvae
 from usvar.errors import InputError
 from usvar.tokens import read_token_maps, write_token_maps
@@ -380,3 +380,123 @@ def test_the_command_line(files, tmp_path):
     done = subprocess.run([*command, "--modes", "tpp"], capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+
+
+# --- decoding, the prior's mode ---
+
+
+def test_ways_to_decode_give_the_same_grey_levels_and_tokens(base, sweep, tmp_path):
+    """In chunks, channels first or last: rounding. In bfloat16: close, with the very same tokens."""
+    plain = {"modes": ("plain",), "variety": 0, "classes": ("Kidney",)}
+    for name, change, allowed in [
+        ("chunk", {"decode_chunk": 2}, ROUNDING),
+        ("last", {"channels_last": "on"}, ROUNDING),
+        ("first", {"channels_last": "off", "decode_chunk": 3}, ROUNDING),
+        ("bf16", {"decode_precision": "bfloat16"}, 40),
+    ]:
+        s = replace(base, out_dir=tmp_path / name, **plain, **change)
+        sample_var.main(s)
+        difference = 0
+        for entry in json.loads((s.out_dir / "samples.json").read_text())["samples"]:
+            np.testing.assert_array_equal(idx_of(s, entry), idx_of(base, entry))
+            pictures = [
+                images.read_image(out / entry["file"]).astype(int) for out in (s.out_dir, base.out_dir)
+            ]
+            difference = max(difference, np.abs(pictures[0] - pictures[1]).max())
+        assert difference <= allowed, name
+        assert name != "bf16" or difference > ROUNDING, "the setting does nothing"
+
+
+def test_decoding_settings_reach_the_decoder(base, monkeypatch):
+    given = []
+    vae = load_vqvae(base.vqvae).model
+    whole = vae.fhat_to_img
+    monkeypatch.setattr(vae, "fhat_to_img", lambda f, *rest: given.append(rest) or whole(f, *rest))
+    f_hat = torch.zeros(1, 8, 4, 4)
+    for change in ({}, {"decode_chunk": 3, "channels_last": "off"}, {"channels_last": "on"}):
+        sample_var.decode(replace(base, **change), vae, f_hat)
+    assert given == [(None, None), (3, False), (None, True)]
+
+
+def test_the_blocks_are_compiled_only_when_asked(base, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sample_var.VAR, "compile_blocks", lambda self: asked.append(1))
+    s = replace(base, modes=("plain",), variety=0, classes=("Kidney",), images_per_class=1)
+    sample_var.main(replace(s, out_dir=tmp_path / "no"))
+    assert not asked
+    sample_var.main(replace(s, out_dir=tmp_path / "yes", compile=True))
+    assert asked
+
+
+def test_the_priors_mode_is_the_most_frequent_token_at_each_place(base, tmp_path):
+    s = replace(base, out_dir=tmp_path, modes=("nop",), prefix_tokens=(5,), nop_prefix="mode")
+    sample_var.main(s)
+    train = read_token_maps(base.tokens_dir / "train")
+    listing = json.loads((tmp_path / "samples.json").read_text())
+    for label, name in enumerate(CLASSES):
+        entries = chosen(listing, class_name=name)
+        rows = np.asarray(train.idx_NL[tokens.rows_of_class(train, label)]).astype(int)
+        for entry in entries:
+            assert (
+                entry["prefix_source"] == "most frequent tokens in the training split" and entry["prefixed"]
+            )
+            for place, token in enumerate(idx_of(s, entry)[:5]):
+                values, counts = np.unique(rows[:, place], return_counts=True)
+                assert token == values[counts.argmax()]
+        rest = {tuple(idx_of(s, entry)[5:]) for entry in entries}
+        assert len(entries) == len(rest) == PER_CLASS, "what is not given still differs by seed"
+
+
+# --- wrong input, as a user meets it ---
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["half", "tokens", "labels", "class", "K", "guidance", "top-p", "cfg nan", "decode", "chunk", "layout"],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(wrong, base, tmp_path, monkeypatch, capsys):
+    flags = {"var": base.var, "vqvae": base.vqvae, "tokens-dir": base.tokens_dir, "out-dir": tmp_path / "out"}
+    wanted = {
+        "half": "ar-ckpt-best.pth is no readable checkpoint",
+        "tokens": "the codebook has 32 codes",
+        "labels": "was trained with Heart, Kidney, Liver",
+        "class": "known are Heart, Kidney, Liver",
+        "K": "wanted some of 0 1 5 21",
+        "guidance": "--cfg -1.0 was given",
+        "top-p": "--top-p 1.5 was given",
+        "cfg nan": "--cfg nan was given",
+        "decode": "--decode-precision half was given",
+        "chunk": "--decode-chunk -1 was given",
+        "layout": "--channels-last",
+    }[wrong]
+    if wrong == "half":
+        flags["var"] = tmp_path / "ar-ckpt-best.pth"
+        flags["var"].write_bytes(base.var.read_bytes()[: base.var.stat().st_size // 2])
+    elif wrong == "tokens":
+        flags["tokens-dir"] = copied_tokens(base, tmp_path / "tokens")
+        val = read_token_maps(tmp_path / "tokens" / "val")
+        idx_NL = np.array(val.idx_NL)
+        idx_NL[0, 3] = 32
+        arrays = (idx_NL, val.label_N, np.array(val.path_N), val.view_N)
+        write_token_maps(tmp_path / "tokens" / "val", *arrays, PATCH_NUMS, CLASSES, val.made_by)
+    elif wrong == "labels":
+        flags["tokens-dir"] = copied_tokens(base, tmp_path / "tokens", ("Ovary", "Kidney", "Liver"))
+    else:
+        flags |= {
+            "class": {"classes": "Spleen"},
+            "K": {"prefix-tokens": 22},
+            "guidance": {"cfg": -1},
+            "top-p": {"top-p": 1.5},
+            "cfg nan": {"cfg": "nan"},
+            "decode": {"decode-precision": "half"},
+            "chunk": {"decode-chunk": -1},
+            "layout": {"channels-last": "maybe"},
+        }[wrong]
+    words = [f"--{name}={value}" for name, value in flags.items()]
+    monkeypatch.setattr(sys, "argv", ["sample_var.py", *words, "--device=cpu"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(sample_var.main, Settings, sample_var.__doc__)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith("error: ") and error.count("\n") == 1 and wanted in error, error
+    assert not (tmp_path / "out").exists()

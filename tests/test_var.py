@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from golden_rule import INDEX, VAR_NAMES, build_var, gradient_norms, load_golden, relative_error
 from torch import Tensor
 
 from models import VAR, VQVAE
-from models.helpers import split_scales
+from models.helpers import gumbel_noise, split_scales
 
 # Float32 sums in another order differ by 2e-6 at most here (measured); the goal is 1e-4.
 TOLERANCE = 1e-4
@@ -164,11 +165,11 @@ def test_a_single_scale_trains_and_samples(patch_nums):
 def test_a_sample_does_not_depend_on_the_batch_it_is_drawn_in(more_smooth):
     """Fault: one stream served the whole batch, so other batch sizes gave other images."""
     var = tiny()
-    label_B = torch.tensor([0, 1, 2, 3, 0, 1])
+    label_B = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
     settings = {"cfg": 1.5, "top_k": 20, "top_p": 0.95, "more_smooth": more_smooth}
-    together, f_hat = var.generate_tokens(label_B, seeds=range(6), **settings)
-    assert len(together.unique(dim=0)) == 6
-    for i in range(6):
+    together, f_hat = var.generate_tokens(label_B, seeds=range(8), **settings)
+    assert len(together.unique(dim=0)) == 8
+    for i in range(8):
         alone, f_hat_alone = var.generate_tokens(label_B[i : i + 1], seeds=[i], **settings)
         assert torch.equal(alone[0], together[i])
         torch.testing.assert_close(f_hat_alone[0], f_hat[i], atol=1e-4, rtol=1e-4)
@@ -408,3 +409,71 @@ def test_wrong_inputs_of_training_are_refused():
 def test_wrong_settings_of_sampling_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         tiny().generate_tokens(1, **({"seeds": SEEDS} | settings))
+
+
+# --- fast paths: the same numbers ---
+
+
+@pytest.mark.parametrize("prog_si", [-1, 0, 1])
+def test_attending_by_scale_and_by_mask_give_the_same_logits(prog_si):
+    var = tiny(attn_l2_norm=True)
+    var.prog_si = prog_si
+    label_B, _, x_BLC = inputs_of(var)
+    assert var.attend_by_scale
+    by_scale = var(label_B, x_BLC)
+    var.attend_by_scale = False
+    torch.testing.assert_close(var(label_B, x_BLC), by_scale)
+
+
+@pytest.mark.parametrize("prog_si", [-1, 1])
+@pytest.mark.parametrize("chunk", [0, 4])
+def test_forward_with_targets_gives_the_cross_entropy_of_its_logits(prog_si, chunk):
+    var = tiny(cond_drop_rate=0.0).train()
+    var.prog_si = prog_si
+    label_B, idx_BL, x_BLC = inputs_of(var)
+    logits = var(label_B, x_BLC)
+    length = logits.shape[1]
+    wanted = F.cross_entropy(
+        logits.flatten(0, 1), idx_BL[:, :length].flatten(), reduction="none", label_smoothing=0.1
+    )
+    wanted.mean().backward()
+    gradients = [p.grad.clone() for p in var.parameters()]
+    var.zero_grad()
+    found = var(label_B, x_BLC, target_BL=idx_BL, label_smoothing=0.1, chunk=chunk)
+    found.mean().backward()
+    torch.testing.assert_close(found, wanted.view(3, length))
+    for parameter, gradient in zip(var.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_the_head_skips_the_half_without_class_at_the_first_scale_only(monkeypatch):
+    """Its logits have weight 0 there; its tokens still run, for finer scales look at them."""
+    var, rows, block_rows = tiny(), [], []
+    whole = var.get_logits
+    monkeypatch.setattr(var, "get_logits", lambda x, c: rows.append(len(x)) or whole(x, c))
+    var.blocks[0].register_forward_hook(lambda _, inputs, __: block_rows.append(len(inputs[0])))
+    guided, _ = var.generate_tokens(1, seeds=SEEDS, cfg=3.0)
+    assert rows == [3, 6, 6] and block_rows == [6, 6, 6]
+
+    # The plain way, with teacher forcing on what was drawn: both halves at every scale.
+    x_BLC = var.vae_quant_proxy[0].idxBl_to_var_input(split_scales(guided, PATCH_NUMS))
+    monkeypatch.undo()
+    with_class, without = (var(torch.full((3,), label), x_BLC) for label in (1, -1))
+    t_L = torch.tensor([0.0] + [1.5] * 4 + [3.0] * 9)[:, None]
+    logits = (1 + t_L) * with_class - t_L * without
+    noise = gumbel_noise(SEEDS, range(14), 32, logits.device)
+    assert torch.equal((logits + noise).argmax(-1), guided)
+
+
+def test_compiled_blocks_draw_the_same_tokens_with_one_graph_a_scale():
+    """With the backend that needs no compiler; the graphs are those that inductor would get."""
+    var = tiny(attn_l2_norm=True)
+    plain, f_hat = var.generate_tokens(1, seeds=SEEDS)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    var.compile_blocks(backend="aot_eager")
+    compiled, f_hat_compiled = var.generate_tokens(1, seeds=SEEDS)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(PATCH_NUMS)
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert torch.equal(compiled, plain)
+    torch.testing.assert_close(f_hat_compiled, f_hat)

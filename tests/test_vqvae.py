@@ -171,3 +171,26 @@ def test_tokens_and_sizes_that_do_not_fit_are_refused():
         vae.idxBl_to_img([torch.full((1, 1), 16)], same_shape=True)
     with pytest.raises(ValueError, match="map needs"):
         vae.idxBl_to_img([torch.zeros(1, 3, dtype=torch.long)], same_shape=True)
+
+
+# --- fast paths: the same numbers ---
+
+
+@pytest.mark.parametrize("channels_last", [None, False, True])
+@pytest.mark.parametrize("chunk", [None, 1, 2, 9])
+def test_decoding_in_chunks_and_channels_last_is_decoding(chunk, channels_last):
+    vae = tiny().eval()
+    f_hat = torch.randn(5, 4, 2, 2)
+    sizes = []
+    vae.decoder.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    found = vae.fhat_to_img(f_hat, chunk, channels_last)
+    assert sizes == {None: [1] * 5, 1: [1] * 5, 2: [2, 2, 1], 9: [5]}[chunk]
+    assert found.is_contiguous()
+    plain = vae.decoder(vae.post_quant_conv(f_hat)).clamp(-1, 1).detach()
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_an_image_does_not_depend_on_its_neighbours_on_a_cpu():
+    vae = tiny().eval()
+    f_hat = torch.randn(8, 4, 2, 2)
+    assert torch.equal(vae.fhat_to_img(f_hat[3:4])[0], vae.fhat_to_img(f_hat)[3])

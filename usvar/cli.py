@@ -7,15 +7,19 @@ after saving (the same command goes on from there).
 
 import contextlib
 import io
+import multiprocessing
+import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import tyro
 
 from usvar.errors import InputError, RunError
+from usvar.files import NO_ROOM
 
 S = TypeVar("S")
 
@@ -50,6 +54,11 @@ def run(main: Callable[[S], Any], settings_class: type[S], description: str | No
     except (InputError, RunError) as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError) else 3) from None
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"error: {one_line(str(error))}: make room, then give the same command again", file=sys.stderr)
+        raise SystemExit(3) from None
     except Stopped as stop:
         print(f"stopped: {stop}", file=sys.stderr)
         raise SystemExit(128 + stop.signal_number) from None
@@ -74,9 +83,18 @@ def stop_on_signals() -> Iterator[None]:
 
 
 def start_worker() -> None:
-    """First call in a process of a pool: leave Ctrl-C to the parent, which stops the pool."""
+    """First call in a process of a pool: leave Ctrl-C to the parent, which stops the pool.
+
+    A parent that is killed cannot stop it: then the process ends by itself, instead of waiting forever.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def parse(settings_class: type[S], description: str | None, arguments: list[str]) -> S:

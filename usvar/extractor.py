@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from usvar import training
 from usvar.augment import augment, draw_parameters
-from usvar.errors import InputError
+from usvar.errors import InputError, RunError
 
 BATCH = 32
 PEAK_RATE = 2e-3
@@ -272,15 +272,26 @@ def random_crop(x_B1HW: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _train(shape: Shape, num_outputs: int, loss_of, steps: int, seed: int, device: torch.device) -> SmallNet:
-    """The loop of both; `loss_of(net, step)` gives the loss of a step."""
+    """The loop of both; `loss_of(net, step)` gives the loss of a step.
+
+    Raises:
+        RunError: at the first step whose loss or gradient is not finite; that step is not made.
+    """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         net = SmallNet(shape, num_outputs).to(device).train()
         optimiser = torch.optim.AdamW(training.decay_groups(net, 0.05), lr=PEAK_RATE)
         for step in tqdm(range(steps), "train a judge", leave=False, file=sys.stdout):
-            loss_of(net, step).backward()
+            loss = loss_of(net, step)
+            loss.backward()
             rate = training.learning_rate(step, PEAK_RATE, max(1, steps // 20), steps, 0.0)
-            training.optimiser_step(list(net.parameters()), optimiser, rate, clip=1.0)
+            norm, is_made = training.optimiser_step(list(net.parameters()), optimiser, rate, 1.0, loss)
+            if not is_made:
+                raise RunError(
+                    f"a network of the evaluation cannot be trained: at step {step + 1} of {steps} its loss "
+                    f"is {loss.item():g}, the norm of its gradient {norm.item():g}; nothing of it is kept: "
+                    "give another --seed, or --device cpu if this was a GPU"
+                )
     return net.requires_grad_(False).eval()
 
 

@@ -89,10 +89,14 @@ def new_memmap(path: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np
     return array
 
 
-def lock_folder(path: Path) -> TextIO:
+def lock_folder(path: Path, flag: str = "--out-dir") -> TextIO:
     """Make a folder and keep other runs out of it until the returned file is closed or the process ends.
 
     The kernel drops the lock when its process dies, so that a dead run never blocks.
+
+    Args:
+        path: the folder.
+        flag: the setting that names it, for the message.
 
     Raises:
         InputError: when a run that is alive writes to the folder, or the folder cannot be written.
@@ -101,7 +105,7 @@ def lock_folder(path: Path) -> TextIO:
         path.mkdir(parents=True, exist_ok=True)
         lock = open(path / ".lock", "a+", encoding="ascii")  # noqa: SIM115 - held until the process ends
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}): choose another --out-dir") from error
+        raise InputError(f"{path} cannot be written ({error.strerror}): choose another {flag}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -109,7 +113,7 @@ def lock_folder(path: Path) -> TextIO:
         process = lock.read(20).strip() or "unknown"
         lock.close()
         raise InputError(
-            f"another run writes to {path} (process {process}): wait for it or choose another --out-dir"
+            f"another run writes to {path} (process {process}): wait for it or choose another {flag}"
         ) from error
     lock.truncate(0)
     lock.write(f"{os.getpid()}\n")

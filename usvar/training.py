@@ -9,6 +9,7 @@ import json
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -133,31 +134,43 @@ def amp_dtype(device: torch.device, precision: str) -> torch.dtype:
 class StopSignal:
     """Turns SIGINT and SIGTERM into a flag that the loop reads after a step; Ctrl-C again stops at once.
 
-    After the first signal the next SIGINT is the system's own: it ends the process also inside a long call
-    that runs no Python, or a read that hangs. Repeated SIGTERMs, as schedulers send them, are one.
+    Python's own handlers wait for the main thread, which may be in a long call that runs no Python, or in a
+    read that hangs. So a thread of its own counts the signals, told of each by a pipe, and ends the process
+    at the second SIGINT with exit code 130. Repeated SIGTERMs, as schedulers send them, are one; so are two
+    SIGINTs within REPEAT_S under torchrun, which passes on a Ctrl-C that the process has got as well.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._received_at = 0.0
 
     def __enter__(self) -> "StopSignal":
         self._before = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+        told, self._tell = os.pipe()
+        os.set_blocking(self._tell, False)
+        self._told_before = signal.set_wakeup_fd(self._tell)
+        threading.Thread(target=self._watch, args=(told,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._told_before)
+        # The thread ends with its pipe.
+        os.close(self._tell)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _receive(self, number: int, _frame: object) -> None:
-        is_one_of_many = "TORCHELASTIC_RUN_ID" in os.environ
-        if self.received is None:
-            self.received, self._received_at = number, time.monotonic()
-            if not is_one_of_many:
-                signal.signal(signal.SIGINT, signal.SIG_DFL)
-        elif number == signal.SIGINT and time.monotonic() - self._received_at > REPEAT_S:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGINT)
+        self.received = self.received or number
+
+    def _watch(self, told: int) -> None:
+        first_at = None
+        patience = REPEAT_S if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
+        with open(told, "rb", buffering=0) as pipe:
+            while numbers := pipe.read(64):
+                for number in numbers:
+                    if first_at is None and number in (signal.SIGINT, signal.SIGTERM):
+                        first_at = time.monotonic()
+                    elif number == signal.SIGINT and time.monotonic() - first_at >= patience:
+                        os._exit(128 + signal.SIGINT)
 
 
 class RunFolder:

@@ -5,10 +5,19 @@ and a small tree in its layout into that module's test.
 """
 
 from data_preprocessing.catalogue import abdomen, breast, fetal, heart, limbs, lung, pelvis, thyroid
-from data_preprocessing.catalogue.entry import DataSet, Facts, File, Layout, plain_name, read_outline
+from data_preprocessing.catalogue.entry import (
+    DataSet,
+    Facts,
+    File,
+    Layout,
+    classes_of,
+    plain_name,
+    read_outline,
+)
 
 __all__ = [
     "CATALOGUE",
+    "CLASSES",
     "CLASS_ALIASES",
     "INCLUDES",
     "MISSION_CLASSES",
@@ -16,6 +25,7 @@ __all__ = [
     "Facts",
     "File",
     "Layout",
+    "classes_of",
     "plain_name",
     "read_outline",
 ]
@@ -29,6 +39,9 @@ CATALOGUE: tuple[DataSet, ...] = tuple(
         key=lambda entry: entry.name.lower(),
     )
 )
+
+# Every class that an entry can give, where its folders do not name it.
+CLASSES = frozenset(name for entry in CATALOGUE for name in classes_of(entry))
 
 # Every word that --include knows.
 INCLUDES = tuple(sorted({word for entry in CATALOGUE for word in entry.left_out}))

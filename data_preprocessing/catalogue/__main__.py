@@ -3,7 +3,7 @@
 python -m data_preprocessing.catalogue > docs/datasets.md
 """
 
-from data_preprocessing.catalogue import CATALOGUE, DataSet
+from data_preprocessing.catalogue import CATALOGUE, classes_of
 
 
 def page() -> str:
@@ -39,15 +39,6 @@ def page() -> str:
         }
         lines += [f"- {name}: {fact}" for name, fact in facts.items() if fact]
     return "\n".join(lines) + "\n"
-
-
-def classes_of(entry: DataSet) -> set[str]:
-    """All classes that the layouts of an entry can give."""
-    return {
-        name
-        for layout in entry.layouts
-        for name in ([layout.classes] if isinstance(layout.classes, str) else layout.classes.values())
-    }
 
 
 if __name__ == "__main__":

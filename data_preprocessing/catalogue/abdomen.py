@@ -51,7 +51,8 @@ def _aul_outline(picture: Path) -> Path | None:
 def _gist_lists(files: list[File]) -> Facts:
     """COCO lists of the whole set and of five folds; the pictures are those that they name.
 
-    The folds are for cross-validation, one picture a case: no split to keep.
+    The folds are for cross-validation, one picture a case: no split to keep. Of some 43,000 further files
+    (unconfirmed) only crops of these can be meant.
     """
     labels = defaultdict(set)
     for file in named(files, r"(all|train|val)_anno[^/]*\.json"):
@@ -70,7 +71,9 @@ def _gist_lists(files: list[File]) -> Facts:
                 f"{file.path} is no COCO list (no {error}), wanted images, annotations and their "
                 "category_id: unpack it again"
             ) from None
-    return {name: {"label": " and ".join(sorted(kinds))} for name, kinds in labels.items()}
+    pictures = named(files, r"images/[^/]+\.jpe?g") if labels else []
+    unlisted = {file.path.stem.lower(): {"leave": "copies"} for file in pictures}
+    return unlisted | {name: {"label": " and ".join(sorted(kinds))} for name, kinds in labels.items()}
 
 
 def _kidney_lists(files: list[File]) -> Facts:

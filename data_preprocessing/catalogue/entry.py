@@ -111,6 +111,15 @@ class DataSet:
     note: str = ""
 
 
+def classes_of(entry: DataSet) -> set[str]:
+    """All classes that the layouts of an entry can give."""
+    return {
+        name
+        for layout in entry.layouts
+        for name in ([layout.classes] if isinstance(layout.classes, str) else layout.classes.values())
+    }
+
+
 def plain_name(name: str) -> str:
     """A folder's name as it is compared: letters and digits in lower case."""
     return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -1,0 +1,204 @@
+"""Time and memory of a training step: each fast path off and on, and beside the published package.
+
+    python benchmarks/training.py
+    python benchmarks/training.py --published path/to/VAR             # a checkout of the published package
+    python benchmarks/training.py --device cuda --dtype bfloat16 --batch 64 --published path/to/VAR
+
+A step is the teacher-forcing input from token ids, forward, cross-entropy, backward, clipping and AdamW. Both
+ways of a row run in turn from the same random weights; that loss and gradients are the same is checked first.
+Writes training.json and training.png to <out-dir>. The published trainer also runs the VQ-VAE's encoder in
+each step; that is a row of its own.
+"""
+
+import copy
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+
+# A script's own folder is on the path, the repository's root is not.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.measure import Cost, Pair, as_record, build, cost_of, measure, report, start_packages, summary
+from models import VAR, VQVAE
+from models.basic_var import linear
+from models.helpers import split_scales
+from usvar import cli, training
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The mission's size; patch numbers of 256 x 256 images."""
+
+    # Checkout of the published package; without it only the fast paths are measured.
+    published: Path | None = None
+
+    # Table, JSON and figure.
+    out_dir: Path = Path("runs/benchmarks")
+
+    # cpu or cuda.
+    device: str = "cpu"
+
+    # Of the forward pass.
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    # Images a step.
+    batch: int = 4
+
+    # Transformer blocks.
+    depth: int = 6
+
+    # Width of the transformer, a multiple of 64 (a head's width).
+    width: int = 384
+
+    # Width of the VQ-VAE's finest level, a multiple of 32; for the row with its encoder.
+    vqvae_width: int = 64
+
+    # Codes.
+    vocab_size: int = 2048
+
+    # Tokens a side of each scale.
+    patch_nums: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+
+    # Tokens whose logits are held at once by the loss in chunks.
+    chunk: int = 1024
+
+    # Times that each way is measured, after one that is not counted.
+    repeats: int = 5
+
+    # Also measure torch.compile: minutes of compiling.
+    compile: bool = False
+
+
+class Step:
+    """A training step of a model of its own, always on the same tokens."""
+
+    def __init__(self, s: Settings, vae: VQVAE, var: VAR, device: torch.device, **ways: Any) -> None:
+        self.vae, self.model, self.device = vae, copy.deepcopy(var).train(), device
+        # Which classes are dropped is drawn, so equality needs it off; it costs nothing.
+        self.model.cond_drop_rate = 0.0
+        self.model.attend_by_scale = ways.get("by_scale", True)
+        self.chunk = ways.get("chunk")
+        self.encode = ways.get("encode", False)
+        self.dtype = ways.get("dtype", torch.bfloat16 if s.dtype == "bfloat16" else torch.float32)
+        self.network = torch.compile(self.model, dynamic=False) if ways.get("compile") else self.model
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=device.type == "cuda")
+        stream = torch.Generator().manual_seed(0)
+        self.label_B = (torch.arange(s.batch) % self.model.num_classes).to(device)
+        self.idx_BL = torch.randint(s.vocab_size, (s.batch, self.model.L), generator=stream).to(device)
+        side = 16 * s.patch_nums[-1] if self.encode else 1
+        self.image_B3HW = torch.zeros(s.batch, 3, side, side, device=device)
+
+    def backward(self) -> torch.Tensor:
+        """Loss, with gradients in the model."""
+        if self.encode:
+            with training.autocast(self.device, self.dtype):
+                self.vae.img_to_idxBl(self.image_B3HW)
+        with torch.no_grad():
+            maps = split_scales(self.idx_BL, self.model.patch_nums)
+            input_BLC = self.vae.quantize.idxBl_to_var_input(maps)
+        with training.autocast(self.device, self.dtype):
+            if self.chunk is None:
+                logits_BLV = self.network(self.label_B, input_BLC)
+                loss = F.cross_entropy(logits_BLV.flatten(0, 1), self.idx_BL.flatten())
+            else:
+                loss = self.network(self.label_B, input_BLC, target_BL=self.idx_BL, chunk=self.chunk).mean()
+        loss.backward()
+        return loss.detach()
+
+    def run(self) -> None:
+        """The whole step."""
+        self.backward()
+        training.optimiser_step(list(self.model.parameters()), self.optimiser, 1e-4, 2.0)
+
+    def gradient(self) -> torch.Tensor:
+        """All gradients of the loss in one vector, for comparison."""
+        self.backward()
+        gradient = torch.cat([p.grad.flatten() for p in self.model.parameters()]).double()
+        self.optimiser.zero_grad(set_to_none=True)
+        return gradient
+
+
+def fast_paths(s: Settings, vae: VQVAE, var: VAR, device: torch.device) -> list[Pair]:
+    """Each fast path of the step, off and on."""
+    ways: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "step: encoder in it -> tokens from a file": ({"encode": True}, {}),
+        "step: attention by mask -> by scale": ({"by_scale": False}, {}),
+        "step: loss undivided -> in chunks": ({}, {"chunk": s.chunk}),
+        "step: float32 -> bfloat16": ({"dtype": torch.float32}, {"dtype": torch.bfloat16}),
+    }
+    if s.compile:
+        ways["step: eager -> compiled"] = ({}, {"compile": True})
+    pairs = []
+    for name, (slow_way, fast_way) in ways.items():
+        slow, fast = (Step(s, vae, var, device, **way) for way in (slow_way, fast_way))
+        wanted, found = slow.gradient(), fast.gradient()
+        error = float((wanted - found).norm() / wanted.norm())
+        if not error < (1e-3 if slow.dtype == fast.dtype == torch.float32 else 0.1):
+            raise SystemExit(f"FAILED: {name} changes the gradient by {error:.1e} of its norm")
+        pairs.append(
+            Pair(
+                name, *(lambda memory, step=step: cost_of(step.run, device, memory) for step in (slow, fast))
+            )
+        )
+
+    tokens = s.batch * var.L
+    x_ND, layer = torch.randn(tokens, var.C, device=device), var.blocks[0].ffn.fc1
+
+    def product(function: Callable[..., torch.Tensor]) -> None:
+        leaf_ND = x_ND.detach().requires_grad_()
+        with training.autocast(device, torch.bfloat16 if s.dtype == "bfloat16" else torch.float32):
+            function(leaf_ND, layer.weight, layer.bias).sum().backward()
+
+    ours = (F.linear, linear)
+    pairs.append(
+        Pair(
+            "products: PyTorch's choice -> ours",
+            *(
+                lambda memory, function=function: cost_of(lambda: product(function), device, memory)
+                for function in ours
+            ),
+        )
+    )
+    return pairs
+
+
+def published_pairs(s: Settings, theirs: Any, ours: Any) -> list[Pair]:
+    """The same calls to both packages; and the published step with its encoder beside ours without."""
+
+    def cost(worker: Any, **request: Any) -> Callable[[bool], Cost]:
+        return lambda memory: worker.cost("step", batch=s.batch, seed=0, memory=memory, **request)
+
+    return [
+        Pair("step on tokens: published -> ours", cost(theirs), cost(ours)),
+        Pair("step: published with encoder -> ours", cost(theirs, encode=True), cost(ours)),
+    ]
+
+
+def main(s: Settings) -> None:
+    device = torch.device(s.device)
+    vae, var, arguments = build(s, device)
+    s.out_dir.mkdir(parents=True, exist_ok=True)
+    pairs = fast_paths(s, vae, var, device)
+    measure(pairs, s.repeats)
+    report(summary(pairs), s.out_dir, "training", as_record(s, "benchmarks/training.py", {}), ("off", "on"))
+    if s.published is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            theirs, ours, checks = start_packages(s, arguments, vae, var, Path(folder))
+            try:
+                pairs = published_pairs(s, theirs, ours)
+                measure(pairs, s.repeats)
+            finally:
+                theirs.close()
+                ours.close()
+        record = as_record(s, "benchmarks/training.py", checks)
+        report(summary(pairs), s.out_dir, "training_published", record, ("published", "ours"))
+
+
+if __name__ == "__main__":
+    cli.run(main, Settings, __doc__)

@@ -1,0 +1,83 @@
+"""benchmarks/sampling.py and benchmarks/training.py: one tiny run each, beside a second checkout."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import measure, sampling
+from benchmarks.measure import Cost, Pair, Worker, cost_of
+from usvar.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--repeats=1", "--batch=2", "--width=64", "--depth=2", "--vqvae-width=32", "--vocab-size=64"]
+TINY += ["--patch-nums", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "rows"), [("sampling", ["--top-k", "20"], 11), ("training", ["--chunk", "10"], 5)]
+)
+def test_a_tiny_run_measures_each_fast_path_and_a_checkout(name, flags, rows, tmp_path):
+    """This repository is a drop-in, so it serves as the published package; the weights go both ways."""
+    command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", *TINY, *flags]
+    command += ["--out-dir", tmp_path, "--published", ROOT]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
+    beside = json.loads((tmp_path / f"{name}_published.json").read_text())
+    assert len(found) == rows and len(beside["rows"]) == 2
+    for row in (*found.values(), *beside["rows"].values()):
+        assert min(row["slow"]["wall_s"], row["fast"]["wall_s"], row["ratio"]["cpu_s"]) > 0
+    assert beside["made_by"]["checks"] == {"logits_relative_error": 0.0, "same_best_code": 1.0}
+    assert (tmp_path / f"{name}.png").is_file() and (tmp_path / f"{name}_published.png").is_file()
+    assert all(title in done.stdout for title in (*found, *beside["rows"]))
+
+
+def test_no_checkout_is_one_line_and_code_2(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / "training.py", *TINY, "--out-dir", tmp_path / "out"]
+    done = subprocess.run([*command, "--published", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 2 and "has no models/var.py" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_package_that_fails_says_why(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "var.py").write_text("raise ImportError('no such thing')")
+    worker = Worker(tmp_path)
+    with pytest.raises(InputError, match="failed at 'build': ImportError: no such thing"):
+        worker.ask("build", device="cpu", dtype="float32")
+
+
+def test_a_fast_path_that_changes_the_numbers_ends_the_benchmark():
+    x = torch.ones(3)
+    sampling.check_equal("same", x, x + 1e-6)
+    with pytest.raises(SystemExit, match="FAILED: other changes the numbers"):
+        sampling.check_equal("other", x, x + 1e-3)
+
+
+def test_the_reference_filter_keeps_what_ours_keeps():
+    logits_BlV = 2 * torch.randn(2, 40, 64, generator=torch.Generator().manual_seed(0))
+    found = sampling.sorted_filter(logits_BlV, 20, 0.93)
+    assert torch.equal(found, sampling.filter_top_k_top_p(logits_BlV, 20, 0.93))
+
+
+def test_memory_and_ratios_are_of_the_work():
+    def work() -> None:
+        torch.ones(20_000_000)  # 80 MB
+
+    torch.ones(80_000_000)  # what was held and given back before does not count
+    cost = cost_of(work, torch.device("cpu"))
+    assert 75 < cost.peak_mb < 120
+    # Small blocks, whose memory the C library would keep: 100 MB.
+    kept = [cost_of(lambda: [torch.ones(25_000) for _ in range(1000)], torch.device("cpu"), True)]
+    kept += [cost_of(lambda: [torch.ones(25_000) for _ in range(1000)], torch.device("cpu"), True)]
+    assert all(90 < cost.peak_mb < 150 for cost in kept)
+    assert cost_of(lambda: None, torch.device("cpu")).peak_mb < 20
+    pair = Pair("row", lambda memory: Cost(4.0, 2.0, 10.0 * memory), lambda _: Cost(1.0, 1.0, 5.0))
+    measure.measure([pair], repeats=3)
+    assert [len(costs) for costs in pair.costs.values()] == [3, 3]
+    row = measure.summary([pair])["row"]
+    assert (row["ratio"]["wall_s"], row["ratio"]["cpu_s"], row["slow"]["peak_mb"]) == (4.0, 2.0, 10.0)

@@ -1,0 +1,261 @@
+"""Models for use from Python, and their exchange: one safetensors file with the settings inside.
+
+    models = load("runs/exchange")                # a folder, or "owner/name" on the Hugging Face Hub
+    images = generate(models, ["Breast", "Heart"], seed=1)
+    idx_BL = tokenise(models, grey_BHW)
+    models.save_pretrained("runs/exchange")       # or models.push_to_hub("owner/name"), after `hf auth login`
+
+Nothing here unpickles. A folder needs no network; a repository that was downloaded once needs none either.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models import VAR, VQVAE
+from models.helpers import image_seeds
+from usvar.checkpoints import Loaded, load_strictly, load_var, load_vqvae
+from usvar.errors import InputError
+from usvar.files import atomic_path, write_json, write_text
+from usvar.images import to_model_range
+
+FILE_NAME = "model.safetensors"
+# Name of the settings in the file's metadata; the number rises when older files can no longer be read.
+SETTINGS_KEY = "ultrasound-var-1"
+
+CARD = """---
+library_name: ultrasound-var
+license: mit
+tags: [ultrasound, image-generation, visual-autoregressive-modeling]
+---
+
+# Ultrasound images by next-scale prediction
+
+A multi-scale VQ-VAE and, where it is there, a VAR transformer over its tokens, in `model.safetensors`; the
+settings are in the file's metadata and in `config.json`. Load it with `usvar.exchange.load`.
+
+Classes: {classes}.
+
+**Not for diagnosis. No privacy guarantee**: a generative model can repeat a training image. The licences of
+the data sets that it was trained on may restrict what it is used for.
+"""
+
+
+class Models(ModelHubMixin):
+    """A VQ-VAE and its transformer. The mixin gives from_pretrained, save_pretrained and push_to_hub.
+
+    Args:
+        vqvae: the loaded VQ-VAE.
+        var: the loaded transformer over its tokens; None for a VQ-VAE alone.
+    """
+
+    def __init__(self, vqvae: Loaded, var: Loaded | None = None) -> None:
+        self.vqvae, self.var = vqvae, var
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        parts = {"vqvae": self.vqvae} | ({"var": self.var} if self.var else {})
+        state, settings = {}, {}
+        for name, loaded in parts.items():
+            state |= {f"{name}.{key}": value.cpu() for key, value in loaded.model.state_dict().items()}
+            settings[name] = {
+                "config": loaded.config,
+                "made_by": _without_paths(loaded.made_by),
+                "sha256": loaded.sha256,
+            }
+        with atomic_path(save_directory / FILE_NAME) as temporary:
+            state = {key: value.contiguous() for key, value in state.items()}
+            save_file(state, temporary, metadata={SETTINGS_KEY: json.dumps(settings)})
+        # The Hub shows this one; it is not read.
+        write_json(save_directory / "config.json", {SETTINGS_KEY: settings})
+        if not (save_directory / "README.md").exists():
+            classes = (self.var or self.vqvae).classes or ("not named",)
+            write_text(save_directory / "README.md", CARD.format(classes=", ".join(classes)))
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        device: torch.device | str = "cpu",
+    ) -> "Models":
+        if Path(model_id).is_dir():
+            return read(Path(model_id) / FILE_NAME, device)
+        path = hf_hub_download(
+            model_id,
+            FILE_NAME,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        return read(Path(path), device)
+
+
+def load(
+    source: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Models:
+    """Load models for use: eval mode, no gradients.
+
+    Args:
+        source: a folder written by Models.save_pretrained, or "owner/name" on the Hugging Face Hub.
+        device: where they go.
+        revision: branch, tag or commit of the repository.
+        cache_dir: where downloads are kept; None is the Hub's usual folder.
+        local_files_only: never use the network.
+
+    Raises:
+        InputError: when there is no such folder or repository, or its file is not one of ours or damaged.
+    """
+    try:
+        return Models.from_pretrained(
+            source,
+            device=device,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ConnectionError) as error:
+        raise InputError(
+            f"{source} is no folder and could not be had from the Hugging Face Hub "
+            f"({str(error).splitlines()[0][:160]}): correct the name, or give a folder"
+        ) from error
+
+
+def from_checkpoints(vqvae: Path, var: Path | None = None, device: torch.device | str = "cpu") -> Models:
+    """Load models from the checkpoints that the training scripts wrote, or from published ones.
+
+    Args:
+        vqvae: best.pth of train_vqvae.py.
+        var: ar-ckpt-best.pth of train_var.py; None for the VQ-VAE alone.
+        device: where they go.
+
+    Raises:
+        InputError: see checkpoints.load_vqvae and load_var.
+    """
+    loaded = load_vqvae(vqvae, device)
+    return Models(loaded, load_var(var, loaded, device) if var else None)
+
+
+def read(path: Path, device: torch.device | str = "cpu") -> Models:
+    """Read a file that Models.save_pretrained wrote.
+
+    Raises:
+        InputError: when it is missing, damaged, or holds something else.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is missing, wanted a folder written by Models.save_pretrained")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            settings = json.loads((file.metadata() or {})[SETTINGS_KEY])
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+        vqvae_settings, var_settings = settings["vqvae"], settings.get("var")
+        arguments = vqvae_settings["config"]["arguments"]
+        vae = VQVAE(**arguments | {"v_patch_nums": tuple(arguments["v_patch_nums"])}, test_mode=True)
+        var = None
+        if var_settings:
+            arguments = var_settings["config"]["arguments"]
+            var = VAR(vae_local=vae, **arguments | {"patch_nums": tuple(arguments["patch_nums"])})
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is damaged or not written by Models.save_pretrained "
+            f"({type(error).__name__}: {str(error)[:160]}): copy it again"
+        ) from error
+    loaded = {}
+    for name, model, part in (("vqvae", vae, vqvae_settings), ("var", var, var_settings)):
+        if model is not None:
+            own = {key.removeprefix(f"{name}."): v for key, v in state.items() if key.startswith(f"{name}.")}
+            load_strictly(model, own, path)
+            model.requires_grad_(False)
+            loaded[name] = Loaded(model.to(device).eval(), part["config"], part["made_by"], part["sha256"])
+    return Models(loaded["vqvae"], loaded.get("var"))
+
+
+@torch.no_grad()
+def generate(
+    models: Models, labels: Sequence[str | int], *, seed: int = 0, batch_size: int = 32, **sampling: Any
+) -> Tensor:
+    """Generate one image for each label.
+
+    Args:
+        models: with a transformer.
+        labels: class names, or numbers; -1 is "no class".
+        seed: image i depends on the seed, on i and on its label, not on the others or the batch.
+        batch_size: images at once; bounds the memory.
+        sampling: cfg, top_k, top_p, temperature, greedy, more_smooth of VAR.generate_tokens.
+
+    Returns:
+        (B, 3, H, W) float32 in [-1, 1], the three channels about equal; images.to_uint8 makes grey pixels.
+
+    Raises:
+        InputError: no transformer, no labels or an unknown class.
+        ValueError: settings that make no sense.
+    """
+    if models.var is None:
+        raise InputError("these models hold no transformer, wanted one: load them with a var")
+    if not len(labels):
+        raise InputError("no labels were given, wanted one for each image")
+    model, vae, names = models.var.model, models.vqvae.model, models.var.classes or ()
+    numbers = []
+    for label in labels:
+        if isinstance(label, str) and label not in names:
+            raise InputError(f"class {label} is not known, known are {', '.join(names) or 'numbers only'}")
+        numbers.append(names.index(label) if isinstance(label, str) else int(label))
+    seeds, images = image_seeds(seed, len(numbers)), []
+    for start in range(0, len(numbers), batch_size):
+        rows = slice(start, start + batch_size)
+        _, f_hat = model.generate_tokens(numbers[rows], seeds=seeds[rows], **sampling)
+        images.append(vae.fhat_to_img(f_hat))
+    return torch.cat(images)
+
+
+@torch.no_grad()
+def tokenise(models: Models, grey_BHW: np.ndarray | Tensor, *, batch_size: int = 32) -> Tensor:
+    """Turn images into token maps.
+
+    Args:
+        models: whose VQ-VAE is used.
+        grey_BHW: uint8, of the size that it was trained on.
+        batch_size: images at once; bounds the memory.
+
+    Returns:
+        long (B, L), scales coarse first; models.helpers.split_scales makes one map a scale of it.
+
+    Raises:
+        InputError: images of another type or size.
+    """
+    vae = models.vqvae.model
+    side, dtype = vae.downsample * vae.quantize.v_patch_nums[-1], str(grey_BHW.dtype).removeprefix("torch.")
+    if dtype != "uint8" or tuple(grey_BHW.shape[1:]) != (side, side) or not len(grey_BHW):
+        raise InputError(
+            f"images are {dtype} of shape {tuple(grey_BHW.shape)}, wanted uint8 of shape (B, {side}, {side})"
+        )
+    device = next(vae.parameters()).device
+    parts = [grey_BHW[start : start + batch_size] for start in range(0, len(grey_BHW), batch_size)]
+    return torch.cat([torch.cat(vae.img_to_idxBl(to_model_range(part, device)), dim=1) for part in parts])
+
+
+def _without_paths(made_by: dict[str, Any]) -> dict[str, Any]:
+    """The record without paths, which may tell of a machine or its user; the hashes of the files stay."""
+    settings = made_by.get("settings", {})
+    kept = {key: v for key, v in settings.items() if not (isinstance(v, str) and set("/\\") & set(v))}
+    return made_by | ({"settings": kept} if settings else {})
