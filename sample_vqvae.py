@@ -5,8 +5,10 @@
 
 Reads <data-root>/{train,val,test}/<Class>/*.png and the VQ-VAE. Writes to <out-dir>:
 reconstruction_metrics.json (MSE, MAE, PSNR and SSIM of each split and class with mean, spread and count),
-scales_<Class>.png (rebuilt from 1, 2, ... all scales, the original at the right), quality_by_scale.png and
-worst_<n>.png. Images are streamed: memory does not grow with the data set.
+scales_<Class>.png (rebuilt from 1, 2, ... all scales, the original at the right), quality_by_scale.png,
+speckle.png (power over spatial frequency and grey levels, real and rebuilt: squared error smooths speckle
+away, and a clinician sees that first) and worst_<n>.png. Images are streamed: memory does not grow with the
+data set.
 """
 
 import sys
@@ -19,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models import VQVAE
-from usvar import cli, distributed, images, metrics, plots, provenance
+from usvar import cli, distributed, images, metrics, physics, plots, provenance
 from usvar.checkpoints import Loaded, load_vqvae
 from usvar.errors import InputError
 from usvar.files import write_json
@@ -92,17 +94,65 @@ def rebuild(model: VQVAE, grey_BHW: np.ndarray, every_scale: bool) -> tuple[Tens
     return image_B3HW, rebuilt if every_scale else [rebuilt]
 
 
+@dataclass
+class Speckle:
+    """Spectrum and grey levels of the images of a split, summed batch by batch. Axes: F frequencies."""
+
+    images: int = 0
+    frequency_F: np.ndarray | float = 0.0
+    # Sums over images of power and of the share of pixels at each grey level.
+    power_F: np.ndarray | float = 0.0
+    grey_256: np.ndarray | float = 0.0
+
+    def add(self, grey_BHW: np.ndarray) -> None:
+        """Take in some more images, uint8."""
+        self.frequency_F, power_F = physics.radial_power_spectrum(grey_BHW)
+        self.power_F = self.power_F + len(grey_BHW) * power_F
+        self.grey_256 = self.grey_256 + len(grey_BHW) * physics.grey_shares(grey_BHW)
+        self.images += len(grey_BHW)
+
+    @property
+    def power_db_F(self) -> np.ndarray:
+        """Mean power over images, dB."""
+        return 10 * np.log10(self.power_F / self.images + 1e-12)
+
+
 @torch.no_grad()
-def measure(s: Settings, model: VQVAE, files: images.ImageFiles) -> dict[str, np.ndarray]:
-    """Errors of every image of a split: metric -> (N,)."""
+def measure(
+    s: Settings, model: VQVAE, files: images.ImageFiles
+) -> tuple[dict[str, np.ndarray], dict[str, Speckle]]:
+    """Errors of every image of a split, metric -> (N,), and the speckle of real and of rebuilt images."""
     side, found = images.image_size(files), []
+    speckle = {"real": Speckle(), "rebuilt": Speckle()}
     with tqdm(total=len(files), desc=f"rebuild {files.split}", file=sys.stdout) as progress:
         for rows in batches(len(files), s.batch_size):
-            image_B3HW, rebuilt = rebuild(model, images.read_images(files, rows, side), every_scale=False)
+            grey_BHW = images.read_images(files, rows, side)
+            image_B3HW, rebuilt = rebuild(model, grey_BHW, every_scale=False)
             errors = metrics.image_errors(image_B3HW, rebuilt[-1])
             found.append(torch.stack([errors[name] for name in metrics.METRICS]).cpu())
+            speckle["real"].add(grey_BHW)
+            speckle["rebuilt"].add(images.to_uint8(rebuilt[-1]))
             progress.update(len(rows))
-    return dict(zip(metrics.METRICS, torch.cat(found, dim=1).numpy(), strict=True))
+    return dict(zip(metrics.METRICS, torch.cat(found, dim=1).numpy(), strict=True)), speckle
+
+
+def compare_speckle(speckle: dict[str, Speckle]) -> dict[str, object]:
+    """Curves of real and rebuilt images, and how far they lie apart.
+
+    The fine detail is above a quarter of a cycle a pixel; grey levels are compared by the earth mover's
+    distance, in levels out of 255.
+    """
+    real, rebuilt = speckle["real"], speckle["rebuilt"]
+    difference_F = rebuilt.power_db_F - real.power_db_F
+    shares = {name: found.grey_256 / found.images for name, found in speckle.items()}
+    return {
+        "spectrum_difference_rms_db": float(np.sqrt(np.mean(difference_F**2))),
+        "fine_detail_power_difference_db": float(difference_F[real.frequency_F > 0.25].mean()),
+        "grey_level_distance": float(np.abs(np.cumsum(shares["rebuilt"] - shares["real"])).sum()),
+        "cycles_a_pixel": real.frequency_F.tolist(),
+        "power_db": {name: found.power_db_F.tolist() for name, found in speckle.items()},
+        "grey_shares": {name: share_256.tolist() for name, share_256 in shares.items()},
+    }
 
 
 @torch.no_grad()
@@ -196,6 +246,28 @@ def draw_by_scale(s: Settings, by_scale: dict[str, dict]) -> None:
     )
 
 
+def draw_speckle(s: Settings, speckle: dict[str, dict]) -> None:
+    """A row a split: power over spatial frequency, and the histogram of grey levels."""
+    panels = {}
+    for split, found in speckle.items():
+        power_db, shares = found["power_db"], found["grey_shares"]
+        difference = f"{found['spectrum_difference_rms_db']:.1f} dB apart"
+        panels[f"{split}: power, dB ({difference})"] = {
+            name: (found["cycles_a_pixel"], power_db[name]) for name in power_db
+        }
+        # Level 0 is the outside of the scan, half of all pixels: it would flatten the rest.
+        panels[f"{split}: share of pixels, %, black left out"] = {
+            name: (range(1, 256), 100 * np.array(shares[name][1:])) for name in shares
+        }
+    plots.curves(
+        s.out_dir / "speckle.png",
+        panels,
+        title="VQ-VAE: fine detail and grey levels, real and rebuilt images",
+        x_label=["spatial frequency, cycles a pixel", "grey level"] * len(speckle),
+        columns=2,
+    )
+
+
 def print_table(splits: dict[str, dict]) -> None:
     """One line a class and split: count, and mean and spread of each metric."""
     width = max(len(name) for found in splits.values() for name in ("all classes", *found["classes"]))
@@ -217,9 +289,10 @@ def main(s: Settings) -> None:
     model: VQVAE = vqvae.model
     found = check(s, vqvae)
 
-    splits, by_scale, ranked = {}, {}, []
+    splits, speckle, by_scale, ranked = {}, {}, {}, []
     for files in found:
-        errors = measure(s, model, files)
+        errors, found_speckle = measure(s, model, files)
+        speckle[files.split] = compare_speckle(found_speckle)
         of_class = {name: files.label_N == label for label, name in enumerate(files.classes)}
         splits[files.split] = {
             "all": summary(errors, np.ones(len(files), dtype=bool)),
@@ -238,6 +311,7 @@ def main(s: Settings) -> None:
             "note": "mean and standard deviation over images; errors on grey values from 0 to 1",
             "splits": splits,
             "by_number_of_scales": by_scale,
+            "speckle": speckle,
             "worst": [
                 {"path": files.paths[row], "class": files.classes[files.label_N[row]], "psnr_db": psnr_db}
                 for psnr_db, files, row in worst
@@ -247,9 +321,16 @@ def main(s: Settings) -> None:
     examples = next((files for files in found if files.split == EXAMPLE_SPLIT), found[0])
     draw_scales(s, model, examples)
     draw_worst(s, model, worst)
+    draw_speckle(s, speckle)
     if by_scale:
         draw_by_scale(s, by_scale)
     print_table(splits)
+    for split, row in speckle.items():
+        print(
+            f"{split:5}  spectrum {row['spectrum_difference_rms_db']:.1f} dB RMS from the real one, "
+            f"{row['fine_detail_power_difference_db']:+.1f} dB above 0.25 cycles a pixel; "
+            f"grey levels {row['grey_level_distance']:.1f} of 255 apart"
+        )
     print(f"done: {s.out_dir / 'reconstruction_metrics.json'}, figures in {s.out_dir}")
 
 

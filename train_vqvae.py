@@ -1,31 +1,47 @@
 """Train and validate the multi-scale VQ-VAE on prepared images.
 
     python train_vqvae.py --data-root data/processed --out-dir runs/vqvae
-    python train_vqvae.py --data-root data/processed --ch 16 --steps 50 --batch-size 8   # smoke run, CPU
+    python train_vqvae.py --data-root data/processed --ch 32 --steps 50 --batch-size 8   # smoke run, CPU
+    python train_vqvae.py --data-root data/mine --init-from runs/vqvae/best.pth          # fine-tuning
     torchrun --nproc-per-node 4 train_vqvae.py --data-root data/processed                # four GPUs
 
 Reads <data-root>/{train,val}/<Class>/*.png from data_preprocessing/prepare_datasets.py. Writes to <out-dir>:
 best.pth (averaged weights, lowest loss on val), last.pth (everything needed to go on), last-previous.pth
 (the one before it, taken when last.pth is damaged), log.jsonl, settings.json, loss_curves.png,
-quality_curves.png, reconstructions.png, codebook_usage.png and codebook_weight.npy. Run the same command
-again to go on from last.pth; Ctrl-C saves first. The test split is not read here.
+quality_curves.png, reconstructions.png, codebook_usage.png and codebook_perplexity.png (per scale),
+codebook_vectors.png and codebook_weight.npy. Run the same command again to go on from last.pth; Ctrl-C saves
+first. The test split is not read here.
 """
 
 import copy
+import dataclasses
+import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from sklearn.decomposition import PCA
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 from tqdm import tqdm
 
 from models import VQVAE
+from models.discriminator import PatchDiscriminator
 from models.quant import code_counts, perplexity
-from usvar import cli, distributed, images, metrics, plots, provenance, training
+from usvar import cli, distributed, images, losses, metrics, plots, provenance, training
 from usvar.augment import augment, draw_parameters
-from usvar.checkpoints import is_whole, read_last, restore, save_checkpoint, save_last
+from usvar.checkpoints import (
+    is_whole,
+    load_strictly,
+    load_vqvae,
+    read_last,
+    restore,
+    save_checkpoint,
+    save_last,
+)
 from usvar.errors import InputError, RunError
 from usvar.files import atomic_path
 
@@ -33,9 +49,13 @@ from usvar.files import atomic_path
 MAY_CHANGE = (
     "data_root",
     "out_dir",
+    # Of these files the contents are compared, not the paths.
+    "init_from",
+    "vgg",
     "max_skipped_steps",
     "log_every",
     "save_every",
+    "tensorboard",
     "workers",
     "read_limit_s",
     "device",
@@ -52,6 +72,9 @@ class Settings:
     # Checkpoints, log and figures; a run goes on when last.pth is already here.
     out_dir: Path = Path("runs/vqvae")
 
+    # Start from the weights of this VQ-VAE (fine-tuning), as far as their sizes fit; the rest is named.
+    init_from: Path | None = None
+
     # Number of code vectors, V.
     vocab_size: int = 2048
 
@@ -64,11 +87,35 @@ class Settings:
     # Tokens a side of each scale, coarse to fine; the last is the image's side in pixels / 16.
     patch_nums: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
+    # Look codes up by cosine (both sides l2-normalised) instead of Euclidean distance.
+    cosine_lookup: bool = False
+
     # Weight of the commitment part of the VQ loss.
     beta: float = 0.25
 
     # Weight of the VQ loss per pixel value: the total is SSE + vq_weight * (values in an image) * VQ.
     vq_weight: float = 1.0
+
+    # Weight of the mean absolute error, as vq_weight per pixel value like those below; 0 leaves a loss out.
+    l1_weight: float = 0.0
+
+    # Weight of 1 - structural similarity.
+    ssim_weight: float = 0.0
+
+    # Weight of the distance of VGG16's features (ImageNet's weights), the perceptual loss.
+    perceptual_weight: float = 0.0
+
+    # Weights of torchvision's VGG16; none given: the file in torch's cache; without it the loss is off.
+    vgg: Path | None = None
+
+    # Weight of the adversarial loss, times the ratio of gradients at the last layer (VQGAN's equation 7).
+    adversarial_weight: float = 0.0
+
+    # Share of the steps before the discriminator and its loss begin, 0 to 1; best.pth starts anew there.
+    adversarial_start: float = 0.5
+
+    # Weight of LeCam's term, which holds back the discriminator on small data.
+    lecam_weight: float = 0.001
 
     # Start the codebook from what the untrained encoder says of this many images; 0 keeps the random start.
     codebook_start_images: int = 256
@@ -127,6 +174,9 @@ class Settings:
     # Steps between two saves of last.pth.
     save_every: int = 1000
 
+    # Also write the numbers of log.jsonl for TensorBoard, to <out-dir>/tensorboard (its package is needed).
+    tensorboard: bool = False
+
     # Threads that decode images at the start.
     workers: int = 4
 
@@ -150,9 +200,32 @@ class Settings:
         """Steps of the linear warm-up."""
         return max(1, round(self.warmup * self.steps))
 
+    @property
+    def further_losses(self) -> tuple[str, ...]:
+        """Names of the losses on top that have a weight and need no discriminator."""
+        weights = {
+            "l1": self.l1_weight,
+            "dissimilarity": self.ssim_weight,
+            "perceptual": self.perceptual_weight,
+        }
+        return tuple(name for name, weight in weights.items() if weight)
+
+    @property
+    def adversarial_step(self) -> int:
+        """First step, from 0, with an adversarial loss."""
+        return round(self.adversarial_start * self.steps)
+
 
 def check(s: Settings, side: int) -> None:
     """Refuse settings that do not fit the images or each other, before anything is written."""
+    for name, path in (("--init-from", s.init_from), ("--vgg", s.vgg)):
+        if path and not path.is_file():
+            raise InputError(f"{name} {path} is no file, wanted a checkpoint: correct the path")
+    if s.tensorboard and not importlib.util.find_spec("tensorboard"):
+        raise InputError(
+            "--tensorboard True was given, but its package is not installed: pip install tensorboard, "
+            "or leave it off"
+        )
     if side % 16 or s.patch_nums[-1] != side // 16 or list(s.patch_nums) != sorted(set(s.patch_nums)):
         fitting = [n for n in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16) if n < side // 16] + [side // 16]
         raise InputError(
@@ -166,8 +239,12 @@ def check(s: Settings, side: int) -> None:
     for name in ("vocab_size", "z_channels", "batch_size", "steps", "log_every", "eval_every", "save_every"):
         if getattr(s, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted 1 or more")
-    if not 0 <= s.class_balance <= 1:
-        raise InputError(f"--class-balance {s.class_balance} was given, wanted 0 to 1")
+    for name in ("class_balance", "adversarial_start"):
+        if not 0 <= getattr(s, name) <= 1:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted 0 to 1")
+    for name in ("l1_weight", "ssim_weight", "perceptual_weight", "adversarial_weight", "lecam_weight"):
+        if getattr(s, name) < 0:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted 0 or more")
 
 
 def loss_terms(
@@ -186,6 +263,89 @@ def loss_terms(
     """
     sse = (rebuilt_B3HW.float() - image_B3HW).square().sum((1, 2, 3)).mean()
     return sse, vq_weight * image_B3HW[0].numel() * vq
+
+
+def further_terms(
+    s: Settings,
+    image_B3HW: Tensor,
+    rebuilt_B3HW: Tensor,
+    perceptual: losses.Perceptual | None,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """The weighted losses on top that need no discriminator, per image; only those with a weight.
+
+    Args:
+        s: the weights.
+        image_B3HW: originals in [-1, 1].
+        rebuilt_B3HW: the network's output.
+        perceptual: needed when it has a weight.
+        dtype: of VGG's forward pass.
+    """
+    values, terms = image_B3HW[0].numel(), {}
+    if s.l1_weight:
+        terms["l1"] = s.l1_weight * values * losses.l1(image_B3HW, rebuilt_B3HW)
+    if s.ssim_weight:
+        terms["dissimilarity"] = s.ssim_weight * values * losses.dissimilarity(image_B3HW, rebuilt_B3HW)
+    if perceptual:
+        with training.autocast(image_B3HW.device, dtype):
+            terms["perceptual"] = s.perceptual_weight * values * perceptual(image_B3HW, rebuilt_B3HW)
+    return terms
+
+
+def adversarial_terms(
+    s: Settings,
+    model: VQVAE,
+    discriminator: PatchDiscriminator,
+    image_B3HW: Tensor,
+    rebuilt_B3HW: Tensor,
+    reconstruction: Tensor,
+    world: distributed.World,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """The generator's adversarial term, and the discriminator's gradients for the step that both make.
+
+    Args:
+        s: the weights.
+        model: its last kernel decides the adaptive weight.
+        discriminator: its clipped gradients, of the global batch, are left in its parameters.
+        image_B3HW: originals in [-1, 1].
+        rebuilt_B3HW: the network's output, with its graph.
+        reconstruction: all losses of the rebuilt images, per image.
+        world, dtype: as everywhere.
+
+    Returns:
+        "train_adversarial" with a gradient, weighted, per image; the rest is to be logged.
+    """
+    values = image_B3HW[0].numel()
+    # Its own gradients come from the other loss, below.
+    discriminator.requires_grad_(False)
+    with training.autocast(image_B3HW.device, dtype):
+        fooling = losses.fooling(discriminator(rebuilt_B3HW))
+    last_layer = model.decoder.conv_out.weight
+    ratio = losses.adaptive_weight(reconstruction / values, fooling, last_layer, world)
+    discriminator.requires_grad_(True)
+    with training.autocast(image_B3HW.device, dtype):
+        judging, scores_2 = losses.judging(discriminator, image_B3HW, rebuilt_B3HW, s.lecam_weight)
+    judging.backward()
+    for parameter in discriminator.parameters():
+        parameter.grad = world.mean(parameter.grad.contiguous())
+    return {
+        "train_adversarial": s.adversarial_weight * ratio * values * fooling,
+        "adaptive_weight": ratio,
+        "judging_loss": judging,
+        "judging_norm": nn.utils.clip_grad_norm_(discriminator.parameters(), s.clip),
+        "scores_real_fake": scores_2,
+    }
+
+
+def write_row(run: training.RunFolder, writer: Any, row: dict[str, Any]) -> None:
+    """A row of log.jsonl, also as TensorBoard's scalars: of a list, such as usage per scale, one an entry."""
+    run.log(row)
+    for name, value in row.items() if writer else ():
+        for i, number in enumerate(value if isinstance(value, list) else [value]):
+            if isinstance(number, float):
+                label = f"{name}/{i + 1}" if isinstance(value, list) else name
+                writer.add_scalar(label, number, row["step"])
 
 
 @torch.no_grad()
@@ -211,16 +371,51 @@ def looked_up_vectors(model: VQVAE, features_BChw: Tensor, per_scale: int, seed:
     return torch.cat(chosen)
 
 
-def start_codebook(model: VQVAE, features_BChw: Tensor, seed: int) -> None:
-    """Put the codebook where the untrained encoder's residuals are.
+def start_codebook(model: VQVAE, features_BChw: Tensor, seed: int, new_V: Tensor | None = None) -> None:
+    """Put the codebook, or only its codes in `new_V`, where the encoder's residuals are.
 
     A codebook drawn from N(0, 1) lies outside the cloud of features, so that a handful of codes win every
     look-up. What a scale looks up depends on the codes chosen before it: three rounds make the two agree.
     """
+    new_V = torch.ones(model.vocab_size, dtype=torch.bool) if new_V is None else new_V
     per_scale = -(-model.vocab_size // len(model.quantize.v_patch_nums))
     for round_ in range(3):
         vectors_NC = looked_up_vectors(model, features_BChw, per_scale, seed + round_)
-        model.quantize.init_codebook_(vectors_NC, torch.Generator().manual_seed(seed + round_))
+        model.quantize.replace_codes_(new_V, vectors_NC, torch.Generator().manual_seed(seed + round_))
+
+
+@torch.no_grad()
+def take_weights(model: VQVAE, source: VQVAE) -> tuple[str, Tensor]:
+    """Take from another VQ-VAE of the same width all weights whose sizes fit.
+
+    Of a larger codebook the codes that were used most are kept, a smaller one is kept whole. Other patch
+    numbers change no weight, since the four phi serve any number of scales.
+
+    Returns:
+        A sentence that says what was kept and what was not, and (V,) bool, True for codes that start anew.
+    """
+    codebook, hits = "quantize.embedding.weight", "quantize.ema_vocab_hit_SV"
+    own, other = model.state_dict(), source.state_dict()
+    anew = []
+    for name in own.keys() - {codebook, hits}:
+        if name in other and own[name].shape == other[name].shape:
+            own[name].copy_(other[name])
+        else:
+            anew.append(name)
+    new_V = torch.ones(model.vocab_size, dtype=torch.bool)
+    if model.Cvae == source.Cvae:
+        # A stable sort: without counts, as in some published files, the first codes are kept.
+        most_used = other[hits].sum(0).sort(descending=True, stable=True).indices[: model.vocab_size]
+        own[codebook][: len(most_used)] = other[codebook][most_used.sort().values]
+        new_V[: len(most_used)] = False
+        if own[hits].shape == other[hits].shape:
+            own[hits].copy_(other[hits])
+    text = (
+        f"{int((~new_V).sum())} of {source.vocab_size} codes kept, {int(new_V.sum())} start anew; scales "
+        f"{source.quantize.v_patch_nums} before and {model.quantize.v_patch_nums} now; other weights that "
+        f"start anew: {', '.join(sorted(anew)) or 'none'}"
+    )
+    return text, new_V
 
 
 def revive_codes(
@@ -255,14 +450,23 @@ def revive_codes(
 
 @torch.no_grad()
 def validate(
-    s: Settings, model: VQVAE, pixels_NHW: np.ndarray, world: distributed.World, dtype: torch.dtype
-) -> dict[str, float | list[float]]:
+    s: Settings,
+    model: VQVAE,
+    pixels_NHW: np.ndarray,
+    world: distributed.World,
+    dtype: torch.dtype,
+    perceptual: losses.Perceptual | None = None,
+) -> tuple[dict[str, float | list[float]], Tensor]:
     """Losses, PSNR, SSIM and use of the codebook per scale on the validation split, un-augmented.
 
     Usage is the share of codes in use among those that could be: a scale of few tokens cannot use them all.
+
+    Returns:
+        The numbers by name, and how often each scale used each code, (S, V).
     """
     device = world.device
-    sums = torch.zeros(3 + len(metrics.METRICS), dtype=torch.float64, device=device)
+    names = ("sse", "vq", "total", *s.further_losses, *metrics.METRICS)
+    sums = torch.zeros(len(names), dtype=torch.float64, device=device)
     hits_SV = torch.zeros(len(s.patch_nums), s.vocab_size, device=device)
     mine = np.arange(world.rank, len(pixels_NHW), world.size)
     for rows in training.batches(len(mine), s.batch_size):
@@ -273,21 +477,22 @@ def validate(
             rebuilt_B3HW = model.fhat_to_img(f_hat_BChw).float()
             tokens = model.quantize.f_to_idxBl_or_fhat(features_BChw, to_fhat=False)
         sse, weighted_vq = loss_terms(image_B3HW, rebuilt_B3HW, vq, s.vq_weight)
+        terms = further_terms(s, image_B3HW, rebuilt_B3HW, perceptual, dtype)
         errors = metrics.image_errors(image_B3HW, rebuilt_B3HW)
-        means = torch.stack(
-            [sse, weighted_vq, sse + weighted_vq, *(errors[m].mean() for m in metrics.METRICS)]
-        )
-        sums += means.double() * len(rows)
+        found = {"sse": sse, "vq": weighted_vq, "total": sse + weighted_vq + sum(terms.values()), **terms}
+        found |= {name: errors[name].mean() for name in metrics.METRICS}
+        sums += torch.stack([found[name] for name in names]).double() * len(rows)
         hits_SV += code_counts(tokens, s.vocab_size)
     means = (world.sum(sums) / len(pixels_NHW)).tolist()
     hits_SV = world.sum(hits_SV)
     possible_S = hits_SV.sum(1).clamp(max=s.vocab_size)
-    return {
-        **{f"val_{name}": v for name, v in zip(("sse", "vq", "total", *metrics.METRICS), means, strict=True)},
+    scores = {
+        **{f"val_{name}": value for name, value in zip(names, means, strict=True)},
         "val_usage": ((hits_SV > 0).sum(1) / possible_S).tolist(),
         "val_perplexity": perplexity(hits_SV).tolist(),
         "val_usage_all": ((hits_SV.sum(0) > 0).float().mean()).item(),
     }
+    return scores, hits_SV
 
 
 def draw_curves(s: Settings) -> None:
@@ -298,15 +503,24 @@ def draw_curves(s: Settings) -> None:
         chosen = [row for row in rows if row.get(name) is not None]
         return [row["step"] for row in chosen], [row[name] for row in chosen]
 
-    panels = {
-        title: {f"{split} {name}": series(f"{split}_{name}") for split in ("train", "val")}
-        for title, name in (
-            ("sum of squared errors per image", "sse"),
-            ("VQ loss, weighted, per image", "vq"),
-            ("total = SSE + VQ", "total"),
-        )
+    titles = {
+        "sse": "sum of squared errors per image",
+        "vq": "VQ loss, weighted, per image",
+        "l1": "L1, weighted, per image",
+        "dissimilarity": "1 - SSIM, weighted, per image",
+        "perceptual": "perceptual loss, weighted, per image",
+        "total": "total" if s.further_losses else "total = SSE + VQ",
     }
-    plots.curves(s.out_dir / "loss_curves.png", panels, log_panels=list(panels), title="VQ-VAE: losses")
+    shown = ("sse", "vq", *s.further_losses, "total")
+    panels = {
+        titles[name]: {f"{split} {name}": series(f"{split}_{name}") for split in ("train", "val")}
+        for name in shown
+    }
+    positive = list(panels)
+    if series("train_adversarial")[0]:
+        panels["adversarial loss, weighted, per image"] = {"train adversarial": series("train_adversarial")}
+        panels["discriminator's hinge loss (1: cannot tell)"] = {"train hinge": series("judging_loss")}
+    plots.curves(s.out_dir / "loss_curves.png", panels, log_panels=positive, title="VQ-VAE: losses")
     plots.curves(
         s.out_dir / "quality_curves.png",
         {
@@ -318,17 +532,43 @@ def draw_curves(s: Settings) -> None:
     )
     evaluated = [row for row in rows if "val_usage" in row]
     if evaluated:
-        plots.heat_map(
-            s.out_dir / "codebook_usage.png",
-            np.array([row["val_usage"] for row in evaluated]).T,
-            [f"{side} x {side}" for side in s.patch_nums],
-            [str(row["step"]) for row in evaluated],
-            "Codes in use on val, of those that the scale's tokens could use",
-            "optimiser step",
-            "scale",
-            "share in use",
-            (0, 1),
-        )
+        sides = [f"{side} x {side}" for side in s.patch_nums]
+        steps = [str(row["step"]) for row in evaluated]
+        for name, title, unit, limits in (
+            ("usage", "Codes in use on val, of those that the scale's tokens could use", "share", (0, 1)),
+            (
+                "perplexity",
+                "Perplexity of the codes on val: as varied as so many equally frequent",
+                "codes",
+                None,
+            ),
+        ):
+            plots.heat_map(
+                s.out_dir / f"codebook_{name}.png",
+                np.array([row[f"val_{name}"] for row in evaluated]).T,
+                sides,
+                steps,
+                title,
+                "optimiser step",
+                "scale",
+                unit,
+                limits,
+            )
+
+
+def draw_codebook(s: Settings, model: VQVAE, hits_SV: Tensor) -> None:
+    """How often each code was used on val, and where the code vectors lie."""
+    codes_VC = model.quantize.embedding.weight.detach().float().cpu().numpy()
+    projection = PCA(min(2, *codes_VC.shape)).fit(codes_VC)
+    codes_V2 = np.zeros((len(codes_VC), 2))
+    codes_V2[:, : projection.n_components_] = projection.transform(codes_VC)
+    plots.codebook(
+        s.out_dir / "codebook_vectors.png",
+        hits_SV.sum(0).long().cpu().numpy(),
+        codes_V2,
+        float(projection.explained_variance_ratio_.sum()),
+        "VQ-VAE: use of the codes on val, all scales together",
+    )
 
 
 @torch.no_grad()
@@ -366,15 +606,23 @@ def main(s: Settings) -> None:
     side = images.image_size(train_files)
     check(s, side)
 
-    record = provenance.made_by("train_vqvae.py", s)
+    record = provenance.made_by("train_vqvae.py", s, {"init_from": s.init_from} if s.init_from else {})
     for files in (train_files, val_files):
         listing = {"path": files.split, "sha256": images.listing_sha256(files)}
         record["inputs"][f"{files.split}_images"] = listing
+    vgg = losses.vgg_path(s.vgg) if s.perceptual_weight else None
+    if vgg:
+        record["inputs"]["vgg"] = {"path": vgg.name, "sha256": provenance.sha256_file(vgg)}
+    elif s.perceptual_weight:
+        record["inputs"]["vgg"] = {"path": "none", "sha256": "off"}
+        s = dataclasses.replace(s, perceptual_weight=0.0)
+    perceptual = losses.Perceptual(vgg).to(device) if vgg else None
     arguments = {
         "vocab_size": s.vocab_size,
         "z_channels": s.z_channels,
         "ch": s.ch,
         "beta": s.beta,
+        "using_znorm": s.cosine_lookup,
         "v_patch_nums": list(s.patch_nums),
     }
     config = {"kind": "vqvae", "arguments": arguments, "image_size": side, "classes": list(names)}
@@ -386,6 +634,9 @@ def main(s: Settings) -> None:
             raise InputError(
                 f"{last_path} was trained on other classes or sizes than {s.data_root} holds now"
             )
+    source = load_vqvae(s.init_from, device).model if s.init_from and not last else None
+    if source and (width := source.encoder.conv_in.out_channels) != s.ch:
+        raise InputError(f"{s.init_from} has width {width}, --ch {s.ch} was given: give --ch {width}")
     run = training.RunFolder(s.out_dir, record) if world.is_main else None
 
     # One process decodes, the others then find the file.
@@ -407,8 +658,15 @@ def main(s: Settings) -> None:
     network: nn.Module = world.wrap(model, some_unused=True)
     if s.compile:
         network = torch.compile(network)
+        # The adaptive weight goes backward through the compiled graph before the loss does.
+        functorch_config.donated_buffer = not s.adversarial_weight
+    trained, discriminator = [model], None
+    if s.adversarial_weight:
+        # Not wrapped as the network is: adversarial_terms averages its gradients.
+        discriminator = PatchDiscriminator(s.ch).to(device, memory_format=layout)
+        trained.append(discriminator)
     optimiser = torch.optim.AdamW(
-        training.decay_groups(model, s.weight_decay),
+        [group for module in trained for group in training.decay_groups(module, s.weight_decay)],
         lr=s.learning_rate,
         betas=s.betas,
         fused=device.type == "cuda",
@@ -431,21 +689,34 @@ def main(s: Settings) -> None:
 
     if last:
         restore(last_path, last, model, averaged, optimiser)
+        if discriminator:
+            load_strictly(discriminator, last.get("discriminator", {}), last_path, "discriminator.")
         meter.load_state_dict(last["meter"], world)
         start, best, skipped = last["step"], last["best"], last["skipped"]
         if best < float("inf") and not is_whole(best_path):
             note += f" {best_path} is missing or damaged: the next validation writes it anew"
             best = float("inf")
-    elif s.codebook_start_images:
-        model.eval()
-        batches = range(-(-s.codebook_start_images // s.batch_size))
-        features_BChw = torch.cat([encode(model, to_device(*load(i)), world) for i in batches])
-        start_codebook(model, features_BChw, s.seed)
+    else:
+        new_V = torch.ones(s.vocab_size, dtype=torch.bool)
+        if source:
+            kept, new_V = take_weights(model, source)
+            note += f"started from {s.init_from}: {kept}"
+        if s.codebook_start_images and new_V.any():
+            model.eval()
+            batches = range(-(-s.codebook_start_images // s.batch_size))
+            features_BChw = torch.cat([encode(model, to_device(*load(i)), world) for i in batches])
+            start_codebook(model, features_BChw, s.seed, new_V)
         averaged.load_state_dict(model.state_dict())
     if run:
         run.forget_after(start)
         if note:
             run.note(start, note.strip())
+        if record["inputs"].get("vgg", {}).get("sha256") == "off":
+            run.note(
+                start,
+                "the perceptual loss is OFF: torch's cache has no weights of torchvision's VGG16; "
+                "give --vgg FILE in another --out-dir to have it",
+            )
     if start >= s.steps:
         if not is_whole(best_path):
             raise InputError(
@@ -459,8 +730,16 @@ def main(s: Settings) -> None:
         content = {"model": model.state_dict(), "ema": averaged.state_dict()}
         content |= {"optimiser": optimiser.state_dict(), "meter": meter.state_dict(world)}
         content |= {"step": step, "best": best, "skipped": skipped, "config": config, "made_by": record}
+        if discriminator:
+            content["discriminator"] = discriminator.state_dict()
         if world.is_main:
-            save_last(last_path, content, model, averaged)
+            save_last(last_path, content, *trained, averaged)
+
+    writer = None
+    if run and s.tensorboard:
+        from torch.utils.tensorboard import SummaryWriter  # only when asked for
+
+        writer = SummaryWriter(s.out_dir / "tensorboard", purge_step=start + 1)
 
     if world.is_main:
         count = sum(p.numel() for p in model.parameters()) / 1e6
@@ -480,16 +759,30 @@ def main(s: Settings) -> None:
             rate = training.learning_rate(step, s.learning_rate, s.warmup_steps, s.steps, s.final_rate)
             image_B3HW = to_device(*batch)
             network.train()
-            hits_SV = model.quantize.ema_vocab_hit_SV.clone()
+            hits_before_SV = model.quantize.ema_vocab_hit_SV.clone()
             with training.autocast(device, dtype):
                 rebuilt_B3HW, _, vq = network(image_B3HW)
             sse, weighted_vq = loss_terms(image_B3HW, rebuilt_B3HW, vq, s.vq_weight)
+            terms = further_terms(s, image_B3HW, rebuilt_B3HW, perceptual, dtype)
+            total = sse + weighted_vq + sum(terms.values())
+            judged: dict[str, Tensor] = {}
+            if discriminator and step >= s.adversarial_step:
+                if step == s.adversarial_step:
+                    best = float("inf")  # smoother images, from before this loss, would win for good
+                reconstruction = sse + sum(terms.values())
+                judged = adversarial_terms(
+                    s, model, discriminator, image_B3HW, rebuilt_B3HW, reconstruction, world, dtype
+                )
             # Per pixel value, so that `clip` means the same at every image size.
-            loss = (sse + weighted_vq) / values
+            loss = (total + judged.get("train_adversarial", 0)) / values
             loss.backward()
             done = step + 1
+            # A discriminator whose gradient is not finite holds back the whole step.
+            loss = loss.detach() + 0 * judged.get("judging_norm", 0)
             norm, is_made = training.optimiser_step(parameters, optimiser, rate, s.clip, loss, world)
             if is_made:
+                if judged:
+                    losses.follow_scores(discriminator, world.mean(judged["scores_real_fake"].clone()))
                 training.ema_update(averaged, model, step, s.ema_decay)
                 revived = torch.zeros((), device=device)
                 if s.revive_every and done % s.revive_every == 0 and done <= s.revive_until * s.steps:
@@ -497,12 +790,14 @@ def main(s: Settings) -> None:
                 meter.add(
                     train_sse=sse,
                     train_vq=weighted_vq,
-                    train_total=sse + weighted_vq,
+                    train_total=total,
                     gradient_norm=norm,
                     revived_codes_per_step=revived,
+                    **{f"train_{name}": term for name, term in terms.items()},
+                    **judged,
                 )
             else:
-                model.quantize.ema_vocab_hit_SV.copy_(hits_SV)
+                model.quantize.ema_vocab_hit_SV.copy_(hits_before_SV)
                 batch_names = [train_files.paths[row] for row in sampler.batch(step, s.batch_size)]
                 refused = training.refuse_step(run, done, loss, norm, skipped, batch_names)
                 if skipped >= s.max_skipped_steps:
@@ -522,13 +817,13 @@ def main(s: Settings) -> None:
                 waiting, waited_s = waited_s / max(1e-9, seconds * s.log_every), 0.0
                 if run:
                     timing = {"seconds_per_step": seconds, "waiting_share": waiting}
-                    run.log({"step": done, **means, "rate": rate, **timing})
+                    write_row(run, writer, {"step": done, **means, "rate": rate, **timing})
                     progress.set_postfix_str(
                         f"SSE {means['train_sse']:.0f} VQ {means['train_vq']:.0f} "
                         f"{s.batch_size / seconds:.1f} images/s"
                     )
             if done % s.eval_every == 0 or done == s.steps:
-                scores = validate(s, averaged, val_NHW, world, dtype)
+                scores, hits_SV = validate(s, averaged, val_NHW, world, dtype, perceptual)
                 if scores["val_total"] < best:
                     best = scores["val_total"]
                     if run:
@@ -537,8 +832,9 @@ def main(s: Settings) -> None:
                         with atomic_path(s.out_dir / "codebook_weight.npy") as temporary:
                             np.save(temporary, averaged.quantize.embedding.weight.cpu().numpy())
                 if run:
-                    run.log({"step": done, **scores})
+                    write_row(run, writer, {"step": done, **scores})
                     draw_curves(s)
+                    draw_codebook(s, averaged, hits_SV)
                     draw_reconstructions(s, averaged, val_NHW, val_files.label_N, names)
                     progress.write(
                         f"step {done}: val SSE {scores['val_sse']:.0f}  PSNR {scores['val_psnr_db']:.2f} dB  "
@@ -555,6 +851,10 @@ def main(s: Settings) -> None:
                 )
     progress.close()
     world.close()
+    if writer:
+        writer.close()
+    if run:
+        run.close()
     print(f"done: {best_path} (val total {best:.0f}), figures in {s.out_dir}")
 
 

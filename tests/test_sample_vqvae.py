@@ -14,7 +14,7 @@ from PIL import Image
 
 import sample_vqvae
 from sample_vqvae import Settings
-from usvar import images
+from usvar import images, physics
 from usvar.checkpoints import load_vqvae
 from usvar.errors import InputError
 from usvar.images import SPLITS
@@ -87,9 +87,45 @@ def test_the_worst_are_the_lowest_of_all_splits_in_order(run):
     assert [entry["path"].split("/")[:2] for entry in measured["worst"]] == [[a, b] for _, a, b in worst]
 
 
+def test_speckle_of_real_and_rebuilt_images_is_that_of_all_images_at_once(run):
+    """Summed batch by batch; six images in batches of four would weigh wrongly as a mean of means."""
+    s, measured = run
+    found = measured["speckle"]["train"]
+    paths = sorted((s.data_root / "train").rglob("*.png"))
+    grey_NHW = np.stack([images.read_image(path) for path in paths])
+    model = load_vqvae(s.vqvae).model
+    rebuilt_B3HW = model.img_to_reconstructed_img(images.to_model_range(grey_NHW), last_one=True)
+    for name, pictures_NHW in (("real", grey_NHW), ("rebuilt", images.to_uint8(rebuilt_B3HW))):
+        frequency_F, power_F = physics.radial_power_spectrum(pictures_NHW)
+        assert found["cycles_a_pixel"] == pytest.approx(frequency_F.tolist())
+        assert found["power_db"][name] == pytest.approx(10 * np.log10(power_F + 1e-12), abs=0.05)
+        counts = np.bincount(pictures_NHW.ravel(), minlength=256)
+        assert np.abs(np.array(found["grey_shares"][name]) - counts / counts.sum()).sum() < 0.01
+    power_db = {name: np.array(values) for name, values in found["power_db"].items()}
+    difference_F = power_db["rebuilt"] - power_db["real"]
+    assert found["spectrum_difference_rms_db"] == pytest.approx((difference_F**2).mean() ** 0.5)
+    fine_F = np.array(found["cycles_a_pixel"]) > 0.25
+    assert found["fine_detail_power_difference_db"] == pytest.approx(difference_F[fine_F].mean())
+    assert found["grey_level_distance"] > 1
+
+
+def test_equal_images_have_equal_speckle():
+    grey_NHW = np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8)
+    same = {"real": sample_vqvae.Speckle(), "rebuilt": sample_vqvae.Speckle()}
+    for found in same.values():
+        found.add(grey_NHW)
+    row = sample_vqvae.compare_speckle(same)
+    assert row["spectrum_difference_rms_db"] == 0 and row["grey_level_distance"] == 0
+    same["rebuilt"] = sample_vqvae.Speckle()
+    same["rebuilt"].add((grey_NHW // 2).astype(np.uint8))
+    row = sample_vqvae.compare_speckle(same)
+    assert row["fine_detail_power_difference_db"] == pytest.approx(-6.02, abs=0.05)
+    assert row["grey_level_distance"] == pytest.approx(grey_NHW.mean() - (grey_NHW // 2).mean(), rel=1e-6)
+
+
 def test_figures_and_what_made_them(run, capsys):
     s, measured = run
-    for name in (*(f"scales_{name}" for name in CLASSES), "worst_5", "quality_by_scale"):
+    for name in (*(f"scales_{name}" for name in CLASSES), "worst_5", "quality_by_scale", "speckle"):
         with Image.open(s.out_dir / f"{name}.png") as picture:
             assert min(picture.size) > 100
     made_by = measured["made_by"]

@@ -1,10 +1,13 @@
 """The VQ-VAE's training script: files, resume, several processes, the codebook, refusals."""
 
+import dataclasses
+import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ import torch
 import train_vqvae
 from models import VQVAE
 from models.quant import code_counts
-from usvar import cli, images, training
+from usvar import cli, images, losses, training
 from usvar.checkpoints import load_vqvae, read_checkpoint
 from usvar.distributed import World
 from usvar.errors import InputError, RunError
@@ -76,7 +79,8 @@ def straight(tiny_data, tmp_path_factory) -> Path:
 
 
 def test_a_run_writes_what_the_next_stages_read(straight, tiny_data):
-    for name in ("loss_curves", "quality_curves", "reconstructions", "codebook_usage"):
+    figures = ("loss_curves", "quality_curves", "reconstructions")
+    for name in (*figures, "codebook_usage", "codebook_perplexity", "codebook_vectors"):
         assert (straight / f"{name}.png").stat().st_size > 5000
     best = load_vqvae(straight / "best.pth")
     assert best.config["image_size"] == 64
@@ -116,6 +120,208 @@ def test_stopped_and_resumed_is_the_same_as_not_stopped(straight, tiny_data, tmp
     assert log_without_timings(tmp_path) == log_without_timings(straight)
 
 
+ALL_LOSSES = {"l1_weight": 0.1, "ssim_weight": 0.1, "adversarial_weight": 0.5, "adversarial_start": 0.25}
+# A small rate: in AdamW's first steps rounding grows a thousandfold, and two processes differ by it.
+ALL_LOSSES |= {"learning_rate": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def with_all_losses(tiny_data, tmp_path_factory) -> Path:
+    """Four steps, the last three with an adversarial loss."""
+    out = tmp_path_factory.mktemp("vqvae") / "all_losses"
+    train_vqvae.main(settings(tiny_data, out, **ALL_LOSSES))
+    return out
+
+
+def test_every_loss_is_logged_and_acts(with_all_losses, straight):
+    rows = log_without_timings(with_all_losses)
+    for row in rows[:2]:
+        total = sum(row[f"train_{name}"] for name in ("sse", "vq", "l1", "dissimilarity"))
+        assert row["train_total"] == pytest.approx(total, rel=1e-5)
+        assert row["train_adversarial"] != 0 and row["adaptive_weight"] > 0 and row["judging_norm"] > 0
+    total = sum(rows[2][f"val_{name}"] for name in ("sse", "vq", "l1", "dissimilarity"))
+    assert rows[2]["val_total"] == pytest.approx(total, rel=1e-5)
+    first, last = (read_checkpoint(out / "last.pth") for out in (straight, with_all_losses))
+    assert not torch.equal(
+        first["model"]["decoder.conv_out.weight"], last["model"]["decoder.conv_out.weight"]
+    )
+    assert last["discriminator"]["mean_scores_2"].abs().sum() > 0 and "discriminator" not in first
+
+
+@pytest.mark.parametrize("stop_at", [1, 3])
+def test_the_discriminator_is_saved_and_goes_on_bit_for_bit(
+    with_all_losses, tiny_data, tmp_path, monkeypatch, stop_at
+):
+    """At 1 the next step is the discriminator's first."""
+    own = training.ema_update
+
+    def interrupt(averaged, model, step, decay):
+        own(averaged, model, step, decay)
+        if step == stop_at - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(training, "ema_update", interrupt)
+    with pytest.raises(cli.Stopped):
+        train_vqvae.main(settings(tiny_data, tmp_path, **ALL_LOSSES))
+    monkeypatch.undo()
+    train_vqvae.main(settings(tiny_data, tmp_path, **ALL_LOSSES))
+    first, second = (read_checkpoint(out / "last.pth") for out in (with_all_losses, tmp_path))
+    for content in (first, second):
+        del content["made_by"]
+    assert_same(first, second)
+    assert log_without_timings(tmp_path) == log_without_timings(with_all_losses)
+
+
+def test_best_starts_anew_with_the_adversarial_loss(tiny_data, tmp_path, monkeypatch):
+    """Images from before it are smoother and nearer in squared error: they would stay best for good."""
+    own = train_vqvae.validate
+    totals = iter([1.0, 50.0, 60.0])
+
+    def validate(*arguments):
+        scores, hits_SV = own(*arguments)
+        return scores | {"val_total": next(totals)}, hits_SV
+
+    monkeypatch.setattr(train_vqvae, "validate", validate)
+    train_vqvae.main(settings(tiny_data, tmp_path, steps=3, eval_every=1, **ALL_LOSSES))
+    assert read_checkpoint(tmp_path / "best.pth")["step"] == 2
+
+
+def test_a_loss_without_weight_costs_nothing(tiny_data, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("was called without a weight")
+
+    for name in ("l1", "dissimilarity", "fooling", "judging", "adaptive_weight", "Perceptual", "vgg_path"):
+        monkeypatch.setattr(losses, name, refuse)
+    monkeypatch.setattr(train_vqvae, "PatchDiscriminator", refuse)
+    train_vqvae.main(settings(tiny_data, tmp_path, steps=1))
+
+
+def test_a_perceptual_loss_without_weights_says_that_it_is_off(tiny_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    train_vqvae.main(settings(tiny_data, tmp_path / "out", steps=1, perceptual_weight=1.0))
+    assert "perceptual loss is OFF" in capsys.readouterr().out
+    rows = training.read_log(tmp_path / "out" / "log.jsonl")
+    assert "OFF" in rows[0]["note"] and not any("train_perceptual" in row for row in rows)
+
+
+def test_a_discriminator_without_a_number_holds_back_the_step(tiny_data, tmp_path, monkeypatch):
+    own = losses.judging
+
+    def poisoned(*arguments):
+        loss, scores_2 = own(*arguments)
+        return loss * float("nan"), scores_2
+
+    monkeypatch.setattr(losses, "judging", poisoned)
+    with pytest.raises(RunError, match="step 2 was not made"):
+        train_vqvae.main(settings(tiny_data, tmp_path, **ALL_LOSSES))
+    kept = read_checkpoint(tmp_path / "last.pth")
+    assert kept["step"] == 1 and all(tensor.isfinite().all() for tensor in kept["discriminator"].values())
+
+
+def test_tensorboard_gets_the_numbers_of_the_log_when_asked(straight, tiny_data, tmp_path, monkeypatch):
+    """The package is not among the requirements: a stand-in takes the numbers."""
+    taken = []
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            taken.append((folder.name, purge_step))
+
+        def add_scalar(self, name, value, step):
+            taken.append((name, value, step))
+
+        def close(self):
+            taken.append("closed")
+
+    stand_in = types.ModuleType("torch.utils.tensorboard")
+    stand_in.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stand_in)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    train_vqvae.main(settings(tiny_data, tmp_path, tensorboard=True))
+    rows = log_without_timings(straight)
+    assert taken[0] == ("tensorboard", 1) and taken[-1] == "closed"
+    assert ("train_sse", rows[0]["train_sse"], 2) in taken and ("val_ssim", rows[2]["val_ssim"], 4) in taken
+    assert ("val_usage/3", rows[2]["val_usage"][2], 4) in taken
+
+
+def test_tensorboard_that_is_not_installed_is_one_clear_line(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(InputError, match="pip install tensorboard"):
+        train_vqvae.main(settings(tiny_data, tmp_path / "out", tensorboard=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_fine_tuning_starts_at_the_weights_of_a_checkpoint(straight, tiny_data, tmp_path):
+    """The first loss is that of the kept weights, and the run goes on by itself once it has started."""
+    chosen = settings(
+        tiny_data, tmp_path, init_from=straight / "best.pth", learning_rate=1e-9, revive_every=0
+    )
+    train_vqvae.main(chosen)
+    before, after = (read_checkpoint(out / "best.pth") for out in (straight, tmp_path))
+    for name, tensor in before["model"].items():
+        if "hit" not in name:
+            torch.testing.assert_close(after["model"][name], tensor, atol=1e-7, rtol=0)
+    assert after["val"]["val_sse"] == pytest.approx(before["val"]["val_sse"], rel=1e-4)
+    assert len(after["made_by"]["inputs"]["init_from"]["sha256"]) == 64
+    rows = training.read_log(tmp_path / "log.jsonl")
+    assert "32 of 32 codes kept, 0 start anew" in rows[0]["note"] and rows[0]["note"].endswith("anew: none")
+    train_vqvae.main(dataclasses.replace(chosen, init_from=None))  # its weights are in last.pth
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({"vocab_size": 48}, 32),
+        ({"vocab_size": 20}, 20),
+        ({"patch_nums": (1, 2, 3, 4)}, 32),
+        ({"z_channels": 6}, 0),
+    ],
+)
+def test_fine_tuning_with_other_sizes_keeps_what_fits_and_names_the_rest(
+    straight, tiny_data, tmp_path, changes, kept
+):
+    s = settings(
+        tiny_data,
+        tmp_path,
+        init_from=straight / "best.pth",
+        steps=1,
+        learning_rate=1e-9,
+        ema_decay=0.0,
+        **changes,
+    )
+    train_vqvae.main(s)
+    before, after = (
+        read_checkpoint(out / name)["model"] for out, name in ((straight, "best.pth"), (tmp_path, "last.pth"))
+    )
+    note = training.read_log(tmp_path / "log.jsonl")[0]["note"]
+    assert f"{kept} of 32 codes kept, {s.vocab_size - kept} start anew" in note
+    named = note.split("anew: ")[-1].split(", ")
+    for name, tensor in before.items():
+        if name in ("quantize.embedding.weight", "quantize.ema_vocab_hit_SV"):
+            continue
+        if name in named:
+            assert tensor.shape != after[name].shape
+        else:
+            torch.testing.assert_close(after[name], tensor, atol=1e-7, rtol=0)
+    assert ("encoder.conv_out.weight" in named) == ("z_channels" in changes)
+    codes_VC = after["quantize.embedding.weight"]
+    if kept:
+        most_used = before["quantize.ema_vocab_hit_SV"].sum(0).argsort(descending=True, stable=True)[:kept]
+        torch.testing.assert_close(
+            codes_VC[:kept], before["quantize.embedding.weight"][most_used.sort().values], atol=1e-6, rtol=0
+        )
+    # The rest lies where features are, not at N(0, 1).
+    assert (
+        codes_VC[kept:].numel() == 0
+        or codes_VC[kept:].abs().max() < 2 * before["quantize.embedding.weight"].abs().max()
+    )
+
+
+def test_fine_tuning_from_another_width_is_refused(straight, tiny_data, tmp_path):
+    with pytest.raises(InputError, match="has width 32, --ch 64 was given: give --ch 32"):
+        train_vqvae.main(settings(tiny_data, tmp_path / "out", init_from=straight / "best.pth", ch=64))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_finished_run_says_so_and_changes_nothing(straight, tiny_data, capsys):
     before = (straight / "last.pth").read_bytes()
     train_vqvae.main(settings(tiny_data, straight))
@@ -128,9 +334,11 @@ def test_other_settings_do_not_go_on_from_a_checkpoint(straight, tiny_data):
         train_vqvae.main(settings(tiny_data, straight, learning_rate=1.0))
 
 
-def test_two_processes_give_the_curve_of_one(straight, tiny_data, tmp_path):
+@pytest.mark.parametrize("changes", [{}, pytest.param(ALL_LOSSES, marks=pytest.mark.slow)])
+def test_two_processes_give_the_curve_of_one(tiny_data, tmp_path, request, changes):
     """Half the batch each; the codebook's start, its revival and the validation see the whole."""
-    s = settings(tiny_data, tmp_path)
+    one_process = request.getfixturevalue("with_all_losses" if changes else "straight")
+    s = settings(tiny_data, tmp_path, **changes)
     flags = []
     for name, value in vars(s).items():
         values = map(str, value) if isinstance(value, tuple) else [str(value)]
@@ -140,9 +348,10 @@ def test_two_processes_give_the_curve_of_one(straight, tiny_data, tmp_path):
         [*command, "train_vqvae.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    for one, two in zip(log_without_timings(straight), log_without_timings(tmp_path), strict=True):
+    names = ("train_sse", "train_vq", "val_sse", "val_psnr_db", "val_ssim", "adaptive_weight", "judging_norm")
+    for one, two in zip(log_without_timings(one_process), log_without_timings(tmp_path), strict=True):
         assert one.keys() == two.keys()
-        for name in ("train_sse", "train_vq", "val_sse", "val_psnr_db", "val_ssim"):
+        for name in names:
             if name in one:
                 assert two[name] == pytest.approx(one[name], rel=2e-3), name
 
@@ -153,7 +362,7 @@ def test_validation_sees_the_images_as_they_are(tiny_data, straight):
     files = images.find_images(tiny_data, "val", images.find_classes(tiny_data))
     pixels_NHW = images.read_images(files, range(len(files)), 64)
     model = load_vqvae(straight / "best.pth").model
-    scores = train_vqvae.validate(s, model, pixels_NHW, ALONE, torch.float32)
+    scores, _ = train_vqvae.validate(s, model, pixels_NHW, ALONE, torch.float32)
     image_B3HW = torch.from_numpy(pixels_NHW)[:, None].expand(-1, 3, -1, -1) / 127.5 - 1
     with torch.no_grad():
         rebuilt_B3HW, _, vq = model(image_B3HW)
@@ -214,6 +423,10 @@ def test_unused_codes_are_replaced_everywhere(tmp_path):
         ({"ch": 20}, "--ch 20"),
         ({"steps": 0}, "--steps 0"),
         ({"class_balance": 2.0}, "--class-balance 2.0"),
+        ({"adversarial_start": -1.0}, "--adversarial-start -1.0"),
+        ({"l1_weight": -1.0}, "--l1-weight -1.0"),
+        ({"init_from": Path("none.pth")}, "--init-from none.pth is no file"),
+        ({"vgg": Path("none.pth"), "perceptual_weight": 1.0}, "--vgg none.pth is no file"),
         ({"device": "cuda:99"}, "cuda:99|no GPU"),
         ({"precision": "half"}, "half"),
     ],

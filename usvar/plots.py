@@ -1,5 +1,6 @@
 """Figures that people read: one style, colours that the colour-blind can tell apart, written atomically."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,10 @@ def curves(
     lines: Mapping[str, Mapping[str, float]] | None = None,
     log_panels: Sequence[str] = (),
     title: str = "",
-    x_label: str = "optimiser step",
+    x_label: str | Sequence[str] = "optimiser step",
+    columns: int = 3,
 ) -> None:
-    """Curves over the optimiser step or another whole number, panels side by side.
+    """Curves over the optimiser step or another number, panels side by side.
 
     Args:
         path: the PNG to write.
@@ -59,22 +61,27 @@ def curves(
         lines: panel title -> name -> height of a dotted horizontal line.
         log_panels: panels with a logarithmic axis.
         title: title of the whole figure.
-        x_label: what the numbers along the x axis are.
+        x_label: what the numbers along the x axis are; one for all panels or one for each.
+        columns: most panels side by side.
     """
-    columns = min(3, len(panels))
+    columns = min(columns, len(panels))
+    x_labels = [x_label] * len(panels) if isinstance(x_label, str) else x_label
     rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(4.4 * columns, 3.3 * rows), squeeze=False, layout="constrained"
     )
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    for axis, (name, series) in zip(axes.flat, panels.items(), strict=False):
+    for axis, (name, series), label_x in zip(axes.flat, panels.items(), x_labels, strict=False):
         colour_of: dict[str, str] = {}
         for label, (steps, values) in series.items():
             kind, _, ending = label.partition(" ")
             key = ending if kind in ("train", "val") else label
             colour = colour_of.setdefault(key, COLOURS[len(colour_of) % len(COLOURS)])
-            style = {"linestyle": "--", "marker": "o", "markersize": 3} if kind == "val" else {}
+            # Where the colours come round again, the lines are dash-dotted.
+            style: dict[str, Any] = {"linestyle": "-." if len(colour_of) > len(COLOURS) else "-"}
+            if kind == "val":
+                style = {"linestyle": "--", "marker": "o", "markersize": 3}
             axis.plot(steps, values, color=colour, label=label, linewidth=1.4, **style)
         for offset, (label, height) in enumerate((lines or {}).get(name, {}).items()):
             colour = COLOURS[(len(colour_of) + offset) % len(COLOURS)]
@@ -82,8 +89,9 @@ def curves(
         if name in log_panels:
             axis.set_yscale("log")
         axis.set_title(name)
-        axis.set_xlabel(x_label)
-        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axis.set_xlabel(label_x)
+        is_whole = all(float(step).is_integer() for steps, _ in series.values() for step in steps)
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=is_whole))
         axis.legend(fontsize=7)
     if title:
         figure.suptitle(title)
@@ -188,4 +196,48 @@ def heat_map(
     axis.grid(False)
     axis.set(title=title, xlabel=x_label, ylabel=y_label)
     figure.colorbar(drawn, ax=axis, label=unit)
+    save(figure, path)
+
+
+def codebook(path: Path, hits_V: np.ndarray, codes_V2: np.ndarray, kept_share: float, title: str) -> None:
+    """How often codes are used: a histogram, and the codes' vectors in the plane, coloured by use.
+
+    Args:
+        path: the PNG to write.
+        hits_V: how often each code was looked up.
+        codes_V2: the code vectors, projected.
+        kept_share: share of the vectors' variance that the projection keeps.
+        title: above both.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained")
+    used_V = hits_V > 0
+    # Bins that double, since use spreads over orders of magnitude; the unused stand apart at the left.
+    edges = 2.0 ** np.arange(0, np.ceil(np.log2(max(2, hits_V.max() + 1))) + 1)
+    counts, _ = np.histogram(hits_V[used_V], edges)
+    names = [
+        "0",
+        *(f"{int(a)}" if b - a == 1 else f"{int(a)}-{int(b) - 1}" for a, b in itertools.pairwise(edges)),
+    ]
+    bars = left.bar(
+        range(len(names)), [np.sum(~used_V), *counts], color=[COLOURS[1], *[COLOURS[0]] * len(counts)]
+    )
+    left.bar_label(bars, fontsize=7)
+    left.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    left.grid(axis="x", visible=False)
+    left.set(
+        title=f"{used_V.mean():.1%} of {len(hits_V)} codes in use", xlabel="times looked up", ylabel="codes"
+    )
+    right.scatter(*codes_V2[~used_V].T, s=14, marker="x", linewidth=0.8, color=COLOURS[1], label="unused")
+    drawn = right.scatter(
+        *codes_V2[used_V].T, c=hits_V[used_V], s=8, cmap="viridis", norm="log" if used_V.any() else None
+    )
+    figure.colorbar(drawn, ax=right, label="times looked up")
+    if not used_V.all():
+        right.legend(fontsize=7)
+    right.set(
+        title=f"code vectors: two principal components, {kept_share:.0%} of the variance",
+        xlabel="first component",
+        ylabel="second component",
+    )
+    figure.suptitle(title)
     save(figure, path)

@@ -1,0 +1,46 @@
+"""Figures whose numbers could be wrong: how often codes are used; axes of curves."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from usvar import plots
+
+
+@pytest.mark.parametrize(
+    ("hits", "bars"),
+    [
+        ([0, 0, 1, 1, 1, 2, 3, 4, 7, 8], {"0": 2, "1": 3, "2-3": 2, "4-7": 2, "8-15": 1}),
+        ([1, 1, 1], {"0": 0, "1": 3}),
+        ([0, 0], {"0": 2, "1": 0}),
+        ([4, 16], {"0": 0, "1": 0, "2-3": 0, "4-7": 1, "8-15": 0, "16-31": 1}),
+    ],
+)
+def test_every_code_is_in_one_bar(tmp_path, monkeypatch, hits, bars):
+    kept = []
+    monkeypatch.setattr(plots, "save", lambda figure, _: kept.append(figure))
+    plots.codebook(tmp_path / "codes.png", np.array(hits), np.zeros((len(hits), 2)), 0.5, "use")
+    axis = kept[0].axes[0]
+    found = dict(
+        zip(
+            [t.get_text() for t in axis.get_xticklabels()],
+            [p.get_height() for p in axis.patches],
+            strict=True,
+        )
+    )
+    assert found == bars
+    kept[0].canvas.draw()
+    plt.close(kept[0])
+
+
+def test_curves_have_an_axis_each_and_whole_ticks_only_for_whole_numbers(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(plots, "save", lambda figure, _: kept.append(figure))
+    panels = {"steps": {"a": ([0, 2], [1, 2])}, "shares": {"a": ([0.0, 0.5], [1, 2])}}
+    plots.curves(tmp_path / "curves.png", panels, x_label=["step", "frequency"], columns=1)
+    kept[0].canvas.draw()
+    steps, shares = kept[0].axes
+    assert [axis.get_xlabel() for axis in (steps, shares)] == ["step", "frequency"]
+    assert all(float(tick).is_integer() for tick in steps.get_xticks())
+    assert not all(float(tick).is_integer() for tick in shares.get_xticks())
+    plt.close(kept[0])

@@ -1,0 +1,88 @@
+"""The benchmark of VQ-VAE recipes: what each row changes, and its numbers against the files it leaves."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import train_vqvae
+from benchmarks import vqvae_recipes
+from usvar import images
+from usvar.checkpoints import load_vqvae, read_checkpoint
+from usvar.errors import InputError
+
+
+def settings(data, out, **changes) -> vqvae_recipes.Settings:
+    chosen = {"steps": 2, "batch_size": 4, "vocab_size": 64, "evaluations": 1, "device": "cpu"}
+    return vqvae_recipes.Settings(data, out, **chosen | changes)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("recipes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_vqvae, "draw_reconstructions", lambda *_: None)
+        vqvae_recipes.main(settings(tiny_data, out))
+    return out, json.loads((out / "results.json").read_text())
+
+
+def test_the_rows_differ_as_they_say_and_see_as_many_images(run, tiny_data):
+    out, results = run
+    assert list(results["rows"]) == ["predecessor", "ours"]
+    assert {row["images_seen"] for row in results["rows"].values()} == {8}
+    made_by = {name: read_checkpoint(out / name / "last.pth")["made_by"] for name in results["rows"]}
+    differing = {
+        key
+        for key, value in made_by["ours"]["settings"].items()
+        if value != made_by["predecessor"]["settings"][key]
+    } - {"out_dir"}
+    assert differing == {*vqvae_recipes.PREDECESSOR, "vq_weight"} - {"betas"}
+    assert made_by["predecessor"]["settings"]["betas"] == [0.9, 0.95]
+    # From N(0, 1) and hardly moved in two steps, with the averaged weights equal to the last ones.
+    last = read_checkpoint(out / "predecessor" / "last.pth")
+    assert 0.9 < last["model"]["quantize.embedding.weight"].std() < 1.1
+    assert torch.equal(last["ema"]["decoder.conv_in.weight"], last["model"]["decoder.conv_in.weight"])
+
+
+def test_numbers_are_those_of_the_kept_weights(run, tiny_data):
+    out, results = run
+    row, model = results["rows"]["ours"], load_vqvae(out / "ours" / "best.pth").model
+    files = images.find_images(tiny_data, "train", images.find_classes(tiny_data))
+    tokens = model.img_to_idxBl(images.to_model_range(images.read_images(files, range(len(files)), 64)))
+    used = [len(torch.unique(idx_Bl)) for idx_Bl in tokens]
+    assert row["usage"] == pytest.approx([count / 64 for count in used])
+    assert row["usage_all"] == pytest.approx(len(torch.unique(torch.cat(tokens, 1))) / 64)
+    assert row["psnr_db"] == pytest.approx(row["psnr_db_at"][-1], abs=1e-2)
+    assert (out / "recipes.png").stat().st_size > 5000
+
+
+def test_aims_are_judged_by_the_numbers():
+    speckle = {"power_db": {"real": [0.0, 0.0], "rebuilt": [-2.0, -9.0]}}
+    before = {"psnr_db": 20.0, "speckle": speckle, "usage_all": 0.1, "sides": [1, 4], "usage": [0.1, 0.1]}
+    after = before | {"psnr_db": 21.6, "usage_all": 0.96, "usage": [0.1, 0.59]}
+    after["speckle"] = {"power_db": {"real": [0.0, 0.0], "rebuilt": [-1.0, 9.5]}}
+    met = [line.endswith(", met") for line in vqvae_recipes.verdicts(before, after)]
+    assert met == [True, False, True, False]
+    assert np.allclose(vqvae_recipes.distances(after), [1.0, 9.5])
+
+
+def test_every_row_is_a_setting_of_the_trainer(tiny_data, tmp_path):
+    s = settings(tiny_data, tmp_path)
+    rows = vqvae_recipes.recipes(64)
+    made = {name: vqvae_recipes.train_settings(s, name, changes, 64) for name, changes in rows.items()}
+    assert len({run.out_dir for run in made.values()}) == len(rows)
+    assert made["ours"].patch_nums == (1, 2, 3, 4)
+    for run in made.values():
+        train_vqvae.check(run, 64)
+    with pytest.raises(InputError, match="'theirs' was given"):
+        vqvae_recipes.main(settings(tiny_data, tmp_path, rows=("theirs",)))
+
+
+def test_a_row_whose_loss_would_be_off_is_left_out(tiny_data, tmp_path, monkeypatch, capsys):
+    """It would stand in the table as a second row of ours."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(train_vqvae, "main", lambda _: pytest.fail("was trained"))
+    with pytest.raises(InputError, match="no row is left"):
+        vqvae_recipes.main(settings(tiny_data, tmp_path, rows=("ours + perceptual",)))
+    assert "left out" in capsys.readouterr().out

@@ -1,0 +1,154 @@
+"""Losses of the VQ-VAE beyond squared error: L1, structure, features, and a discriminator's word.
+
+All are means over a batch. Images enter as floats in [-1, 1].
+
+Axes: B images, C channels, H W pixels, h w places of a feature map or patches of a discriminator.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.discriminator import PatchDiscriminator
+from usvar.checkpoints import load_strictly, read_checkpoint
+from usvar.distributed import World
+from usvar.metrics import ssim
+
+# Indices in VGG16's features of the activations that end its five blocks: relu1_2 to relu5_3.
+VGG_BLOCK_ENDS = (3, 8, 15, 22, 29)
+# ImageNet's mean and deviation of red, green and blue on the [0, 1] range, which VGG was trained with.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Decay of the discriminator's mean scores, and the largest adaptive weight: both of the published codes.
+SCORE_DECAY, LARGEST_ADAPTIVE = 0.99, 1e4
+
+
+def l1(image_BCHW: Tensor, rebuilt_BCHW: Tensor) -> Tensor:
+    """Mean absolute error of a pixel value."""
+    return (rebuilt_BCHW.float() - image_BCHW).abs().mean()
+
+
+def dissimilarity(image_BCHW: Tensor, rebuilt_BCHW: Tensor) -> Tensor:
+    """One minus structural similarity of the mean over channels, 0 to 2.
+
+    Not clamped to the grey range as the metric is: outside of it there would be no gradient.
+    """
+    grey = [(x_BCHW.float().mean(1, keepdim=True) + 1) / 2 for x_BCHW in (image_BCHW, rebuilt_BCHW)]
+    return 1 - ssim(*grey).mean()
+
+
+class Perceptual(nn.Module):
+    """Distance of VGG16's features, each place's vector scaled to length 1.
+
+    R. Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (2018), equation
+    1 with all learned weights 1. VGG saw photographs, not ultrasound: judge it by its row in the table.
+
+    Args:
+        path: weights of torchvision's VGG16, the whole network's state_dict.
+
+    Raises:
+        InputError: when the file is missing or holds anything else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        from torchvision.models import vgg16  # a second of start-up that only this loss needs
+
+        # On "meta" nothing is drawn for the 120 M weights of the classifier, which is not used.
+        with torch.device("meta"):
+            features = vgg16(weights=None).features
+        features.to_empty(device="cpu")
+        state = read_checkpoint(path)
+        kept = {k.removeprefix("features."): v for k, v in state.items() if not k.startswith("classifier.")}
+        load_strictly(features, kept, path, "features.")
+        for layer in features:
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = False
+        self.features = features
+        self.register_buffer("mean_C11", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
+        self.register_buffer("std_C11", torch.tensor(IMAGENET_STD).view(3, 1, 1))
+        self.eval().requires_grad_(False)
+
+    def block_ends(self, image_B3HW: Tensor) -> list[Tensor]:
+        """Features (B, C, h, w) at the end of each block, of length 1 over C."""
+        x, found = ((image_B3HW + 1) / 2 - self.mean_C11) / self.std_C11, []
+        for i, layer in enumerate(self.features[: VGG_BLOCK_ENDS[-1] + 1]):
+            x = layer(x)
+            if i in VGG_BLOCK_ENDS:
+                found.append(F.normalize(x.float(), dim=1, eps=1e-6))
+        return found
+
+    def forward(self, image_B3HW: Tensor, rebuilt_B3HW: Tensor) -> Tensor:
+        """Sum over blocks of the mean squared distance; the gradient goes to the rebuilt images."""
+        with torch.no_grad():
+            wanted = self.block_ends(image_B3HW)
+        found = self.block_ends(rebuilt_B3HW)
+        return sum((a - b).square().sum(1).mean() for a, b in zip(wanted, found, strict=True))
+
+
+def vgg_path(given: Path | None) -> Path | None:
+    """The given file, or torchvision's own in torch's cache, or None when it is not there."""
+    from torchvision.models import VGG16_Weights
+
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(VGG16_Weights.IMAGENET1K_V1.url).name
+    return given or (cached if cached.is_file() else None)
+
+
+def fooling(score_B1hw: Tensor) -> Tensor:
+    """The generator's side of the hinge loss: low when rebuilt images are taken for real ones."""
+    return -score_B1hw.float().mean()
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, world: World) -> Tensor:
+    """How many times the gradient of the adversarial loss goes into that of the others, at the last layer.
+
+    P. Esser et al., "Taming Transformers for High-Resolution Image Synthesis" (2021), equation 7. The
+    gradients are those of the global batch, so that several processes take the weight of one.
+
+    Args:
+        reconstruction, adversarial: scalar losses with a gradient.
+        last_layer: the decoder's last kernel.
+        world: all processes.
+
+    Returns:
+        A scalar without gradient.
+    """
+    norms = [
+        world.mean(torch.autograd.grad(loss, last_layer, retain_graph=True)[0].contiguous()).norm()
+        for loss in (reconstruction, adversarial)
+    ]
+    return (norms[0] / (norms[1] + 1e-6)).clamp(max=LARGEST_ADAPTIVE)
+
+
+def judging(
+    discriminator: PatchDiscriminator, image_BCHW: Tensor, rebuilt_BCHW: Tensor, lecam_weight: float
+) -> tuple[Tensor, Tensor]:
+    """The discriminator's side: hinge loss and LeCam's term.
+
+    LeCam keeps the scores near their moving averages, which holds back a discriminator that has few images to
+    learn by heart: H.-Y. Tseng et al., "Regularizing Generative Adversarial Networks under Limited Data"
+    (2021), with the one-sided distances of its published code.
+
+    Args:
+        discriminator: with its moving averages.
+        image_BCHW: real images.
+        rebuilt_BCHW: what became of them; no gradient goes there.
+        lecam_weight: 0 leaves the term out.
+
+    Returns:
+        The loss, and (2,) the mean scores of real and of rebuilt images, for `follow_scores`.
+    """
+    real, fake = (discriminator(x.detach()).float() for x in (image_BCHW, rebuilt_BCHW))
+    loss = (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
+    if lecam_weight:
+        mean_real, mean_fake = discriminator.mean_scores_2.clone()
+        lecam = F.relu(real - mean_fake).square().mean() + F.relu(mean_real - fake).square().mean()
+        loss = loss + lecam_weight * lecam
+    return loss, torch.stack([real.mean(), fake.mean()]).detach()
+
+
+@torch.no_grad()
+def follow_scores(discriminator: PatchDiscriminator, scores_2: Tensor) -> None:
+    """Move the averages that LeCam compares with toward the newest mean scores (of all processes)."""
+    discriminator.mean_scores_2.lerp_(scores_2, 1 - SCORE_DECAY)
