@@ -3,6 +3,7 @@
     python benchmarks/preparation.py planted --raw-root data/raw
     python benchmarks/preparation.py search --count 50000
     python benchmarks/preparation.py load --count 10000
+    python benchmarks/preparation.py load --count 100000 --width 60 --size 32
 
 "planted" makes copies of the pictures below --raw-root in memory: resized to 50 to 200%, re-encoded as JPEG
 at 80, mirrored, with calipers drawn on, cropped by 4 pixels on each side, and each two of these. Each copy is
@@ -13,9 +14,9 @@ originals. Ends with exit code 1 when less than 98% are found or a copy is on an
 "search" looks for near copies among generated hashes without a known patient; ends with exit code 1 when that
 takes a minute or more, or 1.5 GB of memory.
 
-"load" makes pictures of 600 x 450 pixels, fans and rectangles with text beside them, and prepares them at 256
-pixels, first a tenth of them, then all. Ends with exit code 1 below 60 images a second, or when any process
-takes 1.5 GB of memory.
+"load" makes pictures of --width pixels, fans and rectangles with text beside them, and prepares them at
+--size pixels, first a tenth of them, then all. Ends with exit code 1 below 60 images a second, or when any
+process takes 1.5 GB of memory.
 """
 
 import hashlib
@@ -67,6 +68,9 @@ class Settings:
     raw_root: Path = Path("data/raw")
     # planted: every n-th picture gets copies, one for each kind and for each two.
     every: int = 1
+    # load: width of the pictures, and side of the prepared ones, in pixels.
+    width: int = 600
+    size: int = 256
     # search: number of hashes; load: number of pictures.
     count: int = 50_000
     seed: int = 0
@@ -259,11 +263,11 @@ def load(settings: Settings) -> bool:
     """Prepare `count` pictures with all cores; returns whether it was fast and small enough."""
     with tempfile.TemporaryDirectory() as folder:
         few, all_of_them = settings.count // 10, settings.count
-        jobs = [(Path(folder), n, settings.seed) for n in range(all_of_them)]
+        jobs = [(Path(folder), n, settings.seed, settings.width) for n in range(all_of_them)]
         with ProcessPoolExecutor() as pool:
             list(tqdm(pool.map(_make_screen, *zip(*jobs, strict=True), chunksize=64), "make", all_of_them))
-        _, few_bytes = _prepare(Path(folder) / "few", Path(folder) / "out few")
-        all_s, all_bytes = _prepare(Path(folder) / "all", Path(folder) / "out all")
+        _, few_bytes = _prepare(Path(folder) / "few", Path(folder) / "out few", settings.size)
+        all_s, all_bytes = _prepare(Path(folder) / "all", Path(folder) / "out all", settings.size)
     rate = all_of_them / all_s
     print(
         f"{all_of_them:,} images prepared in {all_s:.0f} s, {rate:.0f} a second, on {os.cpu_count()} cores; "
@@ -273,7 +277,7 @@ def load(settings: Settings) -> bool:
     return rate >= LEAST_RATE and all_bytes < MOST_BYTES
 
 
-def _prepare(raw_root: Path, out_root: Path) -> tuple[float, float]:
+def _prepare(raw_root: Path, out_root: Path, size: int) -> tuple[float, float]:
     """Run the script; seconds and memory of its largest process in bytes."""
     script = Path(__file__).resolve().parent.parent / "data_preprocessing" / "prepare_datasets.py"
     command = [sys.executable, str(script), "--raw-root", str(raw_root), "--out-root", str(out_root)]
@@ -284,26 +288,30 @@ def _prepare(raw_root: Path, out_root: Path) -> tuple[float, float]:
     )
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", asking, *command, "--cap", "0"], check=True, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", asking, *command, "--cap", "0", "--size", str(size)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     return time.perf_counter() - start, int(done.stdout.split()[-1]) * 1024.0
 
 
-def _make_screen(folder: Path, number: int, seed: int) -> None:
-    """Write one picture of a scanner's screen, and a link to every tenth of them."""
+def _make_screen(folder: Path, number: int, seed: int, width: int) -> None:
+    """Write one picture of a scanner's screen, every tenth of them twice."""
     stream = np.random.default_rng([seed, number])
-    height, width = 450, 600
+    height, unit = width * 3 // 4, width / 600
     coarse = Image.fromarray(stream.integers(0, 256, (12, 16)).astype(np.uint8))
     smooth_HW = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)
     echo_HW = smooth_HW * stream.rayleigh(0.7, (height, width)).astype(np.float32)
-    y, x = np.mgrid[:height, :width]
+    y, x = np.mgrid[:height, :width] / unit
     if number % 2:
         radius, angle = np.hypot(x - 300, y + 40), np.abs(np.arctan2(x - 300, y + 40))
         inside = (radius > 80) & (radius < 470) & (angle < 0.6)
     else:
         inside = (x > 90) & (x < 510) & (y > 40) & (y < 420)
     screen = Image.fromarray(np.where(inside, echo_HW.clip(12, 255), 0).astype(np.uint8))
-    ImageDraw.Draw(screen).text((8, 8), f"Gain {number % 90} dB  12.5 MHz  {number}", fill=200)
+    text = f"Gain {number % 90} dB  12.5 MHz  {number}"
+    ImageDraw.Draw(screen).text((8 * unit, 8 * unit), text, fill=200)
     for name in ("all", "few") if number % 20 < 2 else ("all",):
         path = folder / name / "Screens" / ("Rectangle", "Fan")[number % 2] / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
