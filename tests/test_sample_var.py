@@ -457,7 +457,7 @@ def test_the_priors_mode_is_the_most_frequent_token_at_each_place(base, tmp_path
 def test_wrong_input_is_one_line_and_exit_code_2(wrong, base, tmp_path, monkeypatch, capsys):
     flags = {"var": base.var, "vqvae": base.vqvae, "tokens-dir": base.tokens_dir, "out-dir": tmp_path / "out"}
     wanted = {
-        "half": "ar-ckpt-best.pth is no readable checkpoint",
+        "half": "ar-ckpt-best.pth is damaged",
         "tokens": "the codebook has 32 codes",
         "labels": "was trained with Heart, Kidney, Liver",
         "class": "known are Heart, Kidney, Liver",
