@@ -540,13 +540,20 @@ def _refined(sector: _Sector, edge_E2: np.ndarray) -> _Sector:
     (left_point, left), (right_point, right) = lines
     if left[0] >= right[0]:
         return sector
-    along_left, _ = np.linalg.solve(np.stack([left, -right], 1), right_point - left_point)
-    apex = left_point + along_left * left
+    along = _solved(np.stack([left, -right], 1), right_point - left_point)
+    if along is None:
+        return sector
+    apex = left_point + along[0] * left
     lift = sector.apex[1] - apex[1]
     if np.hypot(*(apex - sector.apex)) > 0.3 * sector.far:
         return sector
     angles = (float(np.arctan2(*along)) for along in (left, right))
     return _Sector(apex, max(sector.near + lift, 0.0), sector.far + lift, *angles)
+
+
+def _solved(lines_22: np.ndarray, values_2: np.ndarray) -> np.ndarray | None:
+    """Where two lines meet; None when they are parallel, or one has no direction."""
+    return None if abs(np.linalg.det(lines_22)) < 1e-6 else np.linalg.solve(lines_22, values_2)
 
 
 def _snapped(sector: _Sector, edge_E2: np.ndarray) -> _Sector:
@@ -626,8 +633,9 @@ def _apexes(
     """Points where the sides of the sector may meet, (x, y), each proposed once."""
     proposed = []
     for left, right in product(*_sides(edge_E2, inner_E2, tolerance)):
-        normals = np.stack([left[0], right[0]])
-        proposed.append(np.linalg.solve(normals, np.array([left[1], right[1]])))
+        apex = _solved(np.stack([left[0], right[0]]), np.array([left[1], right[1]]))
+        if apex is not None:
+            proposed.append(apex)
     columns = kept_HW.any(0).nonzero()[0]
     middle = kept_HW[:, columns]
     first, last = middle.argmax(0), len(kept_HW) - 1 - middle[::-1].argmax(0)
@@ -703,7 +711,9 @@ def _around(points_P2: np.ndarray) -> tuple[tuple[float, float], ...] | None:
         touching_E2 = inner_E2[inner_E2 @ normal > support - tolerance]
         if len(touching_E2) == 0 or np.hypot(*np.ptp(touching_E2, axis=0)) < 0.2 * extent:
             return None
-    apex = np.linalg.solve(np.stack([side[0] for side in sides]), np.array([side[1] for side in sides]))
+    apex = _solved(np.stack([side[0] for side in sides]), np.array([side[1] for side in sides]))
+    if apex is None:
+        return None
     left, right = (float(np.arctan2(np.sign(n[0]) * -n[1], abs(n[0]))) for n, _ in sides)
     near, far = np.hypot(*(edge_E2 - apex).T).min(), np.hypot(*(hull_P2 - apex).T).max()
     return tuple(map(tuple, _Sector(apex, float(near), float(far), left, right).polygon().round(1).tolist()))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from benchmarks.preparation import _make_screen
 from data_preprocessing import crop
 from data_preprocessing.crop import Frame, cut, find_frame, letterbox
 
@@ -351,3 +352,13 @@ def test_inside_is_what_cut_keeps():
     assert mask.shape == (bottom - top, right - left)
     assert ((cut(np.full(true.shape, 7, np.uint8), frame) == 7) == mask).all()
     assert crop.inside(Frame("rectangle", (1, 2, 5, 9))).all()
+
+
+def test_small_pictures_of_any_kind_have_a_frame(tmp_path):
+    """Number 62 at 40 pixels once ended the run: the fitted sides of its sector were parallel."""
+    for number in range(56, 66):
+        _make_screen(tmp_path, number, 40, 40)
+        path = tmp_path / "all" / "Screens" / ("Rectangle", "Fan")[number % 2] / f"{number}.jpg"
+        grey_HW = np.asarray(Image.open(path).convert("L"))
+        for hint in ("auto", "clean", "text", "rectangle"):
+            assert cut(grey_HW, find_frame(grey_HW, hint)).size
