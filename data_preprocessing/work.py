@@ -103,7 +103,15 @@ def look(raw_root: Path, records: Sequence[Record]) -> list[Look]:
         return [Look(reason=str(error))] * len(records)
     except OSError as error:
         return [Look(reason=f"cannot be opened: {error.strerror}")] * len(records)
-    return [_look(record, picture) for record, picture in zip(records, pictures, strict=True)]
+    looks = []
+    for record, picture in zip(records, pictures, strict=True):
+        try:
+            looks.append(_look(record, picture))
+        except Exception as error:
+            # A fault of the code; the traceback alone would not say which of all the pictures it needs.
+            error.add_note(f"the picture was {record.id}")
+            raise
+    return looks
 
 
 def _look(record: Record, picture: np.ndarray) -> Look:

@@ -576,3 +576,15 @@ def test_the_command_line_says_one_line_and_exits_2(tmp_path):
     )
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_fault_of_the_code_names_its_picture(tmp_path, monkeypatch):
+    own_pictures(tmp_path / "raw", each=4)
+
+    def find_frame(*_):
+        raise ZeroDivisionError("a fault")
+
+    monkeypatch.setattr(prepare_datasets.work, "find_frame", find_frame)
+    with pytest.raises(ZeroDivisionError) as caught:
+        prepare(tmp_path / "raw", tmp_path / "out")
+    assert caught.value.__notes__ == ["the picture was mine/Cat/0.png"]
