@@ -48,7 +48,7 @@ INCLUDES = tuple(sorted({word for entry in CATALOGUE for word in entry.left_out}
 
 # Six organs, twelve classes; other classes are left out by `--selection mission`. DDTI is a class of its
 # own because its pictures differ from TN3K's more by their source than by what they show; a mapping file
-# {"Thyroid-Nodule-DDTI": "Thyroid-Nodule", ...} merges the two.
+# {"Thyroid-Nodule": "Thyroid-Nodule", "Thyroid-Nodule-DDTI": "Thyroid-Nodule", ...} merges the two.
 MISSION_CLASSES = (
     *("Breast-Benign", "Breast-Malignant", "Breast-Normal"),
     *("Fetal-Head", "Heart", "Kidney"),
