@@ -540,10 +540,10 @@ def _refined(sector: _Sector, edge_E2: np.ndarray) -> _Sector:
     (left_point, left), (right_point, right) = lines
     if left[0] >= right[0]:
         return sector
-    along = _solved(np.stack([left, -right], 1), right_point - left_point)
-    if along is None:
+    lengths = _solved(np.stack([left, -right], 1), right_point - left_point)
+    if lengths is None:
         return sector
-    apex = left_point + along[0] * left
+    apex = left_point + lengths[0] * left
     lift = sector.apex[1] - apex[1]
     if np.hypot(*(apex - sector.apex)) > 0.3 * sector.far:
         return sector

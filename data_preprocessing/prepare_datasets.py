@@ -44,13 +44,11 @@ from data_preprocessing.shortcut import shortcut_report
 from data_preprocessing.splits import CONFLICT, SPLITS, Picture, Plan, leak_report, make_plan, share_of
 from usvar import cli
 from usvar.errors import InputError
-from usvar.files import atomic_path, lock_folder, remove_stale_temporaries, write_json, write_text
+from usvar.files import LOCK_NAME, atomic_path, lock_folder, remove_stale_temporaries, write_json, write_text
 from usvar.provenance import made_by
 
 # What was found in each raw picture, so that it is read only once.
 INDEX = ".index.jsonl"
-# Held by the run that writes.
-LOCK = ".lock"
 # Seconds between two saves of the index: a killed run loses no more than that.
 SAVE_EVERY = 60
 # A change in one of these files makes the index and all outputs stale.
@@ -212,7 +210,7 @@ def check(settings: Settings) -> None:
         )
     if out.exists() and not out.is_dir():
         raise InputError(f"--out-root {settings.out_root} is a file, wanted a folder")
-    if out.is_dir() and {path.name for path in out.iterdir()} - {LOCK} and not (out / INDEX).is_file():
+    if out.is_dir() and {path.name for path in out.iterdir()} - {LOCK_NAME} and not (out / INDEX).is_file():
         raise InputError(
             f"--out-root {settings.out_root} holds files that this script did not make: give an empty folder"
         )

@@ -21,7 +21,7 @@ from raw_trees import save, speckle
 from data_preprocessing import prepare_datasets
 from data_preprocessing.prepare_datasets import Settings
 from usvar.errors import InputError
-from usvar.files import lock_folder
+from usvar.files import LOCK_NAME, lock_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,7 +53,7 @@ def everything(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {
         str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_mtime_ns)
         for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name != ".lock"  # names the process
+        if p.is_file() and p.name != LOCK_NAME  # names the process
     }
 
 
@@ -487,7 +487,7 @@ def refused(tmp_path: Path, **settings: object) -> str:
     """The message of an InputError; nothing may have been written but the index of what was looked at."""
     with pytest.raises(InputError) as caught:
         prepare(tmp_path / "raw", tmp_path / "out", **settings)
-    assert {p.name for p in tmp_path.glob("out/**/*")} <= {prepare_datasets.INDEX, prepare_datasets.LOCK}
+    assert {p.name for p in tmp_path.glob("out/**/*")} <= {prepare_datasets.INDEX, LOCK_NAME}
     return str(caught.value)
 
 

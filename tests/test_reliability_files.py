@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sample_files import interlaced_png
 
 import tokenize_multiscale_maps
 from usvar import images, tokens
@@ -122,24 +123,8 @@ def test_a_picture_larger_than_any_prepared_one_is_not_decoded(tmp_path, size):
 def test_an_interlaced_picture_is_read_as_it_is(prepared):
     """Nothing is wrong with it: Adam7 is another order of the same pixels."""
     pixels = np.asarray(grey(8))
-    passes = (
-        (0, 0, 8, 8),
-        (0, 4, 8, 8),
-        (4, 0, 8, 4),
-        (0, 2, 4, 4),
-        (2, 0, 4, 2),
-        (0, 1, 2, 2),
-        (1, 0, 2, 1),
-    )
-    rows = [b"\0" + row.tobytes() for y, x, dy, dx in passes for row in pixels[y::dy, x::dx] if len(row)]
-    header = struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 1)
     path = prepared / "train" / "Heart" / "a__0.png"
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"".join(rows)))
-        + chunk(b"IEND", b"")
-    )
+    path.write_bytes(interlaced_png(pixels))
     assert np.array_equal(images.read_image(path), pixels)
 
 

@@ -16,6 +16,8 @@ from numpy.lib.format import open_memmap
 from usvar.errors import InputError, RunError
 
 TEMPORARY_PREFIX = ".tmp-"
+# Held by the run that writes to a folder.
+LOCK_NAME = ".lock"
 # No room on the device, over the user's quota, over the largest size of a file that is allowed.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -103,7 +105,7 @@ def lock_folder(path: Path, flag: str = "--out-dir") -> TextIO:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / ".lock", "a+", encoding="ascii")  # noqa: SIM115 - held until the process ends
+        lock = open(path / LOCK_NAME, "a+", encoding="ascii")  # noqa: SIM115 - held until the process ends
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): choose another {flag}") from error
     try:
