@@ -6,6 +6,7 @@ NCCL on GPUs, gloo on CPUs. A script asks `World` for its share of the global ba
 """
 
 import os
+import time
 from dataclasses import dataclass
 
 import torch
@@ -87,8 +88,13 @@ class World:
             dist.barrier()
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Leave the process group, after all have come here."""
         if self.size > 1:
+            dist.barrier()
+            # A thread of gloo frees the tensors of a collective after it has been answered, and needs the GIL
+            # for it. The last owner of the group, the reducer of DistributedDataParallel, holds the GIL while
+            # it joins those threads. The pause lets them finish, else both would wait for ever.
+            time.sleep(0.2)
             dist.destroy_process_group()
 
 
