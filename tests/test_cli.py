@@ -29,6 +29,9 @@ class Settings:
     # Tokens a side.
     patch_nums: tuple[int, ...] = (1, 2)
 
+    # A weight a scale.
+    weights: tuple[float, ...] = ()
+
 
 def test_flags_become_settings():
     parsed = cli.parse(Settings, "Doc.", ["--data-root", "x", "--patch-nums", "1", "3"])
@@ -42,6 +45,8 @@ def test_flags_become_settings():
         (["--data-root", "x", "--rate", "fast"], ["--rate", "'fast'"]),
         ([], ["--data-root", "required"]),
         (["--data-rot", "x"], ["--data-root", "--data-rot"]),
+        (["--data-root", "x", "--rate", "nan"], ["--rate nan", "finite"]),
+        (["--data-root", "x", "--weights", "1", "inf"], ["--weights inf", "finite"]),
     ],
 )
 def test_a_wrong_flag_is_one_line_and_exit_code_2(arguments, wanted, capsys):

@@ -7,6 +7,7 @@ after saving (the same command goes on from there).
 
 import contextlib
 import io
+import math
 import multiprocessing
 import os
 import re
@@ -100,20 +101,30 @@ def _end_with_parent() -> None:
 def parse(settings_class: type[S], description: str | None, arguments: list[str]) -> S:
     """Flags to settings; a wrong flag is one line on stderr and exit code 2.
 
+    No setting of any script is NaN or infinite, and ranges are checked with comparisons that NaN passes, so
+    those are refused here for all.
+
     tyro explains a wrong flag in a framed box of many lines. We keep its first statement and its
     suggestions, in one line that a log file or a terminal shows whole.
     """
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(
+            settings = tyro.cli(
                 settings_class, description=description, args=arguments, config=(tyro.conf.FlagConversionOff,)
             )
     except SystemExit as stop:
         if stop.code in (0, None):  # --help
             raise
-    print(f"error: {_flag_error(box.getvalue())}", file=sys.stderr)
-    raise SystemExit(2)
+        print(f"error: {_flag_error(box.getvalue())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    for name, value in vars(settings).items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                flag = f"--{name.replace('_', '-')}"
+                print(f"error: {flag} {number} was given, wanted a finite number", file=sys.stderr)
+                raise SystemExit(2)
+    return settings
 
 
 def _flag_error(box: str) -> str:
