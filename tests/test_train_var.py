@@ -158,14 +158,13 @@ def test_a_small_set_is_learned_by_heart_and_sampled_back(tiny_tokens, tiny_vqva
     assert (idx_BL == wanted).float().mean() > 0.95
 
 
-def test_losses_are_means_of_each_scale():
-    idx_BL = torch.randint(0, 5, (3, 14))
-    logits_BLV = torch.randn(3, 14, 5)
+def test_means_of_scales_and_of_tokens():
+    nats_BL = torch.rand(3, 14)
     spans = scale_spans((1, 2, 3))
-    losses_S = train_var.token_losses(logits_BLV, idx_BL, spans)
-    nats_BL = -logits_BLV.log_softmax(-1).gather(2, idx_BL[..., None])[..., 0]
-    torch.testing.assert_close(losses_S[1], nats_BL[:, 1:5].mean())
-    torch.testing.assert_close(train_var.mean_over_tokens(losses_S, spans), nats_BL.mean())
+    nats_S = train_var.scale_means(nats_BL, spans)
+    torch.testing.assert_close(nats_S[1], nats_BL[:, 1:5].mean())
+    torch.testing.assert_close(train_var.mean_over_tokens(nats_S, spans), nats_BL.mean())
+    torch.testing.assert_close(train_var.mean_over_tokens(nats_S, spans, 1.0), nats_S.mean())
 
 
 def test_tokens_of_another_vqvae_are_refused(tiny_tokens, tiny_vqvae, tmp_path):
