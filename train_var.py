@@ -31,6 +31,7 @@ from usvar import cli, distributed, images, plots, provenance, tokens, training
 from usvar.checkpoints import is_whole, load_vqvae, read_last, restore, save_checkpoint, save_last
 from usvar.errors import InputError, RunError
 from usvar.files import write_json
+from usvar.var_figures import draw_curves
 
 # Settings that do not change the numbers: they may differ when a run goes on.
 MAY_CHANGE = (
@@ -314,60 +315,6 @@ def validate(
     }
 
 
-def draw_curves(
-    s: Settings, patch_nums: tuple[int, ...], baselines: dict[str, tuple[list[float], list[float]]]
-) -> None:
-    """Figures from log.jsonl, with what frequencies alone would score as horizontal lines.
-
-    A vertical line stands where val was best: behind it, the training split is learned by heart.
-    """
-    rows = training.read_log(s.out_dir / "log.jsonl")
-    spans = scale_spans(patch_nums)
-    names = {"unigram": "codes' frequencies", "class_position": "class and position frequencies"}
-    validated = [row for row in rows if row.get("val_mean") is not None]
-    best = min(validated, key=lambda row: row["val_mean"], default={"step": 0})["step"]
-    marks = {f"lowest on val: step {best}": best}
-
-    def series(name: str, scale: int | None) -> tuple[list[float], list[float]]:
-        values = [(r["step"], r[name] if scale is None else r[name][scale]) for r in rows if name in r]
-        return [step for step, _ in values], [math.nan if y is None else y for _, y in values]
-
-    def panel(measure: int, scale: int | None) -> tuple[dict, dict[str, float]]:
-        """Curves and lines of cross-entropy (0) or accuracy (1), of one scale or over all tokens."""
-        name = (
-            ("mean", "accuracy")[measure] if scale is None else ("per_scale", "accuracy_per_scale")[measure]
-        )
-        heights = {
-            names[key]: mean_over_tokens(torch.tensor(scores[measure]), spans).item()
-            if scale is None
-            else scores[measure][scale]
-            for key, scores in baselines.items()
-        }
-        return {split: series(f"{split}_{name}", scale) for split in ("train", "val")}, heights
-
-    def figure(name: str, panels: dict[str, tuple[dict, dict[str, float]]], title: str, columns: int) -> None:
-        plots.curves(
-            s.out_dir / name,
-            {panel: curves for panel, (curves, _) in panels.items()},
-            {panel: heights for panel, (_, heights) in panels.items()},
-            title=title,
-            columns=columns,
-            right_axes={panel: ("bits a token", 1 / math.log(2)) for panel in panels if "nats" in panel},
-            marks=marks,
-        )
-
-    overall = {
-        "all tokens: cross-entropy, nats a token": panel(0, None),
-        "last scale: cross-entropy, nats a token": panel(0, -1),
-        "all tokens: share predicted right": panel(1, None),
-        "last scale: share predicted right": panel(1, -1),
-    }
-    figure("loss_curves.png", overall, "VAR: next-scale prediction", 2)
-    for measure, name, unit in ((0, "loss", "nats a token"), (1, "accuracy", "share predicted right")):
-        panels = {f"{n} x {n}: {unit}": panel(measure, scale) for scale, n in enumerate(patch_nums)}
-        figure(f"{name}_per_scale.png", panels, f"VAR: {name} of each scale", 3)
-
-
 @torch.no_grad()
 def draw_samples(s: Settings, model: VAR, vae: VQVAE, classes: tuple[str, ...], step: int) -> None:
     """Plain samples (K = 0) of each class with the averaged weights, from fixed seeds."""
@@ -571,7 +518,7 @@ def main(s: Settings) -> None:
                 is_over = done == s.steps or world.any(0 < s.patience <= stale)
                 if run:
                     run.log({"step": done, **scores})
-                    draw_curves(s, train.patch_nums, baselines)
+                    draw_curves(s.out_dir, train.patch_nums, baselines)
                     if s.samples_per_class:
                         draw_samples(s, averaged, vae, train.classes, done)
                     progress.write(
