@@ -61,12 +61,13 @@ def draw_curves(
             columns=columns,
             right_axes={name: ("bits a token", 1 / math.log(2)) for name in panels if "nats" in name},
             marks=marks,
+            one_legend=True,
         )
 
     overall = {
         f"{where}: {MEASURES[measure][2]}": panel(measure, scale)
         for measure in MEASURES
-        for where, scale in (("all", None), ("last scale", -1))
+        for where, scale in (("all tokens", None), ("last scale", -1))
     }
     figure("loss_curves.png", overall, "VAR: next-scale prediction", 2)
     for measure, (_, _, unit) in MEASURES.items():
