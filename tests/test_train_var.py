@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +148,14 @@ def test_the_count_towards_early_stopping_outlives_a_stop(tiny_tokens, tiny_vqva
         train_var.main(s)
     monkeypatch.setattr(training, "ema_update", own)
     train_var.main(s)
-    assert read_checkpoint(tmp_path / "ar-ckpt-last.pth")["step"] == 6
+    last = read_checkpoint(tmp_path / "ar-ckpt-last.pth")
+    assert last.pop("step") == 6
+    for name in ("ar-ckpt-last.pth", "ar-ckpt-last-previous.pth"):
+        torch.save(
+            {key: value for key, value in last.items() if key != "stale"} | {"step": 6}, tmp_path / name
+        )
+    with pytest.raises(InputError, match="count of validations without a new best"):
+        train_var.main(s)
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -294,9 +302,12 @@ def test_a_finished_run_says_so(straight, tiny_tokens, tiny_vqvae, capsys):
 
 
 def test_two_processes_give_the_curve_of_one(tiny_tokens, tiny_vqvae, tmp_path):
-    """Half the batch each. Class dropout is drawn for the whole batch; other dropout differs by process."""
-    flags = {}
-    one, two = (settings(tiny_tokens, tiny_vqvae, tmp_path / name, drop_rate=0.0) for name in ("one", "two"))
+    """Half the batch each, in two pieces; gradients are added up behind the second.
+
+    Class dropout is drawn for the whole batch; other dropout differs by process and piece.
+    """
+    one = settings(tiny_tokens, tiny_vqvae, tmp_path / "one", drop_rate=0.0, drop_path_rate=0.0)
+    two = replace(one, out_dir=tmp_path / "two", accumulate=2)
     train_var.main(one)
     flags = [
         text for name, value in vars(two).items() for text in (f"--{name.replace('_', '-')}", str(value))
