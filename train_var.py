@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -94,15 +93,6 @@ class Settings:
 
     # Share of the target spread over all codes, 0 to 1.
     label_smoothing: float = 0.0
-
-    # 0 weighs all tokens alike, so that fine scales count most; 1 all scales alike.
-    scale_balance: float = 0.0
-
-    # Share of the input tokens replaced by random ones, 0 to 1; what is to be predicted stays true.
-    token_noise: float = 0.0
-
-    # Share of the steps in which scales are added one by one, so that early steps are short, 0 to 1.
-    progressive: float = 0.0
 
     # Token maps a step, over all processes together; change the rate with it.
     batch_size: int = 64
@@ -204,8 +194,7 @@ def check(s: Settings, train: tokens.TokenMaps, val: tokens.TokenMaps, processes
             raise InputError(
                 f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted {least} or more"
             )
-    shares = ("drop_rate", "drop_path_rate", "class_drop", "label_smoothing", "scale_balance", "token_noise")
-    for name in (*shares, "progressive", "class_balance", "top_p"):
+    for name in ("class_drop", "drop_rate", "drop_path_rate", "label_smoothing", "class_balance", "top_p"):
         if not 0 <= getattr(s, name) <= 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted 0 to 1")
     if s.batch_size % (processes * s.accumulate):
@@ -227,19 +216,12 @@ def scale_means(values_BL: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
     return torch.stack([values_BL[:, start:end].float().mean() for start, end in spans])
 
 
-def mean_over_tokens(values_S: Tensor, spans: Sequence[tuple[int, int]], balance: float = 0.0) -> Tensor:
-    """From means per scale to the mean over all tokens, or with balance 1 over all scales."""
+def mean_over_tokens(values_S: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
+    """From means per scale to the mean over all tokens."""
     tokens_S = torch.tensor(
         [end - start for start, end in spans], device=values_S.device, dtype=values_S.dtype
     )
-    weight_S = tokens_S ** (1 - balance)
-    return (values_S * weight_S).sum() / weight_S.sum()
-
-
-def scales_at(step: int, s: Settings, scales: int) -> int:
-    """How many scales are trained at a step (from 0): one more every so often, with --progressive."""
-    ramp = s.progressive * s.steps
-    return scales if step >= ramp else 1 + int(step * scales / ramp)
+    return (values_S * tokens_S).sum() / tokens_S.sum()
 
 
 def backward(
@@ -254,8 +236,8 @@ def backward(
 
     Args:
         s, network, vae: settings, the transformer and the VQ-VAE with the codebook.
-        batch: tokens to be predicted (B, L), tokens to be seen (B, L), classes (B,), whether hidden (B,).
-        spans: of the scales that are trained.
+        batch: tokens (B, L), classes (B,), and whether the class is hidden (B,).
+        spans: of the scales.
         dtype: of the forward pass.
 
     Returns:
@@ -263,13 +245,13 @@ def backward(
     """
     pieces = list(zip(*(x.chunk(s.accumulate) for x in batch), strict=True))
     loss, seen_2S = 0.0, 0.0
-    for i, (idx_BL, seen_BL, label_B, drop_B) in enumerate(pieces):
+    for i, (idx_BL, label_B, drop_B) in enumerate(pieces):
         is_last = i + 1 == len(pieces)
         # Processes add up their gradients once, behind the last piece.
         waits = hasattr(network, "no_sync") and not is_last
         with network.no_sync() if waits else contextlib.nullcontext():
             with torch.no_grad():
-                input_BLC = vae.quantize.idxBl_to_var_input(split_scales(seen_BL, vae.quantize.v_patch_nums))
+                input_BLC = vae.quantize.idxBl_to_var_input(split_scales(idx_BL, vae.quantize.v_patch_nums))
             with training.autocast(idx_BL.device, dtype):
                 loss_BL, nats_BL, hit_BL = network(
                     label_B,
@@ -279,7 +261,7 @@ def backward(
                     label_smoothing=s.label_smoothing,
                     chunk=s.head_chunk,
                 )
-            piece_loss = mean_over_tokens(scale_means(loss_BL, spans), spans, s.scale_balance) / len(pieces)
+            piece_loss = mean_over_tokens(scale_means(loss_BL, spans), spans) / len(pieces)
             piece_loss.backward()
         loss = loss + piece_loss.detach()
         seen_2S = seen_2S + torch.stack([scale_means(x, spans) for x in (nats_BL, hit_BL)]) / len(pieces)
@@ -435,20 +417,11 @@ def main(s: Settings) -> None:
             f"class and position frequencies {means['class_position']:.3f}"
         )
 
-    def load(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # Draws are for the whole batch, so that they do not depend on the number of processes.
+    def load(step: int) -> tuple[Tensor, ...]:
         rows = sampler.batch(step, s.batch_size)[share]
         generator = training.step_generator(s.seed, training.STREAM_DROP, step)
         drop_B = torch.rand(s.batch_size, generator=generator) < s.class_drop
-        idx_BL = tokens.as_tensor(train.idx_NL, rows)
-        seen_BL = idx_BL
-        if s.token_noise:
-            generator = training.step_generator(s.seed, training.STREAM_NOISE, step)
-            size = (s.batch_size, idx_BL.shape[1])
-            is_noise_BL = torch.rand(size, generator=generator)[share] < s.token_noise
-            noise_BL = torch.randint(train.vocab_size, size, generator=generator)[share]
-            seen_BL = torch.where(is_noise_BL, noise_BL, idx_BL)
-        batch = (idx_BL, seen_BL, torch.from_numpy(train.label_N[rows]), drop_B[share])
+        batch = (tokens.as_tensor(train.idx_NL, rows), torch.from_numpy(train.label_N[rows]), drop_B[share])
         # From pinned memory the copy to a GPU does not wait for the step before it.
         return tuple(x.pin_memory() for x in batch) if device.type == "cuda" else batch
 
@@ -468,21 +441,16 @@ def main(s: Settings) -> None:
             # Dropout and stochastic depth draw from torch's own stream: seeded by step, it need not be saved.
             torch.manual_seed(training.step_seed(s.seed, training.STREAM_NETWORK, step, world.rank))
             network.train()
-            scales = scales_at(step, s, len(spans))
-            model.prog_si = scales - 1
             batch = [x.to(device, non_blocking=True) for x in batch]
-            loss, nats_S, accuracy_S = backward(s, network, vae, batch, spans[:scales], dtype)
+            loss, nats_S, accuracy_S = backward(s, network, vae, batch, spans, dtype)
             done = step + 1
             norm, is_made = training.optimiser_step(parameters, optimiser, rate, s.clip, loss, world)
             if is_made:
                 training.ema_update(averaged, model, step, s.ema_decay)
-                means = {"mean": nats_S, "accuracy": accuracy_S}
-                means = {f"train_{k}": mean_over_tokens(v, spans[:scales]) for k, v in means.items()}
-                nats_S, accuracy_S = (
-                    F.pad(x, (0, len(spans) - scales), value=math.nan) for x in (nats_S, accuracy_S)
-                )
-                means |= {"train_per_scale": nats_S, "train_accuracy_per_scale": accuracy_S}
-                meter.add(**means, train_last=nats_S[-1], gradient_norm=norm)
+                whole = {"mean": nats_S, "accuracy": accuracy_S}
+                whole = {f"train_{key}": mean_over_tokens(x_S, spans) for key, x_S in whole.items()}
+                scales = {"train_per_scale": nats_S, "train_accuracy_per_scale": accuracy_S}
+                meter.add(**whole, **scales, train_last=nats_S[-1], gradient_norm=norm)
             else:
                 rows = sampler.batch(step, s.batch_size)
                 batch_names = [f"{train.path_N[row]} view {train.view_N[row]}" for row in rows]

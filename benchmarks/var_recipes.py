@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train_var
 from models import VAR, VQVAE
 from models.helpers import image_seeds
-from usvar import cli, distributed, extractor, images, judging, plots, provenance, tokens, training
+from usvar import cli, distributed, extractor, images, judging, plots, provenance, training
 from usvar.checkpoints import load_var, load_vqvae
 from usvar.errors import InputError
 from usvar.evaluation import kernel_distance
@@ -44,12 +44,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "label smoothing 0.1": {"label_smoothing": 0.1},
     "dropout 0.1": {"drop_rate": 0.1},
     "drop path 0.1": {"drop_path_rate": 0.1},
-    "scales halfway alike": {"scale_balance": 0.5},
-    "all scales alike": {"scale_balance": 1.0},
-    "token noise 5%": {"token_noise": 0.05},
-    "token noise 20%": {"token_noise": 0.2},
-    "progressive, a third": {"progressive": 1 / 3},
-    "progressive, two thirds": {"progressive": 2 / 3},
     "no class balance": {"class_balance": 0.0},
     "all classes equally often": {"class_balance": 1.0},
 }
@@ -196,21 +190,13 @@ def sample_measure(s: Settings, vae: VQVAE, device: torch.device) -> tuple[Calla
     return measure, files["val"].label_N
 
 
-def tokens_run(run: train_var.Settings, patch_nums: tuple[int, ...]) -> int:
-    """Tokens that went through the transformer in training, for the work that a recipe takes."""
-    ends = np.cumsum([side * side for side in patch_nums])
-    scales = [train_var.scales_at(step, run, len(ends)) for step in range(run.steps)]
-    return int(run.batch_size * ends[np.array(scales) - 1].sum())
-
-
-def numbers(run: train_var.Settings, patch_nums: tuple[int, ...]) -> dict[str, Any]:
+def numbers(run: train_var.Settings) -> dict[str, Any]:
     """What a row's log says: at the best step, at the last, and on the way."""
     rows = training.read_log(run.out_dir / "log.jsonl")
     validated = [row for row in rows if "val_mean" in row]
     best = training.best_row(rows, "val_mean")
     return {
         "images_seen": run.steps * run.batch_size,
-        "tokens_run": tokens_run(run, patch_nums),
         "best_step": best["step"],
         "val_mean": best["val_mean"],
         "val_last": best["val_last"],
@@ -228,14 +214,13 @@ def print_table(table: dict[str, dict[str, Any]]) -> None:
     width = max(map(len, table))
     print(
         f"{'recipe':{width}}  val mean  last scale  best step  at the end  train there  right   "
-        "kernel distance  tokens run"
+        "kernel distance"
     )
     for name, row in table.items():
         print(
             f"{name:{width}}  {row['val_mean']:8.4f}  {row['val_last']:10.4f}  {row['best_step']:9d}  "
             f"{row['val_mean_at_the_end']:10.4f}  {row['train_mean_at_the_end']:11.4f}  "
-            f"{row['val_accuracy']:6.2%}  {row['distance']:6.3f} +- {row['distance_spread']:5.3f}  "
-            f"{row['tokens_run'] / 1e6:8.2f} M"
+            f"{row['val_accuracy']:6.2%}  {row['distance']:6.3f} +- {row['distance_spread']:5.3f}"
         )
 
 
@@ -272,7 +257,6 @@ def main(s: Settings) -> None:
     chosen = check(s)
     device = distributed.start(s.device).device
     vqvae = load_vqvae(s.vqvae, device)
-    maps = tokens.read_token_maps_of(vqvae, s.vqvae, s.tokens_dir / "val")
     measure, label_N = sample_measure(s, vqvae.model, device)
     label_N = np.repeat(label_N, s.samples_per_image)
     table: dict[str, dict[str, Any]] = {}
@@ -282,7 +266,7 @@ def main(s: Settings) -> None:
         train_var.main(run)
         model = load_var(run.out_dir / "ar-ckpt-best.pth", vqvae, device).model
         distance, spread = measure(draw(s, run, model, vqvae.model, label_N))
-        table[name] = numbers(run, maps.patch_nums) | {"distance": distance, "distance_spread": spread}
+        table[name] = numbers(run) | {"distance": distance, "distance_spread": spread}
         record = provenance.made_by("var_recipes.py", s)
         write_json(
             s.out_dir / "results.json",

@@ -1,9 +1,11 @@
 """The benchmark of the transformer's remedies: what each row changes, and its numbers against its files."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import train_var
 from benchmarks import var_recipes
@@ -11,6 +13,7 @@ from usvar import images, training
 from usvar.checkpoints import load_var, load_vqvae, read_checkpoint
 from usvar.errors import InputError
 
+CPU = torch.device("cpu")
 ROWS = ("base", "base, another seed", "dropout 0.1")
 
 
@@ -26,9 +29,9 @@ def run(tiny_data, tiny_vqvae, tiny_tokens, tmp_path_factory):
     s = settings(tiny_data, tiny_vqvae, tiny_tokens, out)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_var, "draw_curves", lambda *_: None)
-        var_recipes.main(s)
+        var_recipes.main(replace(s, rows=("base",)))
         trained = (out / "base" / "ar-ckpt-last.pth").stat().st_mtime_ns
-        var_recipes.main(s)  # trains nothing anew
+        var_recipes.main(s)  # does not train the base anew
     assert (out / "base" / "ar-ckpt-last.pth").stat().st_mtime_ns == trained
     return s, out, json.loads((out / "results.json").read_text())["rows"]
 
@@ -52,9 +55,8 @@ def test_numbers_are_those_of_the_kept_weights(run):
     assert rows["base"]["val_mean"] == kept["val"]["val_mean"] and rows["base"]["best_step"] == kept["step"]
     logged = [row for row in training.read_log(out / "base" / "log.jsonl") if "val_mean" in row]
     assert rows["base"]["val_mean_at"] == [row["val_mean"] for row in logged] and len(logged) == 2
-    assert rows["base"]["tokens_run"] == 4 * 4 * 21
     vqvae = load_vqvae(s.vqvae)
-    measure, label_N = var_recipes.sample_measure(s, vqvae.model, "cpu")
+    measure, label_N = var_recipes.sample_measure(s, vqvae.model, CPU)
     model = load_var(out / "base" / "ar-ckpt-best.pth", vqvae).model
     drawn = var_recipes.draw(s, var_recipes.train_settings(s, "base"), model, vqvae.model, label_N)
     assert drawn.shape == (12, 64, 64) and measure(drawn)[0] == pytest.approx(rows["base"]["distance"])
@@ -65,7 +67,7 @@ def test_the_sample_measure_is_near_0_for_what_it_compares_with(tiny_data, tiny_
     """And far from it for pictures of another kind."""
     s = settings(tiny_data, tiny_vqvae, tiny_tokens, tmp_path, extractor_steps=20)
     vae = load_vqvae(tiny_vqvae).model
-    measure, label_N = var_recipes.sample_measure(s, vae, "cpu")
+    measure, label_N = var_recipes.sample_measure(s, vae, CPU)
     files = images.find_images(tiny_data, "val", images.find_classes(tiny_data))
     val = images.read_images(files, range(len(files)), 64)
     rebuilt = var_recipes.judging.rebuild(vae, val, 8)

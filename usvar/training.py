@@ -30,7 +30,7 @@ T = TypeVar("T")
 REPEAT_S = 2.0
 
 # Streams of random numbers: one number each, so that no two uses share a stream.
-STREAM_BATCH, STREAM_AUGMENT, STREAM_DROP, STREAM_REVIVE, STREAM_NETWORK, STREAM_NOISE = range(6)
+STREAM_BATCH, STREAM_AUGMENT, STREAM_DROP, STREAM_REVIVE, STREAM_NETWORK = range(5)
 
 
 def learning_rate(step: int, peak: float, warmup_steps: int, total_steps: int, final_share: float) -> float:
