@@ -97,13 +97,13 @@ class Settings:
     # Token maps a step, over all processes together; change the rate with it.
     batch_size: int = 64
 
-    # Pieces in which each process works through its part of the batch: less memory, the same result.
+    # Pieces in which each process works through its part of a batch; the same result up to rounding.
     accumulate: int = 1
 
-    # Run blocks once more in the backward pass instead of keeping what they did: less memory, a third slower.
+    # Run blocks once more in the backward pass instead of keeping what they did: less memory, slower.
     recompute: bool = False
 
-    # Tokens whose logits are held at once: less memory, hardly slower; 0 is all.
+    # Tokens whose logits are held at once: less memory, the same result up to rounding; 0 is all.
     head_chunk: int = 0
 
     # Optimiser steps in all.

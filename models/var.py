@@ -99,8 +99,8 @@ class VAR(nn.Module):
         # In training, attend scale by scale instead of to all scales under a mask: the same numbers, faster
         # at 680 tokens (benchmarks/training.py).
         self.attend_by_scale = True
-        # In training, keep only what goes into each block and run it once more in the backward pass: a
-        # fraction of the memory for a third more work (benchmarks/training.py).
+        # In training, keep only what goes into each block and run it once more in the backward pass: less
+        # memory for up to a third more work (benchmarks/training.py).
         self.recompute_blocks = False
         self.patch_nums = patch_nums
         self.begin_ends = scale_spans(patch_nums)
