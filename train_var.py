@@ -13,6 +13,7 @@ command again to go on; Ctrl-C saves first. No image is decoded in the loop, and
 
 import contextlib
 import copy
+import functools
 import math
 import sys
 from collections.abc import Sequence
@@ -216,12 +217,15 @@ def scale_means(values_BL: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
     return torch.stack([values_BL[:, start:end].float().mean() for start, end in spans])
 
 
+@functools.cache
+def token_shares(spans: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """Share of each scale in the tokens, (S,); made once, for a copy to a GPU waits for it."""
+    return torch.tensor([(end - start) / spans[-1][1] for start, end in spans], device=device)
+
+
 def mean_over_tokens(values_S: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
     """From means per scale to the mean over all tokens."""
-    tokens_S = torch.tensor(
-        [end - start for start, end in spans], device=values_S.device, dtype=values_S.dtype
-    )
-    return (values_S * tokens_S).sum() / tokens_S.sum()
+    return (values_S * token_shares(tuple(spans), values_S.device)).sum()
 
 
 def backward(

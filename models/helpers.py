@@ -229,8 +229,9 @@ def gumbel_noise(
     Returns:
         float32 (B, l, V), all finite.
     """
-    seed_B = torch.tensor([_signed(int(seed)) for seed in seeds], dtype=torch.int64, device=device)
-    place_l = torch.tensor(list(places), dtype=torch.int64, device=device)
+    # Copies of so few numbers need not wait for the device.
+    seed_B = torch.tensor([_signed(int(seed)) for seed in seeds]).to(device, torch.int64, non_blocking=True)
+    place_l = torch.tensor(list(places)).to(device, torch.int64, non_blocking=True)
     code_V = torch.arange(1, vocab_size + 1, device=device)
     key_Bl = _scramble(_scramble(seed_B + GAMMA)[:, None] + (place_l + 1) * GAMMA)
     bits_BlV = _scramble(key_Bl[..., None] + code_V * GAMMA)

@@ -229,6 +229,23 @@ def test_gradients_of_processes_are_added_up_once_a_step(tiny_tokens, tiny_vqvae
     assert waits == [True, True, True, False]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: a CPU has nothing to wait for")
+def test_forward_and_backward_do_not_wait_for_the_device(tiny_tokens, tiny_vqvae, tmp_path):
+    device = torch.device("cuda")
+    maps = tokens.read_token_maps(tiny_tokens / "train")
+    batch = (tokens.as_tensor(maps.idx_NL, range(4)), torch.zeros(4, dtype=torch.long), torch.zeros(4) > 0)
+    batch = [x.to(device) for x in batch]
+    model, vae = load_var_of(tiny_vqvae).to(device), load_vqvae(tiny_vqvae, device).model
+    s = settings(tiny_tokens, tiny_vqvae, tmp_path, accumulate=2, head_chunk=8, recompute=True)
+    spans = scale_spans(maps.patch_nums)
+    train_var.backward(s, model, vae, batch, spans, torch.bfloat16)  # what is made once is made here
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train_var.backward(s, model, vae, batch, spans, torch.bfloat16)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def load_var_of(vqvae: Path) -> VAR:
     return VAR(
         load_vqvae(vqvae).model, num_classes=3, depth=1, embed_dim=32, num_heads=2, patch_nums=(1, 2, 4)
