@@ -7,34 +7,38 @@
 Reads <tokens-dir>/{train,val}/ from tokenize_multiscale_maps.py and the VQ-VAE that made them. Writes to
 <out-dir>: ar-ckpt-best.pth (averaged weights, lowest cross-entropy on val), ar-ckpt-last.pth (everything
 needed to go on), ar-ckpt-last-previous.pth (the one before it, taken when the last is damaged), log.jsonl,
-settings.json, baselines.json, loss_curves.png, loss_per_scale.png and samples.png. Run the same command again
-to go on; Ctrl-C saves first. No image is decoded in the loop, and the test split is not read.
+settings.json, baselines.json, loss_curves.png, {loss,accuracy}_per_scale.png and samples.png. Run the same
+command again to go on; Ctrl-C saves first. No image is decoded in the loop, and the test split is not read.
 """
 
+import contextlib
 import copy
+import functools
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from models import VAR, VQVAE
-from models.helpers import scale_spans
+from models.helpers import scale_spans, split_scales
 from usvar import cli, distributed, images, plots, provenance, tokens, training
 from usvar.checkpoints import is_whole, load_vqvae, read_last, restore, save_checkpoint, save_last
 from usvar.errors import InputError, RunError
 from usvar.files import write_json
+from usvar.var_figures import draw_curves
 
 # Settings that do not change the numbers: they may differ when a run goes on.
 MAY_CHANGE = (
     "tokens_dir",
     "vqvae",
     "out_dir",
+    "patience",
     "max_skipped_steps",
     "log_every",
     "save_every",
@@ -45,6 +49,10 @@ MAY_CHANGE = (
     "top_k",
     "top_p",
 )
+
+
+# What a checkpoint of this script holds beside usvar.checkpoints.RESUME_STATE.
+MORE_STATE = {"stale": ("count of validations without a new best", int)}
 
 
 @dataclass(frozen=True)
@@ -90,8 +98,20 @@ class Settings:
     # Token maps a step, over all processes together; change the rate with it.
     batch_size: int = 64
 
+    # Pieces in which each process works through its part of a batch; the same result up to rounding.
+    accumulate: int = 1
+
+    # Run blocks once more in the backward pass instead of keeping what they did: less memory, slower.
+    recompute: bool = False
+
+    # Tokens whose logits are held at once: less memory, the same result up to rounding; 0 is all.
+    head_chunk: int = 0
+
     # Optimiser steps in all.
     steps: int = 30_000
+
+    # Validations in a row without a lower cross-entropy after which training stops early; 0 never does.
+    patience: int = 0
 
     # Highest learning rate of AdamW.
     learning_rate: float = 3e-4
@@ -162,16 +182,27 @@ class Settings:
         return max(1, round(self.warmup * self.steps))
 
 
-def check(s: Settings, train: tokens.TokenMaps, val: tokens.TokenMaps) -> None:
+def check(s: Settings, train: tokens.TokenMaps, val: tokens.TokenMaps, processes: int) -> None:
     """Refuse settings and splits that do not fit each other, before anything is written."""
     if s.width % s.heads:
         raise InputError(f"--width {s.width} does not divide by --heads {s.heads}: choose a multiple")
-    for name in ("depth", "batch_size", "steps", "log_every", "eval_every", "save_every"):
-        if getattr(s, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted 1 or more")
+    limits = dict.fromkeys(("head_chunk", "patience"), 0)
+    limits |= dict.fromkeys(
+        ("depth", "batch_size", "accumulate", "steps", "log_every", "eval_every", "save_every"), 1
+    )
+    for name, least in limits.items():
+        if getattr(s, name) < least:
+            raise InputError(
+                f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted {least} or more"
+            )
     for name in ("class_drop", "drop_rate", "drop_path_rate", "label_smoothing", "class_balance", "top_p"):
         if not 0 <= getattr(s, name) <= 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted 0 to 1")
+    if s.batch_size % (processes * s.accumulate):
+        raise InputError(
+            f"--batch-size {s.batch_size} does not divide by {processes} processes times --accumulate "
+            f"{s.accumulate}: choose a multiple of {processes * s.accumulate}"
+        )
     if not isinstance(train.made_by.get("image_size"), int):
         raise InputError(f"{train.file}: its made_by record has no image_size: tokenise again")
     if train.classes != val.classes:
@@ -181,22 +212,64 @@ def check(s: Settings, train: tokens.TokenMaps, val: tokens.TokenMaps) -> None:
         )
 
 
-def token_losses(
-    logits_BLV: Tensor, idx_BL: Tensor, spans: list[tuple[int, int]], smoothing: float = 0.0
-) -> Tensor:
-    """Cross-entropy in nats, (S,): the mean over the tokens of each scale."""
-    loss_BL = F.cross_entropy(
-        logits_BLV.float().flatten(0, 1), idx_BL.flatten(), reduction="none", label_smoothing=smoothing
-    ).view_as(idx_BL)
-    return torch.stack([loss_BL[:, start:end].mean() for start, end in spans])
+def scale_means(values_BL: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
+    """The mean over the tokens of each scale, (S,)."""
+    return torch.stack([values_BL[:, start:end].float().mean() for start, end in spans])
 
 
-def mean_over_tokens(values_S: Tensor, spans: list[tuple[int, int]]) -> Tensor:
+@functools.cache
+def token_shares(spans: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """Share of each scale in the tokens, (S,); made once, for a copy to a GPU waits for it."""
+    return torch.tensor([(end - start) / spans[-1][1] for start, end in spans], device=device)
+
+
+def mean_over_tokens(values_S: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
     """From means per scale to the mean over all tokens."""
-    tokens_S = torch.tensor(
-        [end - start for start, end in spans], device=values_S.device, dtype=values_S.dtype
-    )
-    return (values_S * tokens_S).sum() / tokens_S.sum()
+    return (values_S * token_shares(tuple(spans), values_S.device)).sum()
+
+
+def backward(
+    s: Settings,
+    network: nn.Module,
+    vae: VQVAE,
+    batch: Sequence[Tensor],
+    spans: Sequence[tuple[int, int]],
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of this process's part of a batch, piece by piece.
+
+    Args:
+        s, network, vae: settings, the transformer and the VQ-VAE with the codebook.
+        batch: tokens (B, L), classes (B,), and whether the class is hidden (B,).
+        spans: of the scales.
+        dtype: of the forward pass.
+
+    Returns:
+        The loss, and (S,) cross-entropy in nats and (S,) share of hits, without gradient.
+    """
+    pieces = list(zip(*(x.chunk(s.accumulate) for x in batch), strict=True))
+    loss, seen_2S = 0.0, 0.0
+    for i, (idx_BL, label_B, drop_B) in enumerate(pieces):
+        is_last = i + 1 == len(pieces)
+        # Processes add up their gradients once, behind the last piece.
+        waits = hasattr(network, "no_sync") and not is_last
+        with network.no_sync() if waits else contextlib.nullcontext():
+            with torch.no_grad():
+                input_BLC = vae.quantize.idxBl_to_var_input(split_scales(idx_BL, vae.quantize.v_patch_nums))
+            with training.autocast(idx_BL.device, dtype):
+                loss_BL, nats_BL, hit_BL = network(
+                    label_B,
+                    input_BLC,
+                    class_drop_B=drop_B,
+                    target_BL=idx_BL,
+                    label_smoothing=s.label_smoothing,
+                    chunk=s.head_chunk,
+                )
+            piece_loss = mean_over_tokens(scale_means(loss_BL, spans), spans) / len(pieces)
+            piece_loss.backward()
+        loss = loss + piece_loss.detach()
+        seen_2S = seen_2S + torch.stack([scale_means(x, spans) for x in (nats_BL, hit_BL)]) / len(pieces)
+    return loss, *seen_2S
 
 
 @torch.no_grad()
@@ -212,12 +285,10 @@ def validate(
         chosen = mine[rows.start : rows.stop]
         idx_BL = tokens.as_tensor(maps.idx_NL, chosen).to(device)
         label_B = torch.from_numpy(maps.label_N[chosen]).to(device)
-        input_BLC = vae.quantize.idxBl_to_var_input(list(idx_BL.split([b - a for a, b in spans], dim=1)))
+        input_BLC = vae.quantize.idxBl_to_var_input(split_scales(idx_BL, maps.patch_nums))
         with training.autocast(device, dtype):
-            logits_BLV = model(label_B, input_BLC)
-        hit_BL = (logits_BLV.argmax(-1) == idx_BL).float()
-        accuracy_S = torch.stack([hit_BL[:, a:b].mean() for a, b in spans])
-        sums_2S += torch.stack([token_losses(logits_BLV, idx_BL, spans), accuracy_S]).double() * len(chosen)
+            _, nats_BL, hit_BL = model(label_B, input_BLC, target_BL=idx_BL, chunk=s.head_chunk)
+        sums_2S += torch.stack([scale_means(x, spans) for x in (nats_BL, hit_BL)]).double() * len(chosen)
     nats_S, accuracy_S = world.sum(sums_2S) / len(own_rows)
     mean = mean_over_tokens(nats_S, spans).item()
     return {
@@ -228,44 +299,6 @@ def validate(
         "val_accuracy": mean_over_tokens(accuracy_S, spans).item(),
         "val_accuracy_per_scale": accuracy_S.tolist(),
     }
-
-
-def draw_curves(s: Settings, patch_nums: tuple[int, ...], baselines: dict[str, list[float]]) -> None:
-    """Figures from log.jsonl, with what frequencies alone would score as horizontal lines."""
-    rows = training.read_log(s.out_dir / "log.jsonl")
-    spans = scale_spans(patch_nums)
-    names = {"unigram": "codes' frequencies", "class_position": "class and position frequencies"}
-
-    def series(name: str, scale: int | None = None) -> tuple[list[float], list[float]]:
-        chosen = [row for row in rows if row.get(name) is not None]
-        return [r["step"] for r in chosen], [r[name] if scale is None else r[name][scale] for r in chosen]
-
-    def heights(scale: int | None) -> dict[str, float]:
-        return {
-            names[key]: mean_over_tokens(torch.tensor(values), spans).item()
-            if scale is None
-            else values[scale]
-            for key, values in baselines.items()
-        }
-
-    panels = {
-        "mean cross-entropy, nats a token": {
-            "train mean": series("train_mean"),
-            "val mean": series("val_mean"),
-        },
-        "last scale, nats a token": {"train last": series("train_last"), "val last": series("val_last")},
-        "share of tokens predicted right": {"val accuracy": series("val_accuracy")},
-    }
-    lines = dict(zip(panels, (heights(None), heights(-1)), strict=False))
-    plots.curves(s.out_dir / "loss_curves.png", panels, lines, title="VAR: next-scale cross-entropy")
-    per_scale = {
-        f"{side} x {side}, nats a token": {
-            f"{split} loss": series(f"{split}_per_scale", scale) for split in ("train", "val")
-        }
-        for scale, side in enumerate(patch_nums)
-    }
-    lines = {title: heights(scale) for scale, title in enumerate(per_scale)}
-    plots.curves(s.out_dir / "loss_per_scale.png", per_scale, lines, title="VAR: cross-entropy of each scale")
 
 
 @torch.no_grad()
@@ -298,9 +331,8 @@ def main(s: Settings) -> None:
     train, val = (
         tokens.read_token_maps_of(vqvae, s.vqvae, s.tokens_dir / split) for split in ("train", "val")
     )
-    check(s, train, val)
+    check(s, train, val, world.size)
     spans = scale_spans(train.patch_nums)
-    lengths = [end - start for start, end in spans]
 
     inputs = {"vqvae": s.vqvae, "train_tokens": train.file, "val_tokens": val.file}
     record = provenance.made_by("train_var.py", s, inputs)
@@ -324,7 +356,7 @@ def main(s: Settings) -> None:
         "image_size": train.made_by["image_size"],
     }
     last_path, best_path = s.out_dir / "ar-ckpt-last.pth", s.out_dir / "ar-ckpt-best.pth"
-    last, note = read_last(last_path)
+    last, note = read_last(last_path, MORE_STATE)
     if last:
         training.refuse_other_settings(last_path, last["made_by"], record, MAY_CHANGE)
     run = training.RunFolder(s.out_dir, record) if world.is_main else None
@@ -333,6 +365,7 @@ def main(s: Settings) -> None:
     model = VAR(vae_local=vae, **arguments)
     model.init_weights(init_std=math.sqrt(1 / s.width / 3))
     model = model.to(device)
+    model.recompute_blocks = s.recompute
     averaged = copy.deepcopy(model).requires_grad_(False).eval()
     network: nn.Module = world.wrap(model)
     if s.compile:
@@ -344,50 +377,63 @@ def main(s: Settings) -> None:
         fused=device.type == "cuda",
     )
     sampler = training.BalancedSampler(train.label_N, s.class_balance, s.seed)
-    meter, start, best, skipped = training.Meter(), 0, float("inf"), 0
+    meter, start, best, stale, skipped = training.Meter(), 0, float("inf"), 0, 0
     if last:
         restore(last_path, last, model, averaged, optimiser)
         meter.load_state_dict(last["meter"], world)
-        start, best, skipped = last["step"], last["best"], last["skipped"]
+        start, best, stale, skipped = (last[key] for key in ("step", "best", "stale", "skipped"))
         if best < float("inf") and not is_whole(best_path):
             note += f" {best_path} is missing or damaged: the next validation writes it anew"
             best = float("inf")
+    is_over = start >= s.steps or 0 < s.patience <= stale
     if run:
         run.forget_after(start)
         if note:
             run.note(start, note.strip())
-    if start >= s.steps:
+    if is_over:
+        done = (
+            f"all {s.steps} steps are done" if start >= s.steps else f"the run stopped early at step {start}"
+        )
         if not is_whole(best_path):
             raise InputError(
-                f"{best_path} is missing or damaged, and all {s.steps} steps are done: delete "
-                f"{last_path.name} to train the last steps again from the checkpoint before it"
+                f"{best_path} is missing or damaged, and {done}: delete {last_path.name} to train the last "
+                "steps again from the checkpoint before it"
             )
-        print(f"nothing to do: {last_path} has all {s.steps} steps")
+        hint = "" if start >= s.steps else "; --patience 0 goes on"
+        print(f"nothing to do: {done}, as {last_path} says{hint}")
         return
 
-    baselines = {k: v.tolist() for k, v in tokens.frequency_cross_entropies(train, val).items()}
+    baselines = {
+        name: (nats_S.tolist(), accuracy_S.tolist())
+        for name, (nats_S, accuracy_S) in tokens.frequency_scores(train, val).items()
+    }
     if run:
-        write_json(s.out_dir / "baselines.json", {"nats_per_token_of_each_scale_on_val": baselines})
-        means = {k: mean_over_tokens(torch.tensor(v), spans).item() for k, v in baselines.items()}
+        records = {"nats_per_token_of_each_scale_on_val": 0, "accuracy_of_each_scale_on_val": 1}
+        content = {key: {k: v[i] for k, v in baselines.items()} for key, i in records.items()}
+        write_json(s.out_dir / "baselines.json", content)
+        means = {k: mean_over_tokens(torch.tensor(nats), spans).item() for k, (nats, _) in baselines.items()}
         count = sum(p.numel() for p in model.parameters()) / 1e6
         print(
-            f"{len(train)} train and {len(val)} val token maps of {sum(lengths)} tokens in "
+            f"{len(train)} train and {len(val)} val token maps of {spans[-1][1]} tokens in "
             f"{len(train.classes)} classes; {count:.1f} M parameters; {device}, {dtype}; "
             f"steps {start} to {s.steps}\n"
             f"to beat on val, nats a token: codes' frequencies {means['unigram']:.3f}, "
             f"class and position frequencies {means['class_position']:.3f}"
         )
 
-    def load(step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def load(step: int) -> tuple[Tensor, ...]:
         rows = sampler.batch(step, s.batch_size)[share]
         generator = training.step_generator(s.seed, training.STREAM_DROP, step)
         drop_B = torch.rand(s.batch_size, generator=generator) < s.class_drop
-        return tokens.as_tensor(train.idx_NL, rows), torch.from_numpy(train.label_N[rows]), drop_B[share]
+        batch = (tokens.as_tensor(train.idx_NL, rows), torch.from_numpy(train.label_N[rows]), drop_B[share])
+        # From pinned memory the copy to a GPU does not wait for the step before it.
+        return tuple(x.pin_memory() for x in batch) if device.type == "cuda" else batch
 
     def save(step: int) -> None:
         content = {"model": model.state_dict(), "ema": averaged.state_dict()}
         content |= {"optimiser": optimiser.state_dict(), "meter": meter.state_dict(world)}
-        content |= {"step": step, "best": best, "skipped": skipped, "config": config, "made_by": record}
+        content |= {"step": step, "best": best, "stale": stale, "skipped": skipped}
+        content |= {"config": config, "made_by": record}
         if world.is_main:
             save_last(last_path, content, model, averaged)
 
@@ -398,21 +444,17 @@ def main(s: Settings) -> None:
             rate = training.learning_rate(step, s.learning_rate, s.warmup_steps, s.steps, s.final_rate)
             # Dropout and stochastic depth draw from torch's own stream: seeded by step, it need not be saved.
             torch.manual_seed(training.step_seed(s.seed, training.STREAM_NETWORK, step, world.rank))
-            idx_BL, label_B, drop_B = (x.to(device, non_blocking=True) for x in batch)
             network.train()
-            with torch.no_grad():
-                input_BLC = vae.quantize.idxBl_to_var_input(list(idx_BL.split(lengths, dim=1)))
-            with training.autocast(device, dtype):
-                logits_BLV = network(label_B, input_BLC, class_drop_B=drop_B)
-            losses_S = token_losses(logits_BLV, idx_BL, spans, s.label_smoothing)
-            loss = mean_over_tokens(losses_S, spans)
-            loss.backward()
+            batch = [x.to(device, non_blocking=True) for x in batch]
+            loss, nats_S, accuracy_S = backward(s, network, vae, batch, spans, dtype)
             done = step + 1
             norm, is_made = training.optimiser_step(parameters, optimiser, rate, s.clip, loss, world)
             if is_made:
                 training.ema_update(averaged, model, step, s.ema_decay)
-                scales = {"train_last": losses_S[-1], "train_per_scale": losses_S}
-                meter.add(train_mean=loss, **scales, gradient_norm=norm)
+                whole = {"mean": nats_S, "accuracy": accuracy_S}
+                whole = {f"train_{key}": mean_over_tokens(x_S, spans) for key, x_S in whole.items()}
+                scales = {"train_per_scale": nats_S, "train_accuracy_per_scale": accuracy_S}
+                meter.add(**whole, **scales, train_last=nats_S[-1], gradient_norm=norm)
             else:
                 rows = sampler.batch(step, s.batch_size)
                 batch_names = [f"{train.path_N[row]} view {train.view_N[row]}" for row in rows]
@@ -439,14 +481,16 @@ def main(s: Settings) -> None:
                     )
             if done % s.eval_every == 0 or done == s.steps:
                 scores = validate(s, averaged, vae, val, world, dtype)
+                stale += 1
                 if scores["val_mean"] < best:
-                    best = scores["val_mean"]
+                    best, stale = scores["val_mean"], 0
                     if run:
                         content = {"model": averaged.state_dict(), "config": config, "made_by": record}
                         save_checkpoint(best_path, {**content, "step": done, "val": scores})
+                is_over = done == s.steps or world.any(0 < s.patience <= stale)
                 if run:
                     run.log({"step": done, **scores})
-                    draw_curves(s, train.patch_nums, baselines)
+                    draw_curves(s.out_dir, train.patch_nums, baselines)
                     if s.samples_per_class:
                         draw_samples(s, averaged, vae, train.classes, done)
                     progress.write(
@@ -454,9 +498,11 @@ def main(s: Settings) -> None:
                         f"{scores['val_last']:.3f}, right {scores['val_accuracy']:.1%}"
                     )
             stopping = world.any(stop.received is not None)
-            if done % s.save_every == 0 or done == s.steps or stopping:
+            if done % s.save_every == 0 or is_over or stopping:
                 save(done)
-            if stopping and done < s.steps:
+            if is_over:
+                break
+            if stopping:
                 progress.close()
                 world.close()
                 raise cli.Stopped(
@@ -464,7 +510,8 @@ def main(s: Settings) -> None:
                 )
     progress.close()
     world.close()
-    print(f"done: {best_path} (val cross-entropy {best:.3f} nats a token), figures in {s.out_dir}")
+    early = "" if done == s.steps else f"stopped early at step {done}, {stale} validations after the best; "
+    print(f"done: {early}{best_path} (val cross-entropy {best:.3f} nats a token), figures in {s.out_dir}")
 
 
 if __name__ == "__main__":

@@ -83,6 +83,7 @@ class Step:
         # Which classes are dropped is drawn, so equality needs it off; it costs nothing.
         self.model.cond_drop_rate = 0.0
         self.model.attend_by_scale = ways.get("by_scale", True)
+        self.model.recompute_blocks = ways.get("recompute", False)
         self.chunk = ways.get("chunk")
         self.encode = ways.get("encode", False)
         self.dtype = ways.get("dtype", torch.bfloat16 if s.dtype == "bfloat16" else torch.float32)
@@ -107,7 +108,8 @@ class Step:
                 logits_BLV = self.network(self.label_B, input_BLC)
                 loss = F.cross_entropy(logits_BLV.flatten(0, 1), self.idx_BL.flatten())
             else:
-                loss = self.network(self.label_B, input_BLC, target_BL=self.idx_BL, chunk=self.chunk).mean()
+                target = {"target_BL": self.idx_BL, "chunk": self.chunk}
+                loss = self.network(self.label_B, input_BLC, **target)[0].mean()
         loss.backward()
         return loss.detach()
 
@@ -130,6 +132,8 @@ def fast_paths(s: Settings, vae: VQVAE, var: VAR, device: torch.device) -> list[
         "step: encoder in it -> tokens from a file": ({"encode": True}, {}),
         "step: attention by mask -> by scale": ({"by_scale": False}, {}),
         "step: loss undivided -> in chunks": ({}, {"chunk": s.chunk}),
+        "step: activations kept -> made again": ({}, {"recompute": True}),
+        "step: both for memory": ({}, {"chunk": s.chunk, "recompute": True}),
         "step: float32 -> bfloat16": ({"dtype": torch.float32}, {"dtype": torch.bfloat16}),
     }
     if s.compile:

@@ -141,8 +141,8 @@ def filter_top_k_top_p(logits_BlV: Tensor, top_k: int = 0, top_p: float = 0.0) -
 
 def head_cross_entropy(
     head: nn.Module, h_BLD: Tensor, target_BL: Tensor, label_smoothing: float = 0.0, chunk: int = 0
-) -> Tensor:
-    """Give the cross-entropy of each token, without ever holding the logits of all of them.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give loss, cross-entropy and hit of each token, without ever holding the logits of all of them.
 
     Logits are the largest tensor of a training step: 64 images of 680 tokens and 2,048 codes are 356 MB, and
     as much again for each of softmax and gradients. In chunks each lives for its chunk alone; the backward
@@ -156,7 +156,11 @@ def head_cross_entropy(
         chunk: tokens at once; 0 is all of them, and no second product.
 
     Returns:
-        float32 (B, L), in nats; equal to the undivided one up to rounding, gradients too.
+        loss_BL: float32 (B, L), in nats, with smoothing; equal to the undivided one up to rounding, gradients
+            too.
+        nats_BL: the same without smoothing, which is what compares with other splits and settings; without
+            gradient.
+        hit_BL: bool, whether the most likely code is the target.
 
     Raises:
         ValueError: a negative chunk, or targets that do not fit.
@@ -167,18 +171,24 @@ def head_cross_entropy(
             f"wanted chunk of 0 or more and targets of shape {tuple(h_BLD.shape[:-1])}"
         )
 
-    def loss(h_ND: Tensor, target_N: Tensor) -> Tensor:
+    def scores(h_ND: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits_NV = head(h_ND).float()
-        return F.cross_entropy(logits_NV, target_N, reduction="none", label_smoothing=label_smoothing)
+        loss_N = F.cross_entropy(logits_NV, target_N, reduction="none", label_smoothing=label_smoothing)
+        logits_NV, nats_N = logits_NV.detach(), loss_N.detach()
+        if label_smoothing:
+            nats_N = F.cross_entropy(logits_NV, target_N, reduction="none")
+        return loss_N, nats_N, logits_NV.argmax(dim=-1) == target_N
 
     h_ND, target_N = h_BLD.flatten(0, -2), target_BL.flatten()
     if chunk == 0 or chunk >= len(h_ND):
-        return loss(h_ND, target_N).view_as(target_BL)
-    losses = [
-        checkpoint(loss, *part, use_reentrant=False, preserve_rng_state=False)
-        for part in zip(h_ND.split(chunk), target_N.split(chunk), strict=True)
-    ]
-    return torch.cat(losses).view_as(target_BL)
+        parts = [scores(h_ND, target_N)]
+    else:
+        parts = [
+            checkpoint(scores, *part, use_reentrant=False, preserve_rng_state=False)
+            for part in zip(h_ND.split(chunk), target_N.split(chunk), strict=True)
+        ]
+    loss_BL, nats_BL, hit_BL = (torch.cat(values).view_as(target_BL) for values in zip(*parts, strict=True))
+    return loss_BL, nats_BL, hit_BL
 
 
 def _signed(number: int) -> int:
@@ -219,8 +229,9 @@ def gumbel_noise(
     Returns:
         float32 (B, l, V), all finite.
     """
-    seed_B = torch.tensor([_signed(int(seed)) for seed in seeds], dtype=torch.int64, device=device)
-    place_l = torch.tensor(list(places), dtype=torch.int64, device=device)
+    # Copies of so few numbers need not wait for the device.
+    seed_B = torch.tensor([_signed(int(seed)) for seed in seeds]).to(device, torch.int64, non_blocking=True)
+    place_l = torch.tensor(list(places)).to(device, torch.int64, non_blocking=True)
     code_V = torch.arange(1, vocab_size + 1, device=device)
     key_Bl = _scramble(_scramble(seed_B + GAMMA)[:, None] + (place_l + 1) * GAMMA)
     bits_BlV = _scramble(key_Bl[..., None] + code_V * GAMMA)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.basic_var import AdaLNBeforeHead, AdaLNSelfAttn, KeyValueCache, Linear
 from models.helpers import (
@@ -98,6 +99,9 @@ class VAR(nn.Module):
         # In training, attend scale by scale instead of to all scales under a mask: the same numbers, faster
         # at 680 tokens (benchmarks/training.py).
         self.attend_by_scale = True
+        # In training, keep only what goes into each block and run it once more in the backward pass: less
+        # memory for up to a third more work (benchmarks/training.py).
+        self.recompute_blocks = False
         self.patch_nums = patch_nums
         self.begin_ends = scale_spans(patch_nums)
         self.L, self.first_l = self.begin_ends[-1][1], self.begin_ends[0][1]
@@ -155,7 +159,7 @@ class VAR(nn.Module):
         target_BL: Tensor | None = None,
         label_smoothing: float = 0.0,
         chunk: int = 0,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Predict every token from the coarser scales of the same image (teacher forcing).
 
         Args:
@@ -165,16 +169,15 @@ class VAR(nn.Module):
             class_drop_B: bool, True where an image loses its class. None draws it here with cond_drop_rate,
                 in training mode only. A trainer of several processes gives its part of a mask drawn for the
                 whole batch, so that the result does not depend on the number of processes.
-            target_BL: long, the tokens to be predicted; then their cross-entropies are returned, which with
-                `chunk` never holds the logits of all tokens. Here and not in a method of its own, because
-                DistributedDataParallel and torch.compile see only forward.
+            target_BL: long, the tokens to be predicted; then what helpers.head_cross_entropy says of them is
+                returned, and with `chunk` the logits of all tokens are never held. Here and not in a method
+                of its own, because DistributedDataParallel and torch.compile see only forward.
             label_smoothing: share of the target spread over all codes, 0 to 1; only with target_BL.
-            chunk: tokens whose logits are held at once; 0 is all; only with target_BL. See
-                helpers.head_cross_entropy.
+            chunk: tokens whose logits are held at once; 0 is all; only with target_BL.
 
         Returns:
-            float32 logits (B, L, V), or with target_BL cross-entropies in nats (B, L); L is that of the first
-            prog_si + 1 scales where prog_si is set.
+            float32 logits (B, L, V), or with target_BL loss, cross-entropy in nats and hit of each token, all
+            (B, L); L is that of the first prog_si + 1 scales where prog_si is set.
 
         Raises:
             ValueError: wrong shapes; on a CPU also labels out of range (a GPU says so itself).
@@ -204,7 +207,11 @@ class VAR(nn.Module):
             attention = {"attn_bias": self.attn_bias_for_masking[:, :, :end, :end]}
         shared = self.shared_ada_lin(cond_BD)
         for block in self.blocks:
-            x_BLD = block(x_BLD, block.modulation(shared), **attention)
+            modulation_B16D = block.modulation(shared)
+            if self.recompute_blocks and torch.is_grad_enabled():
+                x_BLD = checkpoint(block, x_BLD, modulation_B16D, use_reentrant=False, **attention)
+            else:
+                x_BLD = block(x_BLD, modulation_B16D, **attention)
         if target_BL is None:
             return self.get_logits(x_BLD, cond_BD)
         h_BLD = self.head_nm(x_BLD.float(), cond_BD).float()

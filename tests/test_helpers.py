@@ -241,14 +241,19 @@ def test_the_loss_in_chunks_is_the_loss(chunk, label_smoothing):
     results = []
     for size in (0, chunk):
         h_BLD = torch.linspace(-2, 2, 3 * 7 * 8).view(3, 7, 8).requires_grad_()
-        loss_BL = head_cross_entropy(head, h_BLD, target_BL, label_smoothing, size)
+        loss_BL, nats_BL, hit_BL = head_cross_entropy(head, h_BLD, target_BL, label_smoothing, size)
+        assert not nats_BL.requires_grad
         head.zero_grad()
         (weight_BL * loss_BL).sum().backward()
-        results.append([loss_BL.detach(), h_BLD.grad, head.weight.grad.clone(), head.bias.grad.clone()])
-    plain = torch.nn.functional.cross_entropy(
-        head(h_BLD).flatten(0, 1), target_BL.flatten(), reduction="none", label_smoothing=label_smoothing
-    )
-    torch.testing.assert_close(results[0][0], plain.view(3, 7).detach())
+        gradients = [h_BLD.grad, head.weight.grad.clone(), head.bias.grad.clone()]
+        results.append([loss_BL.detach(), nats_BL, hit_BL, *gradients])
+    logits_BLV = head(h_BLD).detach()
+    for found_BL, smoothing in zip(results[0], (label_smoothing, 0.0), strict=False):
+        plain = torch.nn.functional.cross_entropy(
+            logits_BLV.flatten(0, 1), target_BL.flatten(), reduction="none", label_smoothing=smoothing
+        )
+        torch.testing.assert_close(found_BL, plain.view(3, 7))
+    assert torch.equal(results[0][2], logits_BLV.argmax(-1) == target_BL) and results[0][2].any()
     for whole, parts in zip(*results, strict=True):
         torch.testing.assert_close(parts, whole)
 
@@ -266,7 +271,7 @@ def test_the_loss_in_chunks_holds_the_logits_of_a_chunk_only():
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss_BL = head_cross_entropy(head, h_BLD, target_BL, chunk=chunk)
+            loss_BL, _, _ = head_cross_entropy(head, h_BLD, target_BL, chunk=chunk)
         kept[chunk] = sum(sizes)
         loss_BL.sum().backward()
     assert kept[0] >= 100 * 500 and kept[10] == 0

@@ -44,3 +44,22 @@ def test_curves_have_an_axis_each_and_whole_ticks_only_for_whole_numbers(tmp_pat
     assert all(float(tick).is_integer() for tick in steps.get_xticks())
     assert not all(float(tick).is_integer() for tick in shares.get_xticks())
     plt.close(kept[0])
+
+
+def test_curves_may_have_a_second_scale_a_mark_and_one_legend(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(plots, "save", lambda figure, _: kept.append(figure))
+    panels = {name: {"train": ([0, 2], [1, 3]), "val": ([0, 2], [2, 2])} for name in ("nats", "share")}
+    more = {"right_axes": {"nats": ("bits", 2.0)}, "marks": {"best: step 1": 1}, "one_legend": True}
+    plots.curves(tmp_path / "curves.png", panels, **more)
+    kept[0].canvas.draw()
+    nats, share = kept[0].axes
+    (right,) = nats.child_axes
+    assert right.get_ylabel() == "bits" and not share.child_axes
+    np.testing.assert_allclose(right.get_ylim(), 2 * np.array(nats.get_ylim()))
+    for axis in (nats, share):
+        assert axis.get_legend() is None
+        assert [line.get_xdata() for line in axis.lines if line.get_label() == "best: step 1"] == [[1, 1]]
+    (legend,) = kept[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["train", "val", "best: step 1"]
+    plt.close(kept[0])

@@ -76,6 +76,22 @@ def test_two_processes_stopped_and_resumed_are_the_same_as_not_stopped(script, t
     assert_same_run(script, tmp_path / "straight", tmp_path / "stopped")
 
 
+class NeverBetter:
+    """Called before a run: validations of this process read as if nothing had been learned."""
+
+    def __call__(self) -> None:
+        own = train_var.validate
+        train_var.validate = lambda *arguments: own(*arguments) | {"val_mean": float("inf")}
+
+
+def test_all_processes_stop_early_together(tiny, tmp_path):
+    """One that stopped alone would leave the others waiting for ever."""
+    chosen = settings_of("train_var", tiny, tmp_path / "out", eval_every=2, patience=1)
+    assert run_two("train_var", chosen, tmp_path / "printed", NeverBetter()) == [0, 0]
+    assert read_checkpoint(tmp_path / "out" / LAST["train_var"])["step"] == 2
+    assert "stopped early at step 2" in (tmp_path / "printed.0").read_text()
+
+
 def test_the_number_of_reading_threads_and_a_cache_that_is_there_change_nothing(tiny, tmp_path):
     """Pictures are decoded by threads before the first step; nothing else reads them."""
     for name, workers in (("one", 1), ("four", 4)):

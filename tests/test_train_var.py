@@ -1,11 +1,13 @@
 """The transformer's training script: files, resume, several processes, learning, refusals."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from test_train_vqvae import ROOT, assert_same, log_without_timings
 
 import train_var
+from models import VAR
 from models.helpers import scale_spans
 from usvar import cli, tokens, training
 from usvar.checkpoints import load_var, load_vqvae, read_checkpoint
@@ -43,6 +46,12 @@ def settings(tokens_dir: Path, vqvae: Path, out: Path, **changes) -> train_var.S
         "precision": "float32",
     }
     return train_var.Settings(**chosen | changes)
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    for name in ("draw_curves", "draw_samples"):
+        monkeypatch.setattr(train_var, name, lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -93,15 +102,229 @@ def test_stopped_and_resumed_is_the_same_as_not_stopped(
     assert log_without_timings(tmp_path) == log_without_timings(straight)
 
 
+def learned_nothing_after(monkeypatch, scores: list[float]) -> None:
+    """Validations that read as the list says, one after another; the last one stays."""
+    own, rest = train_var.validate, list(scores)
+
+    def validate(*arguments):
+        return own(*arguments) | {"val_mean": rest.pop(0) if len(rest) > 1 else rest[0]}
+
+    monkeypatch.setattr(train_var, "validate", validate)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_training_stops_early_and_keeps_the_best(tiny_tokens, tiny_vqvae, tmp_path, monkeypatch, capsys):
+    """Two validations in a row without a new best; one between two bests does not count."""
+    learned_nothing_after(monkeypatch, [3.0, 3.1, 2.0, 2.2, 2.1, 1.0])
+    s = settings(tiny_tokens, tiny_vqvae, tmp_path, eval_every=1, steps=6, patience=2)
+    train_var.main(s)
+    assert "stopped early at step 5, 2 validations after the best" in capsys.readouterr().out
+    assert read_checkpoint(tmp_path / "ar-ckpt-best.pth")["step"] == 3
+    last = read_checkpoint(tmp_path / "ar-ckpt-last.pth")
+    assert (last["step"], last["stale"], last["best"]) == (5, 2, 2.0)
+    before = (tmp_path / "log.jsonl").read_text()
+    train_var.main(s)
+    said = capsys.readouterr().out
+    assert "nothing to do: the run stopped early at step 5" in said and "--patience 0 goes on" in said
+    assert (tmp_path / "log.jsonl").read_text() == before
+    (tmp_path / "ar-ckpt-best.pth").unlink()
+    with pytest.raises(InputError, match="missing or damaged, and the run stopped early at step 5"):
+        train_var.main(s)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_count_towards_early_stopping_outlives_a_stop(tiny_tokens, tiny_vqvae, tmp_path, monkeypatch):
+    learned_nothing_after(monkeypatch, [1.0, 2.0])
+    s = settings(tiny_tokens, tiny_vqvae, tmp_path, eval_every=2, steps=12, patience=2)
+    own = training.ema_update
+
+    def interrupt(averaged, model, step, decay):
+        own(averaged, model, step, decay)
+        if step == 4:  # after the first validation without a new best
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(training, "ema_update", interrupt)
+    with pytest.raises(cli.Stopped, match="step 5 is in"):
+        train_var.main(s)
+    monkeypatch.setattr(training, "ema_update", own)
+    train_var.main(s)
+    last = read_checkpoint(tmp_path / "ar-ckpt-last.pth")
+    assert last.pop("step") == 6
+    for name in ("ar-ckpt-last.pth", "ar-ckpt-last-previous.pth"):
+        torch.save(
+            {key: value for key, value in last.items() if key != "stale"} | {"step": 6}, tmp_path / name
+        )
+    with pytest.raises(InputError, match="count of validations without a new best"):
+        train_var.main(s)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_run_that_stopped_early_goes_on_when_asked(tiny_tokens, tiny_vqvae, tmp_path, monkeypatch):
+    """With the numbers that it would have had without early stopping."""
+    learned_nothing_after(monkeypatch, [1.0, 2.0])
+    runs = {"eval_every": 1, "steps": 5}
+    train_var.main(settings(tiny_tokens, tiny_vqvae, tmp_path / "early", patience=2, **runs))
+    assert read_checkpoint(tmp_path / "early" / "ar-ckpt-last.pth")["step"] == 3
+    train_var.main(settings(tiny_tokens, tiny_vqvae, tmp_path / "early", **runs))
+    learned_nothing_after(monkeypatch, [1.0, 2.0])
+    train_var.main(settings(tiny_tokens, tiny_vqvae, tmp_path / "straight", **runs))
+    first, second = (read_checkpoint(tmp_path / name / "ar-ckpt-last.pth") for name in ("early", "straight"))
+    for key in ("model", "ema", "optimiser", "meter", "step", "stale"):
+        assert_same(first[key], second[key])
+
+
+def last_weights(out: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(out / "ar-ckpt-last.pth")["model"]
+
+
+CALM = {"drop_rate": 0.0, "drop_path_rate": 0.0, "steps": 3, "log_every": 1}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"accumulate": 4}, {"head_chunk": 5}, {"recompute": True}],
+    ids=["accumulate", "head_chunk", "recompute"],
+)
+@pytest.mark.usefixtures("no_figures")
+def test_ways_to_save_memory_train_the_same_weights(tiny_tokens, tiny_vqvae, tmp_path, changes):
+    """AdamW divides by the gradient's size: rounding of one near 0 moves its weight by up to a step."""
+    calm = CALM | {"learning_rate": 1e-3, "steps": 3, "label_smoothing": 0.1}
+    rate = calm["learning_rate"] * calm["steps"]
+    for name, way in (("plain", {}), ("saving", changes)):
+        train_var.main(settings(tiny_tokens, tiny_vqvae, tmp_path / name, **calm | way))
+    plain, saving = (last_weights(tmp_path / name) for name in ("plain", "saving"))
+    plain.pop("attn_bias_for_masking")  # infinite
+    moved = torch.cat([(saving[key] - plain[key]).float().flatten().abs() for key in plain])
+    assert moved.max() < 0.1 * rate and moved.mean() < 1e-4 * rate
+    for a, b in zip(*(log_without_timings(tmp_path / name) for name in ("plain", "saving")), strict=True):
+        for name in a.keys() - {"step"}:
+            assert b[name] == pytest.approx(a[name], rel=1e-4), name
+
+
+def test_gradients_of_processes_are_added_up_once_a_step(tiny_tokens, tiny_vqvae, tmp_path):
+    """Not behind every piece: that would be the same numbers and as many times the traffic."""
+    waits = []
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network, self.is_quiet = load_var_of(tiny_vqvae), False
+
+        @contextlib.contextmanager
+        def no_sync(self):
+            self.is_quiet = True
+            yield
+            self.is_quiet = False
+
+        def forward(self, *arguments, **named):
+            waits.append(self.is_quiet)
+            return self.network(*arguments, **named)
+
+    maps = tokens.read_token_maps(tiny_tokens / "train")
+    idx_BL = tokens.as_tensor(maps.idx_NL, range(4))
+    batch = (idx_BL, torch.zeros(4, dtype=torch.long), torch.zeros(4, dtype=torch.bool))
+    s = settings(tiny_tokens, tiny_vqvae, tmp_path, accumulate=4)
+    spans = scale_spans(maps.patch_nums)
+    train_var.backward(s, Network(), load_vqvae(tiny_vqvae).model, batch, spans, torch.float32)
+    assert waits == [True, True, True, False]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: a CPU has nothing to wait for")
+def test_forward_and_backward_do_not_wait_for_the_device(tiny_tokens, tiny_vqvae, tmp_path):
+    device = torch.device("cuda")
+    maps = tokens.read_token_maps(tiny_tokens / "train")
+    batch = (tokens.as_tensor(maps.idx_NL, range(4)), torch.zeros(4, dtype=torch.long), torch.zeros(4) > 0)
+    batch = [x.to(device) for x in batch]
+    model, vae = load_var_of(tiny_vqvae).to(device), load_vqvae(tiny_vqvae, device).model
+    s = settings(tiny_tokens, tiny_vqvae, tmp_path, accumulate=2, head_chunk=8, recompute=True)
+    spans = scale_spans(maps.patch_nums)
+    train_var.backward(s, model, vae, batch, spans, torch.bfloat16)  # what is made once is made here
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train_var.backward(s, model, vae, batch, spans, torch.bfloat16)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def load_var_of(vqvae: Path) -> VAR:
+    return VAR(
+        load_vqvae(vqvae).model, num_classes=3, depth=1, embed_dim=32, num_heads=2, patch_nums=(1, 2, 4)
+    )
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_training_loss_is_smoothed_and_what_is_logged_is_not(tiny_tokens, tiny_vqvae, tmp_path):
+    """So that train and val compare, and runs of different smoothing."""
+    first = {}
+    for smoothing in (0.0, 0.5):
+        out = tmp_path / str(smoothing)
+        train_var.main(settings(tiny_tokens, tiny_vqvae, out, **CALM, label_smoothing=smoothing))
+        first[smoothing] = log_without_timings(out)
+    assert first[0.0][0]["train_mean"] == pytest.approx(first[0.5][0]["train_mean"], rel=1e-6)
+    assert first[0.0][0]["gradient_norm"] > 1.5 * first[0.5][0]["gradient_norm"]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_bfloat16_trains_nearly_the_same(tiny_tokens, tiny_vqvae, tmp_path):
+    rows = {}
+    for precision in ("float32", "bfloat16"):
+        out = tmp_path / precision
+        train_var.main(settings(tiny_tokens, tiny_vqvae, out, **CALM, precision=precision))
+        rows[precision] = log_without_timings(out)[-1]
+        assert all(x.dtype == torch.float32 for x in last_weights(out).values() if x.is_floating_point())
+    assert rows["bfloat16"]["val_mean"] == pytest.approx(rows["float32"]["val_mean"], rel=1e-2)
+    assert rows["bfloat16"]["val_mean"] != rows["float32"]["val_mean"]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_compiled_network_trains_the_same(tiny_tokens, tiny_vqvae, tmp_path, monkeypatch):
+    """With the backend that needs no compiler."""
+    compiled, own = [], torch.compile
+
+    def compile_without_compiler(network):
+        compiled.append(network)
+        return own(network, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", compile_without_compiler)
+    rows = {}
+    for name in ("plain", "compiled"):
+        out = tmp_path / name
+        way = {"compile": name == "compiled", "accumulate": 2}
+        train_var.main(settings(tiny_tokens, tiny_vqvae, out, **CALM | way))
+        rows[name] = log_without_timings(out)
+    assert (
+        len(compiled) == 1 and last_weights(tmp_path / "compiled").keys() == compiled[0].state_dict().keys()
+    )
+    for a, b in zip(rows["plain"][:3], rows["compiled"][:3], strict=True):
+        assert b["train_mean"] == pytest.approx(a["train_mean"], rel=1e-4)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_class_balance_reaches_the_batches(tiny_tokens, tiny_vqvae, tmp_path, monkeypatch):
+    asked = []
+    own = training.BalancedSampler
+
+    def sampler(label_N, balance, seed):
+        asked.append(balance)
+        return own(label_N, balance, seed)
+
+    monkeypatch.setattr(training, "BalancedSampler", sampler)
+    train_var.main(settings(tiny_tokens, tiny_vqvae, tmp_path, **CALM, class_balance=0.75))
+    assert asked == [0.75]
+
+
 def test_a_finished_run_says_so(straight, tiny_tokens, tiny_vqvae, capsys):
     train_var.main(settings(tiny_tokens, tiny_vqvae, straight))
     assert "nothing to do" in capsys.readouterr().out
 
 
 def test_two_processes_give_the_curve_of_one(tiny_tokens, tiny_vqvae, tmp_path):
-    """Half the batch each. Class dropout is drawn for the whole batch; other dropout differs by process."""
-    flags = {}
-    one, two = (settings(tiny_tokens, tiny_vqvae, tmp_path / name, drop_rate=0.0) for name in ("one", "two"))
+    """Half the batch each, in two pieces; gradients are added up behind the second.
+
+    Class dropout is drawn for the whole batch; other dropout differs by process and piece.
+    """
+    one = settings(tiny_tokens, tiny_vqvae, tmp_path / "one", drop_rate=0.0, drop_path_rate=0.0)
+    two = replace(one, out_dir=tmp_path / "two", accumulate=2)
     train_var.main(one)
     flags = [
         text for name, value in vars(two).items() for text in (f"--{name.replace('_', '-')}", str(value))
@@ -158,14 +381,12 @@ def test_a_small_set_is_learned_by_heart_and_sampled_back(tiny_tokens, tiny_vqva
     assert (idx_BL == wanted).float().mean() > 0.95
 
 
-def test_losses_are_means_of_each_scale():
-    idx_BL = torch.randint(0, 5, (3, 14))
-    logits_BLV = torch.randn(3, 14, 5)
+def test_means_of_scales_and_of_tokens():
+    nats_BL = torch.rand(3, 14)
     spans = scale_spans((1, 2, 3))
-    losses_S = train_var.token_losses(logits_BLV, idx_BL, spans)
-    nats_BL = -logits_BLV.log_softmax(-1).gather(2, idx_BL[..., None])[..., 0]
-    torch.testing.assert_close(losses_S[1], nats_BL[:, 1:5].mean())
-    torch.testing.assert_close(train_var.mean_over_tokens(losses_S, spans), nats_BL.mean())
+    nats_S = train_var.scale_means(nats_BL, spans)
+    torch.testing.assert_close(nats_S[1], nats_BL[:, 1:5].mean())
+    torch.testing.assert_close(train_var.mean_over_tokens(nats_S, spans), nats_BL.mean())
 
 
 def test_tokens_of_another_vqvae_are_refused(tiny_tokens, tiny_vqvae, tmp_path):
@@ -192,6 +413,10 @@ def test_classes_in_another_order_are_refused(tiny_tokens, tiny_vqvae, tmp_path)
         ({"depth": 0}, "--depth 0"),
         ({"class_drop": 1.5}, "--class-drop 1.5"),
         ({"top_p": -0.1}, "--top-p -0.1"),
+        ({"patience": -1}, "--patience -1 was given, wanted 0 or more"),
+        ({"head_chunk": -5}, "--head-chunk -5 was given, wanted 0 or more"),
+        ({"accumulate": 0}, "--accumulate 0 was given, wanted 1 or more"),
+        ({"accumulate": 3}, "--batch-size 4 does not divide .* choose a multiple of 3"),
     ],
 )
 def test_wrong_settings_are_refused(tiny_tokens, tiny_vqvae, tmp_path, changes, named):

@@ -439,11 +439,36 @@ def test_forward_with_targets_gives_the_cross_entropy_of_its_logits(prog_si, chu
     wanted.mean().backward()
     gradients = [p.grad.clone() for p in var.parameters()]
     var.zero_grad()
-    found = var(label_B, x_BLC, target_BL=idx_BL, label_smoothing=0.1, chunk=chunk)
+    found, _, hit_BL = var(label_B, x_BLC, target_BL=idx_BL, label_smoothing=0.1, chunk=chunk)
     found.mean().backward()
     torch.testing.assert_close(found, wanted.view(3, length))
+    assert torch.equal(hit_BL, logits.argmax(-1) == idx_BL[:, :length])
     for parameter, gradient in zip(var.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shared_aln", [False, True])
+def test_blocks_run_once_more_give_the_same_numbers_and_keep_less(shared_aln):
+    """Bit for bit, also with dropout and stochastic depth, whose draws must come again."""
+    var = tiny(drop_rate=0.2, drop_path_rate=0.5, shared_aln=shared_aln).train()
+    label_B, idx_BL, x_BLC = inputs_of(var)
+    results, kept = [], []
+    for var.recompute_blocks in (False, True):
+        sizes = []
+
+        def keep(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        torch.manual_seed(1)
+        var.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss_BL, _, _ = var(label_B, x_BLC, target_BL=idx_BL)
+        loss_BL.mean().backward()
+        results.append([loss_BL.detach(), *(p.grad.clone() for p in var.parameters())])
+        kept.append(sum(sizes))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert kept[1] < kept[0] / 2
 
 
 def test_the_head_skips_the_half_without_class_at_the_first_scale_only(monkeypatch):

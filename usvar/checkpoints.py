@@ -106,8 +106,14 @@ def previous_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}-previous{path.suffix}")
 
 
-def read_last(path: Path) -> tuple[dict[str, Any] | None, str]:
+def read_last(
+    path: Path, more_state: Mapping[str, tuple[str, type]] | None = None
+) -> tuple[dict[str, Any] | None, str]:
     """Read the checkpoint that a run goes on from, or the one before it when the last one is damaged.
+
+    Args:
+        path: the last checkpoint.
+        more_state: what this run needs beside RESUME_STATE, in the same form.
 
     Returns:
         The content, None when no run has been here; and a sentence for the log, empty when all is well.
@@ -130,7 +136,7 @@ def read_last(path: Path) -> tuple[dict[str, Any] | None, str]:
                 "start anew in another --out-dir"
             ) from damage_before
         note = f"{damage}; the run goes on from {previous.name}, step {content.get('step')}"
-    for key, (what, kind) in RESUME_STATE.items():
+    for key, (what, kind) in (RESUME_STATE | dict(more_state or {})).items():
         if not isinstance(content.get(key), kind):
             raise InputError(
                 f"{path} has no {what} ({key!r}): it was not written by a training script of this "

@@ -51,6 +51,9 @@ def curves(
     title: str = "",
     x_label: str | Sequence[str] = "optimiser step",
     columns: int = 3,
+    right_axes: Mapping[str, tuple[str, float]] | None = None,
+    marks: Mapping[str, float] | None = None,
+    one_legend: bool = False,
 ) -> None:
     """Curves over the optimiser step or another number, panels side by side.
 
@@ -63,6 +66,9 @@ def curves(
         title: title of the whole figure.
         x_label: what the numbers along the x axis are; one for all panels or one for each.
         columns: most panels side by side.
+        right_axes: panel title -> name and factor of a second scale at the right.
+        marks: name -> x of a grey vertical line in every panel.
+        one_legend: panels have curves and lines of the same names: one legend below all of them.
     """
     columns = min(columns, len(panels))
     x_labels = [x_label] * len(panels) if isinstance(x_label, str) else x_label
@@ -86,13 +92,25 @@ def curves(
         for offset, (label, height) in enumerate((lines or {}).get(name, {}).items()):
             colour = COLOURS[(len(colour_of) + offset) % len(COLOURS)]
             axis.axhline(height, color=colour, linestyle=":", linewidth=1.6, label=label)
+        for label, x in (marks or {}).items():
+            axis.axvline(x, color="0.35", linestyle=(0, (6, 3)), linewidth=1.0, label=label)
         if name in log_panels:
             axis.set_yscale("log")
         axis.set_title(name)
         axis.set_xlabel(label_x)
         is_whole = all(float(step).is_integer() for steps, _ in series.values() for step in steps)
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=is_whole))
-        axis.legend(fontsize=7)
+        if not one_legend:
+            axis.legend(fontsize=7)
+        if name in (right_axes or {}):
+            right_label, factor = right_axes[name]
+            right = axis.secondary_yaxis(
+                "right", functions=(lambda y, f=factor: y * f, lambda y, f=factor: y / f)
+            )
+            right.set_ylabel(right_label)
+    if one_legend:
+        drawn = axes.flat[0].get_legend_handles_labels()
+        figure.legend(*drawn, loc="outside lower center", ncols=min(5, len(drawn[0])), fontsize=8)
     if title:
         figure.suptitle(title)
     save(figure, path)

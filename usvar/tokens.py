@@ -332,7 +332,7 @@ def rows_of_class(maps: TokenMaps, label: int) -> np.ndarray:
     return rows
 
 
-def frequency_cross_entropies(train: TokenMaps, other: TokenMaps) -> dict[str, np.ndarray]:
+def frequency_scores(train: TokenMaps, other: TokenMaps) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """What two models that know only frequencies would score: lines to beat for the transformer.
 
     `unigram`: one distribution over codes a scale. `class_position`: one a class and position, mixed half and
@@ -345,33 +345,47 @@ def frequency_cross_entropies(train: TokenMaps, other: TokenMaps) -> dict[str, n
         other: token maps to score, such as those of the validation split.
 
     Returns:
-        For each of the two, (S,) mean nats a token of each scale.
+        For each of the two, (S,) mean nats a token of each scale, and (S,) the share of tokens that are the
+        model's most likely code.
     """
     vocab, classes = train.vocab_size, len(train.classes)
-    per_scale: dict[str, list[float]] = {"unigram": [], "class_position": []}
-    rows_C = np.bincount(train.label_N, minlength=classes)
+    per_scale: dict[str, list[tuple[float, float]]] = {"unigram": [], "class_position": []}
+    rows_C = np.maximum(1, np.bincount(train.label_N, minlength=classes))
     positions_at_once = max(1, MAX_COUNTS // (classes * vocab))
     for columns in scale_slices(train.patch_nums):
         counts_V = np.ones(vocab)
         for _, idx_Ml in _blocks(train, columns):
             counts_V += np.bincount(idx_Ml.ravel(), minlength=vocab)
         unigram_V = counts_V / counts_V.sum()
-        nats, tokens = np.zeros(2), 0
+        nats, hits, tokens = np.zeros(2), np.zeros(2), 0
         for start in range(columns.start, columns.stop, positions_at_once):
             part = slice(start, min(start + positions_at_once, columns.stop))
             positions = np.arange(part.stop - part.start)
             counts_ClV = np.zeros((classes, len(positions), vocab), dtype=np.int32)
             for label_M, idx_Ml in _blocks(train, part):
                 np.add.at(counts_ClV, (label_M[:, None], positions, idx_Ml), 1)
+            # Class by class: all at once would be a table of doubles.
+            best_Cl = np.stack(
+                [
+                    (counts_lV / rows + unigram_V).argmax(-1)
+                    for counts_lV, rows in zip(counts_ClV, rows_C, strict=True)
+                ]
+            )
             for label_M, idx_Ml in _blocks(other, part, views=1):
                 seen_Ml = counts_ClV[label_M[:, None], positions, idx_Ml]
                 unigram_Ml = unigram_V[idx_Ml]
-                position_Ml = 0.5 * seen_Ml / np.maximum(1, rows_C[label_M])[:, None] + 0.5 * unigram_Ml
+                position_Ml = 0.5 * seen_Ml / rows_C[label_M][:, None] + 0.5 * unigram_Ml
                 nats -= np.log(unigram_Ml).sum(), np.log(position_Ml).sum()
+                hits += (idx_Ml == unigram_V.argmax()).sum(), (idx_Ml == best_Cl[label_M]).sum()
                 tokens += idx_Ml.size
-        per_scale["unigram"].append(nats[0] / tokens)
-        per_scale["class_position"].append(nats[1] / tokens)
-    return {name: np.array(values) for name, values in per_scale.items()}
+        for name, scores in zip(per_scale, zip(nats / tokens, hits / tokens, strict=True), strict=True):
+            per_scale[name].append(scores)
+    return {name: tuple(np.array(scores_S2).T) for name, scores_S2 in per_scale.items()}
+
+
+def frequency_cross_entropies(train: TokenMaps, other: TokenMaps) -> dict[str, np.ndarray]:
+    """The first half of `frequency_scores`: (S,) mean nats a token of each scale."""
+    return {name: nats_S for name, (nats_S, _) in frequency_scores(train, other).items()}
 
 
 def _blocks(

@@ -226,6 +226,11 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def best_row(rows: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
+    """The row of a log whose number is lowest, the first of equals; None when no row has it."""
+    return min((row for row in rows if row.get(name) is not None), key=lambda row: row[name], default=None)
+
+
 def refuse_other_settings(path: Path, before: dict, now: dict, may_change: tuple[str, ...]) -> None:
     """A run goes on only with the settings and input files it was started with.
 
