@@ -90,6 +90,15 @@ class Settings:
     # Look codes up by cosine (both sides l2-normalised) instead of Euclidean distance.
     cosine_lookup: bool = False
 
+    # Rotation trick: gradients pass the quantiser turned and scaled as the vectors are.
+    rotation: bool = False
+
+    # Chance that a training image is rebuilt from its coarser scales only.
+    quantiser_dropout: float = 0.0
+
+    # Decay of codes that follow the mean of the vectors looking them up; 0: they are trained by gradient.
+    ema_codebook: float = 0.0
+
     # Weight of the commitment part of the VQ loss.
     beta: float = 0.25
 
@@ -653,6 +662,8 @@ def main(s: Settings) -> None:
     # Channels last is the faster layout on GPUs and the slower one on CPUs.
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     model = VQVAE(**arguments, test_mode=False).to(device, memory_format=layout)
+    model.quantize.rotation, model.quantize.dropout = s.rotation, s.quantiser_dropout
+    model.quantize.codebook_decay = s.ema_codebook
     averaged = copy.deepcopy(model).requires_grad_(False).eval()
     # With few scales, some of the four shared phi serve none of them.
     network: nn.Module = world.wrap(model, some_unused=True)
