@@ -109,11 +109,8 @@ def recipes(side: int, vgg: Path | None = None) -> dict[str, dict[str, Any]]:
         "ours, no EMA": {"ema_decay": 0.0},
         # One remedy more.
         "ours + cosine look-up": {"cosine_lookup": True},
-        "ours + rotation trick": {"rotation": True},
-        "ours + quantiser dropout": {"quantiser_dropout": 0.1},
-        "ours + EMA codebook": {"ema_codebook": 0.99},
         "ours + L1": {"l1_weight": 0.1},
-        "ours + SSIM": {"ssim_weight": 0.02},
+        "ours + SSIM": {"ssim_weight": 0.1},
         "ours + perceptual": {"perceptual_weight": 0.01, "vgg": vgg},
         "ours + adversarial": {"adversarial_weight": 0.1},
     }

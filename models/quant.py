@@ -120,21 +120,6 @@ class PhiNonShared(nn.ModuleList):
         return self[nearest_tick(position, len(self))]
 
 
-def rotated(f_BChw: Tensor, f_hat: Tensor) -> Tensor:
-    """The value of f_hat, with the gradient of a rotation and scaling that takes f_BChw there.
-
-    C. Fifty et al., "Restructuring Vector Quantization with the Rotation Trick" (2024), section 4.2.
-    """
-    e, q = F.normalize(f_BChw.detach(), dim=1), F.normalize(f_hat, dim=1)
-    r = F.normalize(e + q, dim=1)
-    scale = f_hat.norm(dim=1, keepdim=True) / f_BChw.detach().norm(dim=1, keepdim=True).clamp_min(1e-6)
-
-    def along(axis_BChw: Tensor) -> Tensor:
-        return (f_BChw * axis_BChw).sum(1, keepdim=True)
-
-    return scale * (f_BChw - 2 * along(r) * r + 2 * along(e) * q)
-
-
 def _side(patch_num: int | tuple[int, int]) -> tuple[int, int]:
     return (patch_num, patch_num) if isinstance(patch_num, int) else tuple(patch_num)
 
@@ -191,13 +176,11 @@ class VectorQuantizer2(nn.Module):
             self.quant_resi = PhiShared(new_phi())
         else:
             self.quant_resi = PhiPartiallyShared(nn.ModuleList(new_phi() for _ in range(share_quant_resi)))
-        # On trial, set by the trainer: turn gradients onto the quantised map; chance that images are rebuilt
-        # from its coarser scales only; decay of codes that follow the mean of what looks them up.
-        self.rotation, self.dropout, self.codebook_decay = False, 0.0, 0.0
-        self.register_buffer("mean_count_V", torch.ones(vocab_size), persistent=False)
-        self.register_buffer("mean_sum_VC", torch.zeros(vocab_size, Cvae), persistent=False)
         # Moving average of the hits a training step gives each code, over all processes.
         self.register_buffer("ema_vocab_hit_SV", torch.zeros(len(self.v_patch_nums), vocab_size))
+        # A step's batch may come in pieces: all but the last are told so, and their hits wait here.
+        self.completes_step = True
+        self.register_buffer("waiting_hits_SV", torch.zeros_like(self.ema_vocab_hit_SV), persistent=False)
         self.embedding = nn.Embedding(vocab_size, Cvae)
 
     def eini(self, eini: float) -> None:
@@ -229,55 +212,25 @@ class VectorQuantizer2(nn.Module):
         with self._float32():
             f_BChw = f_BChw.float()
             goal_BChw = f_BChw.detach()
-            losses, indices, vectors = [], [], []
-            S, B = len(self.v_patch_nums), f_BChw.shape[0]
-            scales_B = torch.full((B,), S, device=f_BChw.device)
-            if self.training and self.dropout:
-                dropped_B = torch.rand(B, device=f_BChw.device) < self.dropout
-                # The coarsest third always stays.
-                fewer_B = torch.randint(max(1, S // 3), S, (B,), device=f_BChw.device)
-                scales_B = torch.where(dropped_B, fewer_B, scales_B)
-            kept = torch.zeros_like(goal_BChw)
-            for si, (z_NC, idx_Bl, f_hat) in enumerate(self._walk(goal_BChw, self.v_patch_nums)):
-                is_in_B = (si < scales_B).float().view(B, 1, 1, 1)
-                weight = is_in_B / is_in_B.mean().clamp_min(1e-6)
-                commitment = (weight * (f_BChw - f_hat.detach()).square()).mean()
-                codebook = (weight * (f_hat - goal_BChw).square()).mean()
-                losses.append(codebook + self.beta * commitment)
+            losses, indices = [], []
+            for _, idx_Bl, f_hat in self._walk(goal_BChw, self.v_patch_nums):
+                commitment = F.mse_loss(f_BChw, f_hat.detach())
+                losses.append(F.mse_loss(f_hat, goal_BChw) + self.beta * commitment)
                 indices.append(idx_Bl)
-                vectors.append(z_NC)
-                kept = torch.where(is_in_B > 0, f_hat, kept)
-            f_hat = kept
             if self.training:
                 self._record_hits(indices)
-                if self.codebook_decay:
-                    self._follow_means(torch.cat(vectors), torch.cat([i.flatten() for i in indices]))
             usages = self.usage_percent(f_BChw.shape[0]) if ret_usages else None
-            if self.training and self.rotation:
-                f_hat = rotated(f_BChw, f_hat.detach())
-            else:
-                # Straight through: the value of f_hat, the gradient of f_BChw.
-                f_hat = f_BChw + (f_hat.detach() - goal_BChw)
+            # Straight through: the value of f_hat, the gradient of f_BChw.
+            f_hat = f_BChw + (f_hat.detach() - goal_BChw)
             return f_hat, usages, torch.stack(losses).mean()
 
     @torch.no_grad()
-    def _follow_means(self, z_NC: Tensor, idx_N: Tensor) -> None:
-        """Codes become moving averages of the vectors that look them up (van den Oord 2017, appendix A)."""
-        count_V = torch.zeros_like(self.mean_count_V).index_add_(0, idx_N, torch.ones_like(z_NC[:, 0]))
-        sum_VC = torch.zeros_like(self.mean_sum_VC).index_add_(0, idx_N, z_NC)
-        if _is_distributed():
-            dist.all_reduce(count_V)
-            dist.all_reduce(sum_VC)
-        rate = 1 - self.codebook_decay
-        self.mean_count_V.lerp_(count_V, rate)
-        self.mean_sum_VC.lerp_(sum_VC, rate)
-        hit_V = count_V > 0
-        codes = self.embedding.weight.data
-        codes[hit_V] = (self.mean_sum_VC / self.mean_count_V.clamp_min(1e-5)[:, None])[hit_V]
-
-    @torch.no_grad()
     def _record_hits(self, idx_Bl_list: list[Tensor]) -> None:
-        hits_SV = code_counts(idx_Bl_list, self.vocab_size).to(self.ema_vocab_hit_SV)
+        hits_SV = self.waiting_hits_SV + code_counts(idx_Bl_list, self.vocab_size)
+        if not self.completes_step:
+            self.waiting_hits_SV.copy_(hits_SV)
+            return
+        self.waiting_hits_SV.zero_()
         if _is_distributed():
             dist.all_reduce(hits_SV)
         # The first step is taken as it is. No counter is kept, so that a resumed run goes on where it was.
@@ -368,9 +321,6 @@ class VectorQuantizer2(nn.Module):
             deviation_C.device
         )
         codes[dead.to(codes.device)] = new.to(codes)
-        count = self.ema_vocab_hit_SV.sum(0).mean().clamp_min(1.0)
-        self.mean_count_V[dead.to(codes.device)] = count
-        self.mean_sum_VC[dead.to(codes.device)] = count * new.to(codes)
         return len(dead)
 
     # --- between latent maps, tokens and images' worth of tokens ---
@@ -510,9 +460,7 @@ class VectorQuantizer2(nn.Module):
             z_BChw = rest_BChw if si == S - 1 else F.interpolate(rest_BChw, size=(h, w), mode="area")
             z_NC = rearrange(z_BChw, "B C h w -> (B h w) C")
             idx_Bl = self._nearest(z_NC).view(B, h * w)
-            codes_BlC = self.embedding(idx_Bl)
-            codes_BlC = codes_BlC.detach() if self.codebook_decay else codes_BlC
-            codes_BChw = rearrange(codes_BlC, "B (h w) C -> B C h w", h=h)
+            codes_BChw = rearrange(self.embedding(idx_Bl), "B (h w) C -> B C h w", h=h)
             share = self._share(codes_BChw, si, S, size)
             f_hat = f_hat + share
             # Which code is nearest has no gradient, so what is left over needs none.
