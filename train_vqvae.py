@@ -397,12 +397,13 @@ def main(s: Settings) -> None:
     world = distributed.start(s.device)
     device, share = world.device, world.share(s.batch_size)
     dtype = training.amp_dtype(device, s.precision)
+
+    # What is read, and whether the settings fit it and the run that was here before.
     names = images.find_classes(s.data_root)
     train_files, val_files = (images.find_images(s.data_root, split, names) for split in ("train", "val"))
     images.require_every_class(train_files)
     side = images.image_size(train_files)
     check(s, side, world.size)
-
     vgg = losses.vgg_path(s.vgg) if s.perceptual_weight else None
     record = what_made_it(s, train_files, val_files, vgg)
     is_perceptual_off = bool(s.perceptual_weight) and not vgg
@@ -437,6 +438,7 @@ def main(s: Settings) -> None:
             for files in (train_files, val_files)
         )
 
+    # Networks, the optimiser, and the batch of a step.
     torch.manual_seed(s.seed)
     # Channels last is the faster layout on GPUs and the slower one on CPUs.
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
@@ -480,6 +482,7 @@ def main(s: Settings) -> None:
             image_B3HW = augment(image_B3HW[:, :1], parameters_B4.to(device)).expand(-1, 3, -1, -1)
         return image_B3HW.contiguous(memory_format=layout)
 
+    # Where it starts: at a checkpoint, at another model's weights, or with a codebook made from real images.
     if last:
         restore(last_path, last, model, averaged, optimiser)
         if discriminator:
@@ -543,6 +546,7 @@ def main(s: Settings) -> None:
         for step, batch, waited in training.prefetch(
             load, range(start, s.steps), s.read_limit_s, train_NHW.filename
         ):
+            # One step.
             waited_s += waited
             done = step + 1
             rate = training.learning_rate(step, s.learning_rate, s.warmup_steps, s.steps, s.final_rate)
@@ -584,6 +588,7 @@ def main(s: Settings) -> None:
                 skipped += 1
             progress.update()
 
+            # Log, validate, save, each on its own interval.
             if (done % s.log_every == 0 or done == s.steps) and meter.steps:
                 steps = meter.steps
                 means, seconds = meter.read(world)
