@@ -349,9 +349,11 @@ SAME = ("train_sse", "train_vq", "val_sse", "val_psnr_db", "val_ssim", "adaptive
 def assert_same_curve(first: Path, second: Path) -> None:
     for one, two in zip(log_without_timings(first), log_without_timings(second), strict=True):
         assert one.keys() == two.keys()
+        # A fresh discriminator's gradient is small: the ratio to it, in the norm too, makes rounding larger.
+        loose = {"adaptive_weight": 2e-2, "gradient_norm": 2e-2 if "adaptive_weight" in one else 2e-3}
         for name in (*SAME, "gradient_norm", "revived_codes_per_step"):
             if name in one:
-                assert two[name] == pytest.approx(one[name], rel=2e-3), name
+                assert two[name] == pytest.approx(one[name], rel=loose.get(name, 2e-3)), name
 
 
 def test_a_batch_in_pieces_run_twice_gives_the_numbers_of_a_whole_one(batch_of_4, tiny_data, tmp_path):
