@@ -13,6 +13,7 @@ codebook_vectors.png and codebook_weight.npy. Run the same command again to go o
 first. The test split is not read here.
 """
 
+import contextlib
 import copy
 import dataclasses
 import importlib.util
@@ -23,15 +24,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from torch._functorch import config as functorch_config
 from tqdm import tqdm
 
 from models import VQVAE
+from models.basic_vae import Level
 from models.discriminator import PatchDiscriminator
 from models.quant import code_counts, perplexity
-from usvar import cli, distributed, images, losses, metrics, plots, provenance, training
+from usvar import cli, distributed, images, losses, metrics, provenance, training
 from usvar.augment import augment, draw_parameters
 from usvar.checkpoints import (
     is_whole,
@@ -42,8 +43,10 @@ from usvar.checkpoints import (
     save_checkpoint,
     save_last,
 )
+from usvar.codebook import encode, revive_codes, start_codebook, take_weights
 from usvar.errors import InputError, RunError
 from usvar.files import atomic_path
+from usvar.vqvae_figures import draw_codebook, draw_curves, draw_reconstructions
 
 # Settings that do not change the numbers: they may differ when a run goes on.
 MAY_CHANGE = (
@@ -132,6 +135,13 @@ class Settings:
     # Images a step, over all processes together; change the rate with it.
     batch_size: int = 32
 
+    # Pieces in which each process works through its part of the batch: less memory, the same result (but for
+    # the adversarial loss, whose adaptive weight is then each piece's own).
+    accumulate: int = 1
+
+    # Run blocks once more in the backward pass instead of keeping what they did: less memory, a third slower.
+    recompute: bool = False
+
     # Optimiser steps in all.
     steps: int = 30_000
 
@@ -161,6 +171,9 @@ class Settings:
 
     # 0 draws images as often as they are, 1 all classes equally often.
     class_balance: float = 0.5
+
+    # The same for the data sets that a class is made of (the first part of the files' names).
+    data_set_balance: float = 0.0
 
     # Mirror, rotate to 10 degrees, change brightness and contrast by 0.1; training images only.
     augment: bool = True
@@ -201,14 +214,14 @@ class Settings:
         return max(1, round(self.warmup * self.steps))
 
     @property
-    def further_losses(self) -> tuple[str, ...]:
-        """Names of the losses on top that have a weight and need no discriminator."""
+    def further_losses(self) -> dict[str, float]:
+        """Weights of the losses on top that need no discriminator; those without a weight left out."""
         weights = {
             "l1": self.l1_weight,
             "dissimilarity": self.ssim_weight,
             "perceptual": self.perceptual_weight,
         }
-        return tuple(name for name, weight in weights.items() if weight)
+        return {name: weight for name, weight in weights.items() if weight}
 
     @property
     def adversarial_step(self) -> int:
@@ -216,7 +229,7 @@ class Settings:
         return round(self.adversarial_start * self.steps)
 
 
-def check(s: Settings, side: int) -> None:
+def check(s: Settings, side: int, processes: int = 1) -> None:
     """Refuse settings that do not fit the images or each other, before anything is written."""
     for name, path in (("--init-from", s.init_from), ("--vgg", s.vgg)):
         if path and not path.is_file():
@@ -236,216 +249,85 @@ def check(s: Settings, side: int) -> None:
         raise InputError(
             f"--ch {s.ch} was given, wanted a multiple of 32 (group normalisation has 32 groups)"
         )
-    for name in ("vocab_size", "z_channels", "batch_size", "steps", "log_every", "eval_every", "save_every"):
-        if getattr(s, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted 1 or more")
-    for name in ("class_balance", "adversarial_start"):
-        if not 0 <= getattr(s, name) <= 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted 0 to 1")
-    for name in ("l1_weight", "ssim_weight", "perceptual_weight", "adversarial_weight", "lecam_weight"):
-        if getattr(s, name) < 0:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted 0 or more")
+    at_least_1 = ("vocab_size", "z_channels", "batch_size", "accumulate", "steps")
+    limits = dict.fromkeys((*at_least_1, "log_every", "eval_every", "save_every"), (1, float("inf")))
+    limits |= dict.fromkeys(("class_balance", "data_set_balance", "adversarial_start"), (0, 1))
+    weights = ("l1_weight", "ssim_weight", "perceptual_weight", "adversarial_weight", "lecam_weight")
+    limits |= dict.fromkeys(weights, (0, float("inf")))
+    for name, (least, most) in limits.items():
+        if not least <= (value := getattr(s, name)) <= most:
+            wanted = f"{least} to {most}" if most == 1 else f"{least} or more"
+            raise InputError(f"--{name.replace('_', '-')} {value} was given, wanted {wanted}")
+    if s.batch_size % (processes * s.accumulate):
+        raise InputError(
+            f"--batch-size {s.batch_size} does not divide by {processes} processes times --accumulate "
+            f"{s.accumulate}: choose a multiple of {processes * s.accumulate}"
+        )
 
 
-def loss_terms(
-    image_B3HW: Tensor, rebuilt_B3HW: Tensor, vq: Tensor, vq_weight: float
-) -> tuple[Tensor, Tensor]:
-    """The mission's base loss: squared error summed over an image, and the VQ loss on the same footing.
-
-    Args:
-        image_B3HW: originals in [-1, 1].
-        rebuilt_B3HW: the network's output.
-        vq: the quantiser's loss, a mean over latent values.
-        vq_weight: weight per pixel value.
-
-    Returns:
-        SSE per image and the weighted VQ loss; their sum is the total.
-    """
-    sse = (rebuilt_B3HW.float() - image_B3HW).square().sum((1, 2, 3)).mean()
-    return sse, vq_weight * image_B3HW[0].numel() * vq
-
-
-def further_terms(
+def backward(
     s: Settings,
-    image_B3HW: Tensor,
-    rebuilt_B3HW: Tensor,
-    perceptual: losses.Perceptual | None,
-    dtype: torch.dtype,
-) -> dict[str, Tensor]:
-    """The weighted losses on top that need no discriminator, per image; only those with a weight.
-
-    Args:
-        s: the weights.
-        image_B3HW: originals in [-1, 1].
-        rebuilt_B3HW: the network's output.
-        perceptual: needed when it has a weight.
-        dtype: of VGG's forward pass.
-    """
-    values, terms = image_B3HW[0].numel(), {}
-    if s.l1_weight:
-        terms["l1"] = s.l1_weight * values * losses.l1(image_B3HW, rebuilt_B3HW)
-    if s.ssim_weight:
-        terms["dissimilarity"] = s.ssim_weight * values * losses.dissimilarity(image_B3HW, rebuilt_B3HW)
-    if perceptual:
-        with training.autocast(image_B3HW.device, dtype):
-            terms["perceptual"] = s.perceptual_weight * values * perceptual(image_B3HW, rebuilt_B3HW)
-    return terms
-
-
-def adversarial_terms(
-    s: Settings,
+    network: nn.Module,
     model: VQVAE,
-    discriminator: PatchDiscriminator,
+    discriminator: PatchDiscriminator | None,
+    perceptual: losses.Perceptual | None,
     image_B3HW: Tensor,
-    rebuilt_B3HW: Tensor,
-    reconstruction: Tensor,
     world: distributed.World,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """The generator's adversarial term, and the discriminator's gradients for the step that both make.
+    """Gradients of this process's part of a batch, piece by piece.
 
     Args:
-        s: the weights.
-        model: its last kernel decides the adaptive weight.
-        discriminator: its clipped gradients, of the global batch, are left in its parameters.
-        image_B3HW: originals in [-1, 1].
-        rebuilt_B3HW: the network's output, with its graph.
-        reconstruction: all losses of the rebuilt images, per image.
+        s: the weights, and the number of pieces.
+        network: the model as it is called, compiled or wrapped for several processes.
+        model: the same, bare.
+        discriminator: None before the adversarial loss begins.
+        perceptual: None without one.
+        image_B3HW: augmented images in [-1, 1].
         world, dtype: as everywhere.
 
     Returns:
-        "train_adversarial" with a gradient, weighted, per image; the rest is to be logged.
+        Losses per image and what else is to be logged, by name: means over the pieces.
     """
-    values = image_B3HW[0].numel()
-    # Its own gradients come from the other loss, below.
-    discriminator.requires_grad_(False)
-    with training.autocast(image_B3HW.device, dtype):
-        fooling = losses.fooling(discriminator(rebuilt_B3HW))
-    last_layer = model.decoder.conv_out.weight
-    ratio = losses.adaptive_weight(reconstruction / values, fooling, last_layer, world)
-    discriminator.requires_grad_(True)
-    with training.autocast(image_B3HW.device, dtype):
-        judging, scores_2 = losses.judging(discriminator, image_B3HW, rebuilt_B3HW, s.lecam_weight)
-    judging.backward()
-    for parameter in discriminator.parameters():
-        parameter.grad = world.mean(parameter.grad.contiguous())
-    return {
-        "train_adversarial": s.adversarial_weight * ratio * values * fooling,
-        "adaptive_weight": ratio,
-        "judging_loss": judging,
-        "judging_norm": nn.utils.clip_grad_norm_(discriminator.parameters(), s.clip),
-        "scores_real_fake": scores_2,
-    }
-
-
-def write_row(run: training.RunFolder, writer: Any, row: dict[str, Any]) -> None:
-    """A row of log.jsonl, also as TensorBoard's scalars: of a list, such as usage per scale, one an entry."""
-    run.log(row)
-    for name, value in row.items() if writer else ():
-        for i, number in enumerate(value if isinstance(value, list) else [value]):
-            if isinstance(number, float):
-                label = f"{name}/{i + 1}" if isinstance(value, list) else name
-                writer.add_scalar(label, number, row["step"])
-
-
-@torch.no_grad()
-def encode(model: VQVAE, image_B3HW: Tensor, world: distributed.World) -> Tensor:
-    """Latent maps of the global batch, (B, C, h, w) float32, the same on every process."""
-    return world.gather(model.img_to_features(image_B3HW).float())
-
-
-def looked_up_vectors(model: VQVAE, features_BChw: Tensor, per_scale: int, seed: int) -> Tensor:
-    """Vectors that images look up in the codebook, as many from each scale.
-
-    The finest scale looks up 256 times as many vectors as the coarsest; drawn in proportion, it alone would
-    shape the codebook and the coarse scales would collapse to a few codes.
-
-    Returns:
-        (S * per_scale, C).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    chosen = []
-    for vectors_NC in model.quantize.residuals(features_BChw):
-        rows = torch.randint(len(vectors_NC), (per_scale,), generator=generator)
-        chosen.append(vectors_NC[rows.to(vectors_NC.device)])
-    return torch.cat(chosen)
-
-
-def start_codebook(model: VQVAE, features_BChw: Tensor, seed: int, new_V: Tensor | None = None) -> None:
-    """Put the codebook, or only its codes in `new_V`, where the encoder's residuals are.
-
-    A codebook drawn from N(0, 1) lies outside the cloud of features, so that a handful of codes win every
-    look-up. What a scale looks up depends on the codes chosen before it: three rounds make the two agree.
-    """
-    new_V = torch.ones(model.vocab_size, dtype=torch.bool) if new_V is None else new_V
-    per_scale = -(-model.vocab_size // len(model.quantize.v_patch_nums))
-    for round_ in range(3):
-        vectors_NC = looked_up_vectors(model, features_BChw, per_scale, seed + round_)
-        model.quantize.replace_codes_(new_V, vectors_NC, torch.Generator().manual_seed(seed + round_))
-
-
-@torch.no_grad()
-def take_weights(model: VQVAE, source: VQVAE) -> tuple[str, Tensor]:
-    """Take from another VQ-VAE of the same width all weights whose sizes fit.
-
-    Of a larger codebook the codes that were used most are kept, a smaller one is kept whole. Other patch
-    numbers change no weight, since the four phi serve any number of scales.
-
-    Returns:
-        A sentence that says what was kept and what was not, and (V,) bool, True for codes that start anew.
-    """
-    codebook, hits = "quantize.embedding.weight", "quantize.ema_vocab_hit_SV"
-    own, other = model.state_dict(), source.state_dict()
-    anew = []
-    for name in own.keys() - {codebook, hits}:
-        if name in other and own[name].shape == other[name].shape:
-            own[name].copy_(other[name])
-        else:
-            anew.append(name)
-    new_V = torch.ones(model.vocab_size, dtype=torch.bool)
-    if model.Cvae == source.Cvae:
-        # A stable sort: without counts, as in some published files, the first codes are kept.
-        most_used = other[hits].sum(0).sort(descending=True, stable=True).indices[: model.vocab_size]
-        own[codebook][: len(most_used)] = other[codebook][most_used.sort().values]
-        new_V[: len(most_used)] = False
-        if own[hits].shape == other[hits].shape:
-            own[hits].copy_(other[hits])
-    text = (
-        f"{int((~new_V).sum())} of {source.vocab_size} codes kept, {int(new_V.sum())} start anew; scales "
-        f"{source.quantize.v_patch_nums} before and {model.quantize.v_patch_nums} now; other weights that "
-        f"start anew: {', '.join(sorted(anew)) or 'none'}"
-    )
-    return text, new_V
-
-
-def revive_codes(
-    s: Settings,
-    model: VQVAE,
-    averaged: VQVAE,
-    optimiser: torch.optim.Optimizer,
-    image_B3HW: Tensor,
-    world: distributed.World,
-    step: int,
-) -> Tensor:
-    """Replace codes that are hardly used by vectors that this batch looks up.
-
-    The averaged weights take the new vectors at once and the optimiser forgets the old ones' momenta.
-
-    Returns:
-        Number of replaced codes.
-    """
-    hits_V = model.quantize.ema_vocab_hit_SV.sum(0)
-    dead_V = hits_V < s.revive_below * hits_V.mean()
-    seed = training.step_seed(s.seed, training.STREAM_REVIVE, step)
-    features_BChw = encode(model, image_B3HW, world)
-    vectors_NC = looked_up_vectors(model, features_BChw, s.vocab_size // len(s.patch_nums) + 1, seed)
-    model.quantize.replace_codes_(dead_V, vectors_NC, torch.Generator().manual_seed(seed))
-    weight_VC = model.quantize.embedding.weight
-    averaged.quantize.embedding.weight.data[dead_V] = weight_VC.data[dead_V]
-    for momentum in optimiser.state.get(weight_VC, {}).values():
-        if momentum.shape == weight_VC.shape:
-            momentum[dead_V] = 0
-    return dead_V.sum()
+    values, pieces = image_B3HW[0].numel(), image_B3HW.chunk(s.accumulate)
+    means: dict[str, Tensor] = {}
+    for i, piece_B3HW in enumerate(pieces):
+        is_last = i + 1 == len(pieces)
+        # Hits of a step are counted together, and processes add up their gradients once.
+        model.quantize.completes_step = is_last
+        waits = hasattr(network, "no_sync") and not is_last
+        with network.no_sync() if waits else contextlib.nullcontext():
+            with training.autocast(image_B3HW.device, dtype):
+                rebuilt_B3HW, _, vq = network(piece_B3HW)
+            sse, weighted_vq = losses.base_terms(piece_B3HW, rebuilt_B3HW, vq, s.vq_weight)
+            terms = losses.further_terms(piece_B3HW, rebuilt_B3HW, s.further_losses, perceptual, dtype)
+            loss = sse + weighted_vq + sum(terms.values())
+            found = {"train_sse": sse, "train_vq": weighted_vq, "train_total": loss}
+            found |= {f"train_{name}": term for name, term in terms.items()}
+            if discriminator:
+                reconstruction = sse + sum(terms.values())
+                last_layer = model.decoder.conv_out.weight
+                fooling, ratio = losses.fooling_term(
+                    discriminator, rebuilt_B3HW, reconstruction, last_layer, world, dtype
+                )
+                with training.autocast(image_B3HW.device, dtype):
+                    judging, scores_2 = losses.judging(
+                        discriminator, piece_B3HW, rebuilt_B3HW, s.lecam_weight
+                    )
+                (judging / len(pieces)).backward()
+                found |= {"train_adversarial": s.adversarial_weight * fooling, "adaptive_weight": ratio}
+                found |= {"judging_loss": judging, "scores_real_fake": scores_2}
+                loss = loss + found["train_adversarial"]
+            # Per pixel value, so that `clip` means the same at every image size.
+            (loss / values / len(pieces)).backward()
+        for name, value in found.items():
+            share = value.detach() / len(pieces)
+            means[name] = means[name] + share if name in means else share
+    if discriminator:
+        for parameter in discriminator.parameters():
+            parameter.grad = world.mean(parameter.grad.contiguous())
+        means["judging_norm"] = nn.utils.clip_grad_norm_(discriminator.parameters(), s.clip)
+    return means
 
 
 @torch.no_grad()
@@ -476,8 +358,8 @@ def validate(
             f_hat_BChw, _, vq = model.quantize(features_BChw)
             rebuilt_B3HW = model.fhat_to_img(f_hat_BChw).float()
             tokens = model.quantize.f_to_idxBl_or_fhat(features_BChw, to_fhat=False)
-        sse, weighted_vq = loss_terms(image_B3HW, rebuilt_B3HW, vq, s.vq_weight)
-        terms = further_terms(s, image_B3HW, rebuilt_B3HW, perceptual, dtype)
+        sse, weighted_vq = losses.base_terms(image_B3HW, rebuilt_B3HW, vq, s.vq_weight)
+        terms = losses.further_terms(image_B3HW, rebuilt_B3HW, s.further_losses, perceptual, dtype)
         errors = metrics.image_errors(image_B3HW, rebuilt_B3HW)
         found = {"sse": sse, "vq": weighted_vq, "total": sse + weighted_vq + sum(terms.values()), **terms}
         found |= {name: errors[name].mean() for name in metrics.METRICS}
@@ -495,104 +377,19 @@ def validate(
     return scores, hits_SV
 
 
-def draw_curves(s: Settings) -> None:
-    """Figures from log.jsonl, so that they can be drawn again at any time."""
-    rows = training.read_log(s.out_dir / "log.jsonl")
-
-    def series(name: str) -> tuple[list[float], list[float]]:
-        chosen = [row for row in rows if row.get(name) is not None]
-        return [row["step"] for row in chosen], [row[name] for row in chosen]
-
-    titles = {
-        "sse": "sum of squared errors per image",
-        "vq": "VQ loss, weighted, per image",
-        "l1": "L1, weighted, per image",
-        "dissimilarity": "1 - SSIM, weighted, per image",
-        "perceptual": "perceptual loss, weighted, per image",
-        "total": "total" if s.further_losses else "total = SSE + VQ",
-    }
-    shown = ("sse", "vq", *s.further_losses, "total")
-    panels = {
-        titles[name]: {f"{split} {name}": series(f"{split}_{name}") for split in ("train", "val")}
-        for name in shown
-    }
-    positive = list(panels)
-    if series("train_adversarial")[0]:
-        panels["adversarial loss, weighted, per image"] = {"train adversarial": series("train_adversarial")}
-        panels["discriminator's hinge loss (1: cannot tell)"] = {"train hinge": series("judging_loss")}
-    plots.curves(s.out_dir / "loss_curves.png", panels, log_panels=positive, title="VQ-VAE: losses")
-    plots.curves(
-        s.out_dir / "quality_curves.png",
-        {
-            "PSNR on val, dB": {"val PSNR": series("val_psnr_db")},
-            "SSIM on val": {"val SSIM": series("val_ssim")},
-            "share of the codebook in use on val": {"val use": series("val_usage_all")},
-        },
-        title="VQ-VAE: quality on the validation split (averaged weights)",
-    )
-    evaluated = [row for row in rows if "val_usage" in row]
-    if evaluated:
-        sides = [f"{side} x {side}" for side in s.patch_nums]
-        steps = [str(row["step"]) for row in evaluated]
-        for name, title, unit, limits in (
-            ("usage", "Codes in use on val, of those that the scale's tokens could use", "share", (0, 1)),
-            (
-                "perplexity",
-                "Perplexity of the codes on val: as varied as so many equally frequent",
-                "codes",
-                None,
-            ),
-        ):
-            plots.heat_map(
-                s.out_dir / f"codebook_{name}.png",
-                np.array([row[f"val_{name}"] for row in evaluated]).T,
-                sides,
-                steps,
-                title,
-                "optimiser step",
-                "scale",
-                unit,
-                limits,
-            )
-
-
-def draw_codebook(s: Settings, model: VQVAE, hits_SV: Tensor) -> None:
-    """How often each code was used on val, and where the code vectors lie."""
-    codes_VC = model.quantize.embedding.weight.detach().float().cpu().numpy()
-    projection = PCA(min(2, *codes_VC.shape)).fit(codes_VC)
-    codes_V2 = np.zeros((len(codes_VC), 2))
-    codes_V2[:, : projection.n_components_] = projection.transform(codes_VC)
-    plots.codebook(
-        s.out_dir / "codebook_vectors.png",
-        hits_SV.sum(0).long().cpu().numpy(),
-        codes_V2,
-        float(projection.explained_variance_ratio_.sum()),
-        "VQ-VAE: use of the codes on val, all scales together",
-    )
-
-
-@torch.no_grad()
-def draw_reconstructions(
-    s: Settings, model: VQVAE, pixels_NHW: np.ndarray, label_N: np.ndarray, names: tuple
-) -> None:
-    """One validation image of each class, what became of it, and where it differs."""
-    device = next(model.parameters()).device
-    rows, row_names = [], []
-    for label in np.unique(label_N):
-        grey_HW = np.asarray(pixels_NHW[np.flatnonzero(label_N == label)[0]])
-        rebuilt_B3HW, _, _ = model(images.to_model_range(grey_HW[None], device))
-        rebuilt_HW = images.to_uint8(rebuilt_B3HW)[0]
-        error_HW = np.abs(grey_HW.astype(np.int16) - rebuilt_HW).astype(np.uint8)
-        rows.append([grey_HW, rebuilt_HW, error_HW])
-        row_names.append(names[label])
-    plots.image_grid(
-        s.out_dir / "reconstructions.png",
-        rows,
-        row_names,
-        ["original", "rebuilt", "error (0 to 64)"],
-        "VQ-VAE: validation images",
-        heat_columns=(2,),
-    )
+def what_made_it(
+    s: Settings, train_files: images.ImageFiles, val_files: images.ImageFiles, vgg: Path | None
+) -> dict[str, Any]:
+    """The run's record: settings, code revision, and hashes of everything that it reads."""
+    record = provenance.made_by("train_vqvae.py", s, {"init_from": s.init_from} if s.init_from else {})
+    for files in (train_files, val_files):
+        listing = {"path": files.split, "sha256": images.listing_sha256(files)}
+        record["inputs"][f"{files.split}_images"] = listing
+    if vgg:
+        record["inputs"]["vgg"] = {"path": vgg.name, "sha256": provenance.sha256_file(vgg)}
+    elif s.perceptual_weight:
+        record["inputs"]["vgg"] = {"path": "none", "sha256": "off"}
+    return record
 
 
 def main(s: Settings) -> None:
@@ -600,21 +397,17 @@ def main(s: Settings) -> None:
     world = distributed.start(s.device)
     device, share = world.device, world.share(s.batch_size)
     dtype = training.amp_dtype(device, s.precision)
+
+    # What is read, and whether the settings fit it and the run that was here before.
     names = images.find_classes(s.data_root)
     train_files, val_files = (images.find_images(s.data_root, split, names) for split in ("train", "val"))
     images.require_every_class(train_files)
     side = images.image_size(train_files)
-    check(s, side)
-
-    record = provenance.made_by("train_vqvae.py", s, {"init_from": s.init_from} if s.init_from else {})
-    for files in (train_files, val_files):
-        listing = {"path": files.split, "sha256": images.listing_sha256(files)}
-        record["inputs"][f"{files.split}_images"] = listing
+    check(s, side, world.size)
     vgg = losses.vgg_path(s.vgg) if s.perceptual_weight else None
-    if vgg:
-        record["inputs"]["vgg"] = {"path": vgg.name, "sha256": provenance.sha256_file(vgg)}
-    elif s.perceptual_weight:
-        record["inputs"]["vgg"] = {"path": "none", "sha256": "off"}
+    record = what_made_it(s, train_files, val_files, vgg)
+    is_perceptual_off = bool(s.perceptual_weight) and not vgg
+    if is_perceptual_off:
         s = dataclasses.replace(s, perceptual_weight=0.0)
     perceptual = losses.Perceptual(vgg).to(device) if vgg else None
     arguments = {
@@ -639,20 +432,20 @@ def main(s: Settings) -> None:
         raise InputError(f"{s.init_from} has width {width}, --ch {s.ch} was given: give --ch {width}")
     run = training.RunFolder(s.out_dir, record) if world.is_main else None
 
-    # One process decodes, the others then find the file.
-    if not world.is_main:
-        world.barrier()
-    train_NHW, val_NHW = (
-        images.decoded(files, side, s.out_dir / "cache", s.workers, s.read_limit_s)
-        for files in (train_files, val_files)
-    )
-    if world.is_main:
-        world.barrier()
+    with world.main_first():  # one process decodes, the others then find the file
+        train_NHW, val_NHW = (
+            images.decoded(files, side, s.out_dir / "cache", s.workers, s.read_limit_s)
+            for files in (train_files, val_files)
+        )
 
+    # Networks, the optimiser, and the batch of a step.
     torch.manual_seed(s.seed)
     # Channels last is the faster layout on GPUs and the slower one on CPUs.
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     model = VQVAE(**arguments, test_mode=False).to(device, memory_format=layout)
+    for module in model.modules():
+        if isinstance(module, Level):
+            module.recompute = s.recompute
     averaged = copy.deepcopy(model).requires_grad_(False).eval()
     # With few scales, some of the four shared phi serve none of them.
     network: nn.Module = world.wrap(model, some_unused=True)
@@ -662,7 +455,7 @@ def main(s: Settings) -> None:
         functorch_config.donated_buffer = not s.adversarial_weight
     trained, discriminator = [model], None
     if s.adversarial_weight:
-        # Not wrapped as the network is: adversarial_terms averages its gradients.
+        # Not wrapped as the network is: `backward` averages its gradients over processes.
         discriminator = PatchDiscriminator(s.ch).to(device, memory_format=layout)
         trained.append(discriminator)
     optimiser = torch.optim.AdamW(
@@ -671,7 +464,9 @@ def main(s: Settings) -> None:
         betas=s.betas,
         fused=device.type == "cuda",
     )
-    sampler = training.BalancedSampler(train_files.label_N, s.class_balance, s.seed)
+    sampler = training.BalancedSampler(
+        train_files.label_N, s.class_balance, s.seed, images.data_sets(train_files), s.data_set_balance
+    )
     meter, start, best, skipped = training.Meter(), 0, float("inf"), 0
 
     def load(step: int) -> tuple[Tensor, Tensor]:
@@ -687,6 +482,7 @@ def main(s: Settings) -> None:
             image_B3HW = augment(image_B3HW[:, :1], parameters_B4.to(device)).expand(-1, 3, -1, -1)
         return image_B3HW.contiguous(memory_format=layout)
 
+    # Where it starts: at a checkpoint, at another model's weights, or with a codebook made from real images.
     if last:
         restore(last_path, last, model, averaged, optimiser)
         if discriminator:
@@ -711,7 +507,7 @@ def main(s: Settings) -> None:
         run.forget_after(start)
         if note:
             run.note(start, note.strip())
-        if record["inputs"].get("vgg", {}).get("sha256") == "off":
+        if is_perceptual_off:
             run.note(
                 start,
                 "the perceptual loss is OFF: torch's cache has no weights of torchvision's VGG16; "
@@ -735,12 +531,8 @@ def main(s: Settings) -> None:
         if world.is_main:
             save_last(last_path, content, *trained, averaged)
 
-    writer = None
     if run and s.tensorboard:
-        from torch.utils.tensorboard import SummaryWriter  # only when asked for
-
-        writer = SummaryWriter(s.out_dir / "tensorboard", purge_step=start + 1)
-
+        run.open_tensorboard(start)
     if world.is_main:
         count = sum(p.numel() for p in model.parameters()) / 1e6
         print(
@@ -748,54 +540,38 @@ def main(s: Settings) -> None:
             f"classes; {count:.1f} M parameters; {device}, {dtype}; steps {start} to {s.steps}"
         )
     parameters = list(model.parameters())
-    values = 3 * side * side
     waited_s = 0.0
     progress = tqdm(total=s.steps, initial=start, disable=not world.is_main, file=sys.stdout, mininterval=5)
     with training.StopSignal() as stop:
         for step, batch, waited in training.prefetch(
             load, range(start, s.steps), s.read_limit_s, train_NHW.filename
         ):
+            # One step.
             waited_s += waited
+            done = step + 1
             rate = training.learning_rate(step, s.learning_rate, s.warmup_steps, s.steps, s.final_rate)
             image_B3HW = to_device(*batch)
             network.train()
             hits_before_SV = model.quantize.ema_vocab_hit_SV.clone()
-            with training.autocast(device, dtype):
-                rebuilt_B3HW, _, vq = network(image_B3HW)
-            sse, weighted_vq = loss_terms(image_B3HW, rebuilt_B3HW, vq, s.vq_weight)
-            terms = further_terms(s, image_B3HW, rebuilt_B3HW, perceptual, dtype)
-            total = sse + weighted_vq + sum(terms.values())
-            judged: dict[str, Tensor] = {}
-            if discriminator and step >= s.adversarial_step:
-                if step == s.adversarial_step:
-                    best = float("inf")  # smoother images, from before this loss, would win for good
-                reconstruction = sse + sum(terms.values())
-                judged = adversarial_terms(
-                    s, model, discriminator, image_B3HW, rebuilt_B3HW, reconstruction, world, dtype
-                )
-            # Per pixel value, so that `clip` means the same at every image size.
-            loss = (total + judged.get("train_adversarial", 0)) / values
-            loss.backward()
-            done = step + 1
+            judge = discriminator if step >= s.adversarial_step else None
+            if judge and step == s.adversarial_step:
+                best = float("inf")  # smoother images, from before this loss, would win for good
+            numbers = backward(s, network, model, judge, perceptual, image_B3HW, world, dtype)
             # A discriminator whose gradient is not finite holds back the whole step.
-            loss = loss.detach() + 0 * judged.get("judging_norm", 0)
+            loss = numbers["train_total"] + numbers.get("train_adversarial", 0)
+            loss = loss / image_B3HW[0].numel() + 0 * numbers.get("judging_norm", 0)
             norm, is_made = training.optimiser_step(parameters, optimiser, rate, s.clip, loss, world)
             if is_made:
-                if judged:
-                    losses.follow_scores(discriminator, world.mean(judged["scores_real_fake"].clone()))
+                if judge:
+                    losses.follow_scores(judge, world.mean(numbers["scores_real_fake"].clone()))
                 training.ema_update(averaged, model, step, s.ema_decay)
                 revived = torch.zeros((), device=device)
                 if s.revive_every and done % s.revive_every == 0 and done <= s.revive_until * s.steps:
-                    revived = revive_codes(s, model, averaged, optimiser, image_B3HW, world, step)
-                meter.add(
-                    train_sse=sse,
-                    train_vq=weighted_vq,
-                    train_total=total,
-                    gradient_norm=norm,
-                    revived_codes_per_step=revived,
-                    **{f"train_{name}": term for name, term in terms.items()},
-                    **judged,
-                )
+                    seed = training.step_seed(s.seed, training.STREAM_REVIVE, step)
+                    revived = revive_codes(
+                        model, averaged, optimiser, image_B3HW, world, s.revive_below, seed
+                    )
+                meter.add(**numbers, gradient_norm=norm, revived_codes_per_step=revived)
             else:
                 model.quantize.ema_vocab_hit_SV.copy_(hits_before_SV)
                 batch_names = [train_files.paths[row] for row in sampler.batch(step, s.batch_size)]
@@ -812,37 +588,41 @@ def main(s: Settings) -> None:
                 skipped += 1
             progress.update()
 
+            # Log, validate, save, each on its own interval.
             if (done % s.log_every == 0 or done == s.steps) and meter.steps:
+                steps = meter.steps
                 means, seconds = meter.read(world)
-                waiting, waited_s = waited_s / max(1e-9, seconds * s.log_every), 0.0
+                timing = {"seconds_per_step": seconds, "waiting_share": waited_s / max(1e-9, seconds * steps)}
+                waited_s = 0.0
                 if run:
-                    timing = {"seconds_per_step": seconds, "waiting_share": waiting}
-                    write_row(run, writer, {"step": done, **means, "rate": rate, **timing})
+                    run.log({"step": done, **means, "rate": rate, **timing})
                     progress.set_postfix_str(
                         f"SSE {means['train_sse']:.0f} VQ {means['train_vq']:.0f} "
                         f"{s.batch_size / seconds:.1f} images/s"
                     )
-            if done % s.eval_every == 0 or done == s.steps:
-                scores, hits_SV = validate(s, averaged, val_NHW, world, dtype, perceptual)
-                if scores["val_total"] < best:
-                    best = scores["val_total"]
-                    if run:
+            with meter.paused():
+                if done % s.eval_every == 0 or done == s.steps:
+                    scores, hits_SV = validate(s, averaged, val_NHW, world, dtype, perceptual)
+                    is_best = scores["val_total"] < best
+                    best = min(best, scores["val_total"])
+                    if run and is_best:
                         content = {"model": averaged.state_dict(), "config": config, "made_by": record}
                         save_checkpoint(best_path, {**content, "step": done, "val": scores})
                         with atomic_path(s.out_dir / "codebook_weight.npy") as temporary:
                             np.save(temporary, averaged.quantize.embedding.weight.cpu().numpy())
-                if run:
-                    write_row(run, writer, {"step": done, **scores})
-                    draw_curves(s)
-                    draw_codebook(s, averaged, hits_SV)
-                    draw_reconstructions(s, averaged, val_NHW, val_files.label_N, names)
-                    progress.write(
-                        f"step {done}: val SSE {scores['val_sse']:.0f}  PSNR {scores['val_psnr_db']:.2f} dB  "
-                        f"SSIM {scores['val_ssim']:.3f}  codes in use {scores['val_usage_all']:.0%}"
-                    )
-            stopping = world.any(stop.received is not None)
-            if done % s.save_every == 0 or done == s.steps or stopping:
-                save(done)
+                    if run:
+                        run.log({"step": done, **scores})
+                        draw_curves(s.out_dir, s.patch_nums, s.further_losses)
+                        draw_codebook(s.out_dir, averaged, hits_SV)
+                        draw_reconstructions(s.out_dir, averaged, val_NHW, val_files.label_N, names)
+                        progress.write(
+                            f"step {done}: val SSE {scores['val_sse']:.0f}  "
+                            f"PSNR {scores['val_psnr_db']:.2f} dB  SSIM {scores['val_ssim']:.3f}  "
+                            f"codes in use {scores['val_usage_all']:.0%}"
+                        )
+                stopping = world.any(stop.received is not None)
+                if done % s.save_every == 0 or done == s.steps or stopping:
+                    save(done)
             if stopping and done < s.steps:
                 progress.close()
                 world.close()
@@ -851,8 +631,6 @@ def main(s: Settings) -> None:
                 )
     progress.close()
     world.close()
-    if writer:
-        writer.close()
     if run:
         run.close()
     print(f"done: {best_path} (val total {best:.0f}), figures in {s.out_dir}")

@@ -12,12 +12,15 @@ again. The test split is not read.
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -26,9 +29,11 @@ import sample_vqvae
 import train_vqvae
 from models import VQVAE
 from models.quant import code_counts, perplexity, usage
-from usvar import cli, distributed, images, losses, plots, provenance, training
+from usvar import cli, distributed, images, judging, losses, plots, provenance, training
 from usvar.checkpoints import load_vqvae
 from usvar.errors import InputError
+from usvar.evaluation import kernel_distance
+from usvar.extractor import EXTRACTOR_SHAPE, Extractor, features, make_extractor, train_classifier
 from usvar.files import write_json
 
 # Of the predecessor's recipe; VQ is added to a sum of squared errors as it is, see `recipes`.
@@ -73,6 +78,9 @@ class Settings:
     # Validations of each row, evenly spread.
     evaluations: int = 5
 
+    # Training steps of the extractor in whose features images are compared; once for all rows.
+    extractor_steps: int = 400
+
     # Weights of torchvision's VGG16 for the perceptual row; none given: the file in torch's cache.
     vgg: Path | None = None
 
@@ -102,7 +110,7 @@ def recipes(side: int, vgg: Path | None = None) -> dict[str, dict[str, Any]]:
         # One remedy more.
         "ours + cosine look-up": {"cosine_lookup": True},
         "ours + L1": {"l1_weight": 0.1},
-        "ours + SSIM": {"ssim_weight": 0.02},
+        "ours + SSIM": {"ssim_weight": 0.1},
         "ours + perceptual": {"perceptual_weight": 0.01, "vgg": vgg},
         "ours + adversarial": {"adversarial_weight": 0.1},
     }
@@ -137,31 +145,67 @@ def train_settings(s: Settings, name: str, changes: dict[str, Any], side: int) -
     )
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What every row is measured on, and the one extractor for all of them."""
+
+    train_NHW: np.ndarray
+    val_files: images.ImageFiles
+    val_NHW: np.ndarray
+    extractor: Extractor
+    val_features_ND: np.ndarray
+
+
+def prepare_judging(s: Settings, splits: dict[str, images.ImageFiles], side: int) -> Judged:
+    """Decode both splits and train the extractor of the feature distance on the training split."""
+    device = distributed.start(s.device).device
+    grey = {name: images.decoded(files, side, s.out_dir / "cache") for name, files in splits.items()}
+    train = splits["train"]
+    net = train_classifier(
+        EXTRACTOR_SHAPE,
+        grey["train"],
+        train.label_N,
+        len(train.classes),
+        min(64, side),
+        s.extractor_steps,
+        s.seed,
+        device,
+    )
+    extractor = make_extractor(net, grey["train"], min(64, side), judging.FEATURE_DIMS, s.seed, device)
+    return Judged(grey["train"], splits["val"], grey["val"], extractor, features(extractor, grey["val"]))
+
+
 @torch.no_grad()
-def train_hits(model: VQVAE, files: images.ImageFiles, batch_size: int) -> torch.Tensor:
-    """How often each scale uses each code over the training images, (S, V)."""
-    side, device = images.image_size(files), next(model.parameters()).device
+def code_hits(model: VQVAE, grey_NHW: np.ndarray, batch_size: int) -> torch.Tensor:
+    """How often each scale uses each code over the images, (S, V)."""
+    device = next(model.parameters()).device
     hits_SV = torch.zeros_like(model.quantize.ema_vocab_hit_SV, dtype=torch.long)
-    with tqdm(total=len(files), desc="codes of train", file=sys.stdout) as progress:
-        for rows in training.batches(len(files), batch_size):
-            image_B3HW = images.to_model_range(images.read_images(files, rows, side), device)
+    with tqdm(total=len(grey_NHW), desc="codes of train", leave=False, file=sys.stdout) as progress:
+        for rows in training.batches(len(grey_NHW), batch_size):
+            image_B3HW = images.to_model_range(grey_NHW[rows.start : rows.stop], device)
             hits_SV += code_counts(model.img_to_idxBl(image_B3HW), model.vocab_size)
             progress.update(len(rows))
     return hits_SV
 
 
-def measure(run: train_vqvae.Settings, splits: dict[str, images.ImageFiles]) -> dict[str, Any]:
+def measure(run: train_vqvae.Settings, judged: Judged) -> dict[str, Any]:
     """The numbers of a row, from the weights that its run kept."""
     best = run.out_dir / "best.pth"
     model: VQVAE = load_vqvae(best, distributed.start(run.device).device).model
     sample = sample_vqvae.Settings(run.data_root, best, batch_size=run.batch_size)
-    errors, speckle = sample_vqvae.measure(sample, model, splits["val"])
-    hits_SV = train_hits(model, splits["train"], run.batch_size)
+    errors, speckle = sample_vqvae.measure(sample, model, judged.val_files)
+    rebuilt_NHW = judging.rebuild(model, judged.val_NHW, run.batch_size)
+    distance, spread = kernel_distance(
+        features(judged.extractor, rebuilt_NHW), judged.val_features_ND, paired=True, seed=run.seed
+    )
+    hits_SV = code_hits(model, judged.train_NHW, run.batch_size)
     validated = [row for row in training.read_log(run.out_dir / "log.jsonl") if "val_psnr_db" in row]
     return {
         "images_seen": run.steps * run.batch_size,
         "psnr_db": float(errors["psnr_db"].mean()),
         "ssim": float(errors["ssim"].mean()),
+        "feature_distance": distance,
+        "feature_distance_spread": spread,
         "usage_all": usage(hits_SV.sum(0, keepdim=True)).item(),
         "sides": list(run.patch_nums),
         "usage": usage(hits_SV).tolist(),
@@ -170,26 +214,26 @@ def measure(run: train_vqvae.Settings, splits: dict[str, images.ImageFiles]) -> 
         "speckle": sample_vqvae.compare_speckle(speckle),
         "images_at": [row["step"] * run.batch_size for row in validated],
         "psnr_db_at": [row["val_psnr_db"] for row in validated],
+        "ssim_at": [row["val_ssim"] for row in validated],
     }
 
 
 def print_table(table: dict[str, dict[str, Any]]) -> None:
-    """A line a row, and what the aims say of ours."""
+    """A line a row."""
     width = max(map(len, table))
     sides = next(iter(table.values()))["sides"]
     print(
-        f"{'recipe':{width}}  PSNR, dB   SSIM  spectrum, dB off  codes in use  perplexity  "
+        f"{'recipe':{width}}  PSNR, dB   SSIM  features x 1000  spectrum, dB off  codes in use  perplexity  "
         f"use at {', '.join(f'{side}x{side}' for side in sides)}"
     )
     for name, row in table.items():
+        spread = row["feature_distance_spread"]
+        found = f"{1e3 * row['feature_distance']:.1f} ± {1e3 * spread:.1f}" if spread else "-"
         print(
-            f"{name:{width}}  {row['psnr_db']:8.2f}  {row['ssim']:.3f}  "
+            f"{name:{width}}  {row['psnr_db']:8.2f}  {row['ssim']:.3f}  {found:>15}  "
             f"{row['speckle']['spectrum_difference_rms_db']:16.2f}  {row['usage_all']:12.1%}  "
             f"{row['perplexity_all']:10.0f}  {' '.join(f'{share:.1%}' for share in row['usage'])}"
         )
-    if {"predecessor", "ours"} <= table.keys():
-        for line in verdicts(table["predecessor"], table["ours"]):
-            print(line)
 
 
 def distances(row: dict[str, Any]) -> np.ndarray:
@@ -198,44 +242,95 @@ def distances(row: dict[str, Any]) -> np.ndarray:
     return np.abs(np.array(power_db["rebuilt"]) - power_db["real"])
 
 
-def verdicts(predecessor: dict[str, Any], ours: dict[str, Any]) -> list[str]:
-    """Each aim, what was measured, and whether it is met."""
+def verdicts(predecessor: dict[str, Any], ours: dict[str, Any]) -> list[tuple[str, bool]]:
+    """Each aim with what was measured, and whether it is met."""
     # Coarser scales have too few tokens to use many codes.
     fine = [share for side, share in zip(ours["sides"], ours["usage"], strict=True) if side >= 4]
     gain_db = ours["psnr_db"] - predecessor["psnr_db"]
-    closer = float((distances(ours) < distances(predecessor)).mean())
-    aims = [
-        ("at least 95% of the codes in use", f"{ours['usage_all']:.1%}", ours["usage_all"] >= 0.95),
-        ("at least 60% at every scale of 4 x 4 and finer", f"{min(fine):.1%} at the least", min(fine) >= 0.6),
-        ("PSNR above the predecessor's by 1.5 dB", f"{gain_db:+.2f} dB", gain_db >= 1.5),
-        ("spectrum closer at every radius", f"at {closer:.0%} of them", closer == 1),
+    closer_F = distances(ours) < distances(predecessor)
+    return [
+        (
+            f"at least 95% of the codes in use over the training images: {ours['usage_all']:.1%}",
+            ours["usage_all"] >= 0.95,
+        ),
+        (f"at least 60% at every scale of 4 x 4 and finer: {min(fine):.1%} at the least", min(fine) >= 0.6),
+        (f"PSNR above the predecessor's recipe: {gain_db:+.2f} dB", gain_db > 0),
+        (f"PSNR above it by 1.5 dB: {gain_db:+.2f} dB", gain_db >= 1.5),
+        (f"spectrum closer at every radius: at {closer_F.sum()} of {len(closer_F)}", closer_F.all()),
     ]
-    return [f"aim: {aim}: {found}, {'met' if is_met else 'NOT met'}" for aim, found, is_met in aims]
+
+
+def losses_of_ours(predecessor: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    """The measures in which ours is worse than the predecessor's recipe."""
+    is_worse = {
+        "PSNR": ours["psnr_db"] < predecessor["psnr_db"],
+        "SSIM": ours["ssim"] < predecessor["ssim"],
+        "feature distance": ours["feature_distance"] > predecessor["feature_distance"],
+        "mean distance of the spectrum": distances(ours).mean() > distances(predecessor).mean(),
+        "codes in use": ours["usage_all"] < predecessor["usage_all"],
+        "perplexity": ours["perplexity_all"] < predecessor["perplexity_all"],
+    }
+    return [name for name, worse in is_worse.items() if worse]
 
 
 def draw(path: Path, table: dict[str, dict[str, Any]]) -> None:
-    """PSNR on the way, codes by scale, and the spectrum, a curve a row."""
-    panels = {
-        "PSNR on val, dB": {name: (row["images_at"], row["psnr_db_at"]) for name, row in table.items()},
-        "share of the codes in use, training images": {
-            name: (row["sides"], row["usage"]) for name, row in table.items()
-        },
-        "perplexity of the codes, training images": {
-            name: (row["sides"], row["perplexity"]) for name, row in table.items()
-        },
-        "power of rebuilt over real val images, dB": {
-            name: (
+    """Above, every row by every measure; below, predecessor and ours (or the first two rows) in detail."""
+    names = list(table)
+    detailed = [name for name in ("predecessor", "ours") if name in table] or names[:2]
+    figure = plt.figure(figsize=(15, 0.28 * len(names) + 8.6), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(0.28 * len(names) + 1.4, 7.2))
+    axes = above.subplots(1, 6, sharey=True)
+    measures: list[tuple[str, Callable[[dict], float]]] = [
+        ("PSNR on val, dB", lambda row: row["psnr_db"]),
+        ("SSIM on val", lambda row: row["ssim"]),
+        ("feature distance x 1000", lambda row: 1e3 * row["feature_distance"]),
+        ("spectrum, dB off (RMS)", lambda row: row["speckle"]["spectrum_difference_rms_db"]),
+        ("codes in use on train, %", lambda row: 100 * row["usage_all"]),
+        ("perplexity on train", lambda row: row["perplexity_all"]),
+    ]
+    for axis, (title, number) in zip(axes, measures, strict=True):
+        values = [number(table[name]) for name in names]
+        spreads = [1e3 * (table[name]["feature_distance_spread"] or 0) for name in names]
+        # Every row has a line of its own, so that the eye keeps to it across the panels.
+        colours = [plots.COLOURS[detailed.index(name)] if name in detailed else "#666666" for name in names]
+        for y, (value, spread, colour) in enumerate(zip(values, spreads, colours, strict=True)):
+            error = spread if title.startswith("feature") else None
+            axis.errorbar(value, y, xerr=error, fmt="o", color=colour, markersize=5)
+        if "ours" in table:
+            axis.axvline(number(table["ours"]), color=plots.COLOURS[1], linewidth=0.8, linestyle=":")
+        axis.set_title(title)
+        axis.set_yticks(range(len(names)), names)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    panels: list[tuple[str, str, Callable[[dict], tuple[Any, Any]]]] = [
+        ("PSNR on val, dB", "images seen", lambda row: (row["images_at"], row["psnr_db_at"])),
+        ("SSIM on val", "images seen", lambda row: (row["images_at"], row["ssim_at"])),
+        (
+            "power of rebuilt over real val images, dB",
+            "spatial frequency, cycles a pixel",
+            lambda row: (
                 row["speckle"]["cycles_a_pixel"],
                 np.subtract(row["speckle"]["power_db"]["rebuilt"], row["speckle"]["power_db"]["real"]),
-            )
-            for name, row in table.items()
-        },
-    }
-    x_labels = ["images seen", "tokens a side", "tokens a side", "spatial frequency, cycles a pixel"]
-    seen = next(iter(table.values()))["images_seen"]
-    plots.curves(
-        path, panels, title=f"VQ-VAE: recipes, {seen} images seen by each", x_label=x_labels, columns=2
-    )
+            ),
+        ),
+        (
+            "codes in use by scale, train, %",
+            "tokens a side",
+            lambda row: (row["sides"], np.multiply(100, row["usage"])),
+        ),
+        ("perplexity by scale, train", "tokens a side", lambda row: (row["sides"], row["perplexity"])),
+    ]
+    below_axes = below.subplots(2, 3).ravel()
+    for axis, (title, x_label, series) in zip(below_axes, panels, strict=False):
+        for name, colour in zip(detailed, plots.COLOURS, strict=False):
+            axis.plot(*series(table[name]), marker="o", markersize=3, color=colour, label=name)
+        axis.set_title(title)
+        axis.set_xlabel(x_label)
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=x_label != panels[2][1]))
+        axis.legend()
+    below_axes[5].set_visible(False)
+    figure.suptitle(f"VQ-VAE: recipes, {table[names[0]]['images_seen']} images seen by each")
+    plots.save(figure, path)
 
 
 def main(s: Settings) -> None:
@@ -244,21 +339,23 @@ def main(s: Settings) -> None:
     splits = {split: images.find_images(s.data_root, split, classes) for split in ("train", "val")}
     side = images.image_size(splits["train"])
     rows = recipes(side, s.vgg)
-    table = {}
-    for name in check(s, rows):
+    chosen, table, judged = check(s, rows), {}, None
+    for name in chosen:
         if "perceptual_weight" in rows[name] and not losses.vgg_path(s.vgg):
             print(
                 f"--- {name}: left out, torch's cache has no weights of torchvision's VGG16; give --vgg FILE"
             )
             continue
+        judged = judged or prepare_judging(s, splits, side)
         run = train_settings(s, name, rows[name], side)
         print(f"--- {name}")
         train_vqvae.main(run)
-        table[name] = measure(run, splits)
+        table[name] = measure(run, judged)
         write_json(
             s.out_dir / "results.json",
             {
                 "made_by": provenance.made_by("vqvae_recipes.py", s),
+                "extractor_sha256": judged.extractor.sha256(),
                 "changes": provenance.plain(rows),
                 "rows": table,
             },
@@ -267,7 +364,13 @@ def main(s: Settings) -> None:
     if not table:
         raise InputError("no row is left to train: give other --rows")
     print_table(table)
-    print(f"done: {s.out_dir / 'results.json'}, {s.out_dir / 'recipes.png'}")
+    print(f"written: {s.out_dir / 'results.json'}, {s.out_dir / 'recipes.png'}")
+    if {"predecessor", "ours"} <= table.keys():
+        pair = table["predecessor"], table["ours"]
+        for aim, is_met in verdicts(*pair):
+            print(f"aim: {aim}: {'met' if is_met else 'NOT met'}")
+        if lost := losses_of_ours(*pair):
+            raise SystemExit(f"FAILED: ours is worse than the predecessor's recipe in {', '.join(lost)}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 # Channels a group norm shares statistics over are width / GROUPS, so every width is a multiple of it.
 GROUPS = 32
@@ -119,10 +120,15 @@ class Level(nn.Module):
         # Identity has no weights, so an absent one leaves no key in the state_dict.
         self.downsample = Downsample2x(out_width) if downsample else nn.Identity()
         self.upsample = Upsample2x(out_width) if upsample else nn.Identity()
+        # Keep only what enters a residual block, and run it once more in the backward pass.
+        self.recompute = False
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         for i, block in enumerate(self.block):
-            x_BCHW = block(x_BCHW)
+            if self.recompute and torch.is_grad_enabled():
+                x_BCHW = checkpoint(block, x_BCHW, use_reentrant=False)
+            else:
+                x_BCHW = block(x_BCHW)
             if self.attn:
                 x_BCHW = self.attn[i](x_BCHW)
         return self.upsample(self.downsample(x_BCHW))

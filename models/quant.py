@@ -178,6 +178,9 @@ class VectorQuantizer2(nn.Module):
             self.quant_resi = PhiPartiallyShared(nn.ModuleList(new_phi() for _ in range(share_quant_resi)))
         # Moving average of the hits a training step gives each code, over all processes.
         self.register_buffer("ema_vocab_hit_SV", torch.zeros(len(self.v_patch_nums), vocab_size))
+        # A step's batch may come in pieces: all but the last are told so, and their hits wait here.
+        self.completes_step = True
+        self.register_buffer("waiting_hits_SV", torch.zeros_like(self.ema_vocab_hit_SV), persistent=False)
         self.embedding = nn.Embedding(vocab_size, Cvae)
 
     def eini(self, eini: float) -> None:
@@ -223,7 +226,11 @@ class VectorQuantizer2(nn.Module):
 
     @torch.no_grad()
     def _record_hits(self, idx_Bl_list: list[Tensor]) -> None:
-        hits_SV = code_counts(idx_Bl_list, self.vocab_size).to(self.ema_vocab_hit_SV)
+        hits_SV = self.waiting_hits_SV + code_counts(idx_Bl_list, self.vocab_size)
+        if not self.completes_step:
+            self.waiting_hits_SV.copy_(hits_SV)
+            return
+        self.waiting_hits_SV.zero_()
         if _is_distributed():
             dist.all_reduce(hits_SV)
         # The first step is taken as it is. No counter is kept, so that a resumed run goes on where it was.

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.basic_vae import AttnBlock, Decoder, Downsample2x, Encoder, ResnetBlock, Upsample2x, silu
+from models.basic_vae import AttnBlock, Decoder, Downsample2x, Encoder, Level, ResnetBlock, Upsample2x, silu
 
 
 @pytest.mark.parametrize(("ch_mult", "halvings"), [((1,), 0), ((1, 2), 1), ((1, 1, 2), 2)])
@@ -93,3 +93,36 @@ def test_silu_works_in_place_only_where_no_gradient_needs_its_input():
     assert torch.equal(silu(x.clone().requires_grad_()), wanted)
     with torch.no_grad():
         assert silu(x) is x and torch.equal(x, wanted)
+
+
+def kept_bytes(module: torch.nn.Module, x: torch.Tensor) -> tuple[int, list[torch.Tensor]]:
+    """Bytes that a forward pass keeps for the backward pass, parameters left out, and the gradients."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    module.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = module(x)
+    y.square().mean().backward()
+    return sum(kept.values()), [parameter.grad.clone() for parameter in module.parameters()]
+
+
+@pytest.mark.parametrize("kind", [Encoder, Decoder])
+def test_blocks_run_once_more_keep_less_and_give_the_same_gradients(kind):
+    torch.manual_seed(0)
+    network = kind(ch=32, ch_mult=(1, 1, 2), z_channels=4)
+    x = torch.randn(2, 3, 32, 32) if kind is Encoder else torch.randn(2, 4, 8, 8)
+    whole_bytes, whole = kept_bytes(network, x)
+    for module in network.modules():
+        if isinstance(module, Level):
+            module.recompute = True
+    fewer_bytes, again = kept_bytes(network, x)
+    assert fewer_bytes < 0.5 * whole_bytes, (fewer_bytes, whole_bytes)
+    for first, second in zip(whole, again, strict=True):
+        torch.testing.assert_close(first, second)

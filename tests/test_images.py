@@ -23,6 +23,14 @@ def prepared(root: Path, counts: dict[str, int], side: int = 32) -> Path:
     return root
 
 
+def test_data_sets_are_told_by_the_names_of_files(tmp_path):
+    root = prepared(tmp_path, {"Heart": 2, "Breast": 1})
+    for name in ("b__a__0", "b__c__0"):
+        images.save_png(root / "train" / "Heart" / f"{name}.png", np.zeros((32, 32), np.uint8))
+    files = images.find_images(root, "train", ("Breast", "Heart"))
+    assert images.data_sets(files).tolist() == [0, 0, 0, 1, 1]
+
+
 def test_labels_follow_the_sorted_class_names(tmp_path):
     root = prepared(tmp_path, {"Heart": 2, "Breast": 1})
     classes = images.find_classes(root)

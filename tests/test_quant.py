@@ -200,6 +200,19 @@ def test_hits_are_a_moving_average_that_eval_mode_leaves_alone():
     assert torch.equal(vq.ema_vocab_hit_SV, kept)
 
 
+def test_hits_of_a_batch_in_pieces_are_those_of_the_whole():
+    whole, pieces = quantizer().train(), quantizer().train()
+    for seed in range(2):
+        f_BChw = torch.randn(4, 6, 4, 4, generator=torch.Generator().manual_seed(seed))
+        whole(f_BChw)
+        before = pieces.ema_vocab_hit_SV.clone()
+        for i, piece in enumerate(f_BChw.chunk(4)):
+            assert torch.equal(pieces.ema_vocab_hit_SV, before)
+            pieces.completes_step = i == 3
+            pieces(piece)
+        assert torch.equal(pieces.ema_vocab_hit_SV, whole.ema_vocab_hit_SV)
+
+
 def test_usage_margin_follows_the_size_of_each_map():
     """Fault of the published code: all scales were held to what the largest map would get."""
     vq = quantizer()

@@ -30,7 +30,7 @@ import sample_var
 import tokenize_multiscale_maps
 import train_var
 import train_vqvae
-from usvar import images, threads, tokens, training
+from usvar import images, losses, threads, tokens, training
 from usvar.checkpoints import read_checkpoint
 from usvar.errors import InputError, RunError
 
@@ -213,7 +213,7 @@ def poison(monkeypatch, script: str, steps: set[int], what: str) -> None:
         return own(step, *arguments)
 
     monkeypatch.setattr(training, "learning_rate", rate)
-    module, name = (train_var, "mean_over_tokens") if script == "train_var" else (train_vqvae, "loss_terms")
+    module, name = (train_var, "mean_over_tokens") if script == "train_var" else (losses, "base_terms")
     own_loss = getattr(module, name)
 
     class InfiniteGradient(torch.autograd.Function):

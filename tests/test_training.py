@@ -55,6 +55,20 @@ def test_a_batch_is_a_function_of_seed_and_step():
     assert not np.array_equal(first.batch(7, 8), training.BalancedSampler(label_N, 0.5, seed=2).batch(7, 8))
 
 
+@pytest.mark.parametrize(("balance", "wanted"), [(0.0, [0.9, 0.1]), (0.5, [0.75, 0.25]), (1.0, [0.5, 0.5])])
+def test_data_sets_are_balanced_within_their_class(balance, wanted):
+    """Class 0 has 90 images of data set 0 and 10 of 2, mixed; class 1 has 50 of data set 1 alone."""
+    label_N = np.array([0] * 100 + [1] * 50)
+    data_set_N = np.array(([2] + [0] * 9) * 10 + [1] * 50)
+    sampler = training.BalancedSampler(label_N, 1.0, 0, data_set_N, balance)
+    drawn = sampler.batch(step=0, size=20000)
+    share = np.bincount(data_set_N[drawn], minlength=3) / 20000
+    np.testing.assert_allclose(share, [wanted[0] / 2, 0.5, wanted[1] / 2], atol=0.01)
+    assert len(np.unique(drawn)) == 150  # every image has its turn
+    if balance == 0:
+        assert np.array_equal(training.BalancedSampler(label_N, 1.0, 0).batch(0, 20000), drawn)
+
+
 def test_a_class_without_images_is_never_drawn():
     sampler = training.BalancedSampler(np.array([0, 0, 2]), 1.0, seed=0)
     assert set(sampler.batch(0, 100).tolist()) == {0, 1, 2}
@@ -76,6 +90,17 @@ def test_only_kernels_decay():
     decayed, kept = training.decay_groups(model, 0.1)
     assert [tuple(p.shape) for p in decayed["params"]] == [(2, 2)] and decayed["weight_decay"] == 0.1
     assert len(kept["params"]) == 4 and kept["weight_decay"] == 0
+
+
+def test_the_seconds_of_a_step_leave_pauses_out(monkeypatch):
+    """Validation and figures between two log lines are no training: the share of waiting would look small."""
+    clock = iter([0.0, 2.0, 9.0, 4.0 + 7.0, 0.0])
+    monkeypatch.setattr(training.time, "perf_counter", lambda: next(clock))
+    meter = training.Meter()
+    with meter.paused():
+        meter.add(loss=torch.ones(()))
+    _, seconds = meter.read(World(0, 1, torch.device("cpu")))
+    assert seconds == 4.0
 
 
 def test_prefetch_gives_every_step_in_order():

@@ -8,14 +8,16 @@ import torch
 
 import train_vqvae
 from benchmarks import vqvae_recipes
-from usvar import images
+from usvar import images, judging
 from usvar.checkpoints import load_vqvae, read_checkpoint
 from usvar.errors import InputError
+from usvar.evaluation import kernel_distance
+from usvar.extractor import EXTRACTOR_SHAPE, features, make_extractor, train_classifier
 
 
 def settings(data, out, **changes) -> vqvae_recipes.Settings:
-    chosen = {"steps": 2, "batch_size": 4, "vocab_size": 64, "evaluations": 1, "device": "cpu"}
-    return vqvae_recipes.Settings(data, out, **chosen | changes)
+    chosen = {"steps": 2, "batch_size": 4, "vocab_size": 64, "evaluations": 1, "extractor_steps": 5}
+    return vqvae_recipes.Settings(data, out, **chosen | {"device": "cpu"} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +25,7 @@ def run(tiny_data, tmp_path_factory):
     out = tmp_path_factory.mktemp("recipes")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_vqvae, "draw_reconstructions", lambda *_: None)
+        patch.setattr(vqvae_recipes, "losses_of_ours", lambda *_: [])  # two steps decide nothing
         vqvae_recipes.main(settings(tiny_data, out))
     return out, json.loads((out / "results.json").read_text())
 
@@ -54,17 +57,75 @@ def test_numbers_are_those_of_the_kept_weights(run, tiny_data):
     assert row["usage"] == pytest.approx([count / 64 for count in used])
     assert row["usage_all"] == pytest.approx(len(torch.unique(torch.cat(tokens, 1))) / 64)
     assert row["psnr_db"] == pytest.approx(row["psnr_db_at"][-1], abs=1e-2)
+    val = images.find_images(tiny_data, "val", files.classes)
+    grey_NHW = images.read_images(val, range(len(val)), 64)
+    net = train_classifier(
+        EXTRACTOR_SHAPE,
+        images.read_images(files, range(len(files)), 64),
+        files.label_N,
+        3,
+        64,
+        5,
+        0,
+        torch.device("cpu"),
+    )
+    extractor = make_extractor(
+        net, images.read_images(files, range(len(files)), 64), 64, judging.FEATURE_DIMS, 0, "cpu"
+    )
+    assert extractor.sha256() == results["extractor_sha256"]
+    rebuilt_NHW = judging.rebuild(model, grey_NHW, 5)
+    distance, spread = kernel_distance(
+        features(extractor, rebuilt_NHW), features(extractor, grey_NHW), paired=True
+    )
+    assert row["feature_distance"] == pytest.approx(distance, rel=1e-3)
+    assert row["feature_distance_spread"] == pytest.approx(spread, rel=1e-3)
     assert (out / "recipes.png").stat().st_size > 5000
 
 
-def test_aims_are_judged_by_the_numbers():
+def two_rows() -> tuple[dict, dict]:
+    """The predecessor's and our numbers, ours better in each that decides."""
     speckle = {"power_db": {"real": [0.0, 0.0], "rebuilt": [-2.0, -9.0]}}
-    before = {"psnr_db": 20.0, "speckle": speckle, "usage_all": 0.1, "sides": [1, 4], "usage": [0.1, 0.1]}
-    after = before | {"psnr_db": 21.6, "usage_all": 0.96, "usage": [0.1, 0.59]}
+    before = {"psnr_db": 20.0, "ssim": 0.3, "feature_distance": 2.0, "speckle": speckle, "usage_all": 0.1}
+    before |= {"perplexity_all": 50, "sides": [1, 4], "usage": [0.1, 0.1]}
+    after = {"psnr_db": 21.6, "ssim": 0.4, "feature_distance": 1.0, "usage_all": 0.96, "perplexity_all": 60}
+    after |= {"sides": [1, 4], "usage": [0.1, 0.59]}
     after["speckle"] = {"power_db": {"real": [0.0, 0.0], "rebuilt": [-1.0, 9.5]}}
-    met = [line.endswith(", met") for line in vqvae_recipes.verdicts(before, after)]
-    assert met == [True, False, True, False]
+    return before, after
+
+
+def test_aims_are_judged_by_the_numbers():
+    before, after = two_rows()
+    assert [is_met for _, is_met in vqvae_recipes.verdicts(before, after)] == [True, False, True, True, False]
+    assert [is_met for _, is_met in vqvae_recipes.verdicts(before, after | {"psnr_db": 21.0})][3] is False
     assert np.allclose(vqvae_recipes.distances(after), [1.0, 9.5])
+
+
+@pytest.mark.parametrize(
+    ("changes", "lost"),
+    [
+        ({}, []),
+        ({"psnr_db": 19.0}, ["PSNR"]),
+        ({"feature_distance": 3.0, "usage_all": 0.05}, ["feature distance", "codes in use"]),
+        (
+            {"speckle": {"power_db": {"real": [0.0, 0.0], "rebuilt": [3.0, 9.0]}}},
+            ["distance of the spectrum"],
+        ),
+    ],
+)
+def test_what_ours_loses_is_named(changes, lost):
+    before, after = two_rows()
+    found = vqvae_recipes.losses_of_ours(before, after | changes)
+    assert len(found) == len(lost) and all(name in text for name, text in zip(lost, found, strict=True))
+
+
+def test_ours_that_loses_ends_the_benchmark_with_code_1(run, tiny_data, monkeypatch, capsys):
+    """All rows are done, so that they are only measured again."""
+    out, _ = run
+    monkeypatch.setattr(vqvae_recipes, "losses_of_ours", lambda *_: ["PSNR"])
+    with pytest.raises(SystemExit, match="FAILED: ours is worse than the predecessor's recipe in PSNR"):
+        vqvae_recipes.main(settings(tiny_data, out))
+    printed = capsys.readouterr().out
+    assert printed.count("nothing to do") == 2 and printed.count("aim: ") == 5
 
 
 def test_every_row_is_a_setting_of_the_trainer(tiny_data, tmp_path):

@@ -5,8 +5,10 @@
 NCCL on GPUs, gloo on CPUs. A script asks `World` for its share of the global batch and lets rank 0 write.
 """
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +88,15 @@ class World:
         """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Let the first process go through the block before the others do."""
+        if not self.is_main:
+            self.barrier()
+        yield
+        if self.is_main:
+            self.barrier()
 
     def close(self) -> None:
         """Leave the process group, after all have come here."""

@@ -127,6 +127,11 @@ def require_every_class(files: ImageFiles, at_least: int = 1) -> None:
             )
 
 
+def data_sets(files: ImageFiles) -> np.ndarray:
+    """Data set of each picture, (N,) numbers: the part of its name before the first `__`."""
+    return np.unique([Path(path).stem.split("__")[0] for path in files.paths], return_inverse=True)[1]
+
+
 def listing_sha256(files: ImageFiles) -> str:
     """Digest of the names and sizes of a split's pictures: whether it is the same data set."""
     digest = hashlib.sha256()

@@ -5,6 +5,7 @@ All are means over a batch. Images enter as floats in [-1, 1].
 Axes: B images, C channels, H W pixels, h w places of a feature map or patches of a discriminator.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from models.discriminator import PatchDiscriminator
 from usvar.checkpoints import load_strictly, read_checkpoint
 from usvar.distributed import World
 from usvar.metrics import ssim
+from usvar.training import autocast
 
 # Indices in VGG16's features of the activations that end its five blocks: relu1_2 to relu5_3.
 VGG_BLOCK_ENDS = (3, 8, 15, 22, 29)
@@ -22,6 +24,51 @@ VGG_BLOCK_ENDS = (3, 8, 15, 22, 29)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Decay of the discriminator's mean scores, and the largest adaptive weight: both of the published codes.
 SCORE_DECAY, LARGEST_ADAPTIVE = 0.99, 1e4
+
+
+def base_terms(
+    image_B3HW: Tensor, rebuilt_B3HW: Tensor, vq: Tensor, vq_weight: float
+) -> tuple[Tensor, Tensor]:
+    """The mission's base loss: squared error summed over an image, and the VQ loss on the same footing.
+
+    Args:
+        image_B3HW: originals in [-1, 1].
+        rebuilt_B3HW: the network's output.
+        vq: the quantiser's loss, a mean over latent values.
+        vq_weight: weight per pixel value.
+
+    Returns:
+        SSE per image and the weighted VQ loss; their sum is the total.
+    """
+    sse = (rebuilt_B3HW.float() - image_B3HW).square().sum((1, 2, 3)).mean()
+    return sse, vq_weight * image_B3HW[0].numel() * vq
+
+
+def further_terms(
+    image_B3HW: Tensor,
+    rebuilt_B3HW: Tensor,
+    weights: Mapping[str, float],
+    perceptual: "Perceptual | None",
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """The losses on top that need no discriminator: weighted, per image.
+
+    Args:
+        image_B3HW: originals in [-1, 1].
+        rebuilt_B3HW: the network's output.
+        weights: some of "l1", "dissimilarity" and "perceptual"; what is not there costs nothing.
+        perceptual: needed when it has a weight.
+        dtype: of VGG's forward pass.
+    """
+    terms = {}
+    if "l1" in weights:
+        terms["l1"] = l1(image_B3HW, rebuilt_B3HW)
+    if "dissimilarity" in weights:
+        terms["dissimilarity"] = dissimilarity(image_B3HW, rebuilt_B3HW)
+    if "perceptual" in weights:
+        with autocast(image_B3HW.device, dtype):
+            terms["perceptual"] = perceptual(image_B3HW, rebuilt_B3HW)
+    return {name: weights[name] * image_B3HW[0].numel() * term for name, term in terms.items()}
 
 
 def l1(image_BCHW: Tensor, rebuilt_BCHW: Tensor) -> Tensor:
@@ -119,6 +166,36 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
         for loss in (reconstruction, adversarial)
     ]
     return (norms[0] / (norms[1] + 1e-6)).clamp(max=LARGEST_ADAPTIVE)
+
+
+def fooling_term(
+    discriminator: PatchDiscriminator,
+    rebuilt_B3HW: Tensor,
+    reconstruction: Tensor,
+    last_layer: Tensor,
+    world: World,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """The generator's adversarial loss per image, times its adaptive weight.
+
+    Args:
+        discriminator: takes no gradient from here.
+        rebuilt_B3HW: the network's output, with its graph.
+        reconstruction: all losses of the rebuilt images, per image.
+        last_layer: the decoder's last kernel.
+        world: all processes.
+        dtype: of the forward pass.
+
+    Returns:
+        The loss with a gradient, and the adaptive weight.
+    """
+    values = rebuilt_B3HW[0].numel()
+    discriminator.requires_grad_(False)
+    with autocast(rebuilt_B3HW.device, dtype):
+        loss = fooling(discriminator(rebuilt_B3HW))
+    ratio = adaptive_weight(reconstruction / values, loss, last_layer, world)
+    discriminator.requires_grad_(True)
+    return ratio * values * loss, ratio
 
 
 def judging(

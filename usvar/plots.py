@@ -11,8 +11,10 @@ matplotlib.use("Agg")  # no window: scripts run on machines without a screen
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axis import Axis
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from usvar.files import atomic_path
 
@@ -41,6 +43,13 @@ def save(figure: Figure, path: Path) -> None:
     with atomic_path(path) as temporary:
         figure.savefig(temporary, bbox_inches="tight")
     plt.close(figure)
+
+
+def _write_out(axis: Axis) -> None:
+    """Ticks of a logarithmic axis as plain numbers, three a decade: values often stay within one."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def curves(
@@ -96,6 +105,7 @@ def curves(
             axis.axvline(x, color="0.35", linestyle=(0, (6, 3)), linewidth=1.0, label=label)
         if name in log_panels:
             axis.set_yscale("log")
+            _write_out(axis.yaxis)
         axis.set_title(name)
         axis.set_xlabel(label_x)
         is_whole = all(float(step).is_integer() for steps, _ in series.values() for step in steps)
@@ -191,6 +201,7 @@ def heat_map(
     y_label: str,
     unit: str,
     limits: tuple[float, float] | None = None,
+    log: bool = False,
 ) -> None:
     """A table of numbers as colours, with a colour bar.
 
@@ -204,16 +215,20 @@ def heat_map(
         y_label: what the rows are.
         unit: of the values, beside the colour bar.
         limits: lowest and highest value of the colours; None: of the data.
+        log: whether equal ratios, not differences, are equal steps of colour; for numbers above 0.
     """
     figure, axis = plt.subplots(figsize=(6.4, 0.32 * len(row_names) + 1.4), layout="constrained")
     low, high = limits or (None, None)
-    drawn = axis.imshow(values, aspect="auto", cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+    norm = (LogNorm if log else Normalize)(low, high)
+    drawn = axis.imshow(values, aspect="auto", cmap="viridis", norm=norm, interpolation="nearest")
     every = max(1, len(column_names) // 8)
     axis.set_xticks(range(0, len(column_names), every), column_names[::every])
     axis.set_yticks(range(len(row_names)), row_names)
     axis.grid(False)
     axis.set(title=title, xlabel=x_label, ylabel=y_label)
-    figure.colorbar(drawn, ax=axis, label=unit)
+    bar = figure.colorbar(drawn, ax=axis, label=unit)
+    if log:
+        _write_out(bar.ax.yaxis)
     save(figure, path)
 
 

@@ -64,30 +64,51 @@ class BalancedSampler:
     """Which images are in the batch of a step: a pure function of seed and step.
 
     A class is drawn with a probability proportional to its number of images to the power `1 - balance`, then
-    an image of it uniformly, with replacement. There is no epoch to keep a place in.
+    a data set of it likewise, then an image of that uniformly, with replacement. There is no epoch to keep a
+    place in.
 
     Args:
         label_N: class of each image.
         balance: 0 draws images as often as they are, 1 all classes equally often.
         seed: the run's seed.
+        data_set_N: data set of each image; None: all are of one.
+        data_set_balance: as `balance`, for the data sets within a class.
     """
 
-    def __init__(self, label_N: np.ndarray, balance: float, seed: int) -> None:
-        self.order_N = np.argsort(label_N, kind="stable")
+    def __init__(
+        self,
+        label_N: np.ndarray,
+        balance: float,
+        seed: int,
+        data_set_N: np.ndarray | None = None,
+        data_set_balance: float = 0.0,
+    ) -> None:
+        # At balance 0 data sets make no difference, and the images drawn are those drawn without them.
+        data_set_N = data_set_N if data_set_N is not None and data_set_balance else np.zeros_like(label_N)
+        self.order_N = np.lexsort((data_set_N, label_N))
         count_C = np.bincount(label_N)
         self.start_C = np.concatenate([[0], np.cumsum(count_C)[:-1]])
-        self.count_C = count_C
         weight_C = np.where(count_C > 0, np.maximum(count_C, 1.0) ** (1 - balance), 0.0)
         self.cumulative_C = np.cumsum(weight_C / weight_C.sum())
         self.seed = seed
+        # For each class, from a number in [0, 1) to a place among its images: straight between these knots,
+        # one at the end of each data set.
+        self.knots_C = []
+        for label in range(len(count_C)):
+            count_D = np.unique(data_set_N[label_N == label], return_counts=True)[1]
+            weight_D = count_D ** (1.0 - data_set_balance)
+            inner = np.cumsum(weight_D)[:-1] / weight_D.sum()
+            self.knots_C.append(([0.0, *inner, 1.0], [0, *np.cumsum(count_D)]) if len(count_D) else None)
 
     def batch(self, step: int, size: int) -> np.ndarray:
         """Indices (size,) of the images of the global batch at `step`."""
         words = (self.seed, STREAM_BATCH, step)
         draw_2B = np.random.Generator(np.random.Philox(np.random.SeedSequence(words))).random((2, size))
-        class_B = np.searchsorted(self.cumulative_C, draw_2B[0], side="right").clip(max=len(self.count_C) - 1)
-        within_B = (draw_2B[1] * self.count_C[class_B]).astype(np.int64)
-        return self.order_N[self.start_C[class_B] + within_B]
+        class_B = np.searchsorted(self.cumulative_C, draw_2B[0], side="right").clip(max=len(self.start_C) - 1)
+        within = [
+            np.interp(draw, *self.knots_C[label]) for label, draw in zip(class_B, draw_2B[1], strict=True)
+        ]
+        return self.order_N[self.start_C[class_B] + np.array(within).astype(np.int64)]
 
 
 @torch.no_grad()
@@ -187,14 +208,27 @@ class RunFolder:
     def __init__(self, path: Path, record: dict[str, Any]) -> None:
         self._lock = lock_folder(path)
         self.path, self.log_path = path, path / "log.jsonl"
+        self.writer: Any = None
         remove_stale_temporaries(path)
         write_json(path / "settings.json", record)
+
+    def open_tensorboard(self, step: int) -> None:
+        """From now on `log` writes numbers for TensorBoard as well; those after `step` are forgotten."""
+        from torch.utils.tensorboard import SummaryWriter  # a package of its own, for those who ask for it
+
+        self.writer = SummaryWriter(self.path / "tensorboard", purge_step=step + 1)
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one line to log.jsonl; infinite and missing numbers become null.
 
-        It reaches the disk before a checkpoint of the same step can.
+        It reaches the disk before a checkpoint of the same step can. For TensorBoard a list, such as the use
+        of each scale, is a scalar for each entry.
         """
+        for name, value in row.items() if self.writer else ():
+            for i, number in enumerate(value if isinstance(value, list) else [value]):
+                if isinstance(number, float):
+                    label = f"{name}/{i + 1}" if isinstance(value, list) else name
+                    self.writer.add_scalar(label, number, row["step"])
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         with full_disk_named(self.log_path), open(self.log_path, "a", encoding="utf-8") as file:
             file.write(json.dumps(clean) + "\n")
@@ -214,6 +248,8 @@ class RunFolder:
 
     def close(self) -> None:
         """Let another run use the folder."""
+        if self.writer:
+            self.writer.close()
         self._lock.close()
 
 
@@ -349,6 +385,13 @@ class Meter:
         for name, value in state["sums"].items():
             own = value[world.rank] if len(value) == world.size else value.mean(0)
             self.sums[name] = own.to(world.device)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of the block out of the seconds of a step: validation, figures, checkpoints."""
+        before = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - before
 
     def read(self, world: World) -> tuple[dict[str, Any], float]:
         """Means since the last read, over steps and processes, and the seconds a step took; starts anew.
