@@ -11,7 +11,6 @@ settings.json, baselines.json, loss_curves.png, {loss,accuracy}_per_scale.png an
 command again to go on; Ctrl-C saves first. No image is decoded in the loop, and the test split is not read.
 """
 
-import contextlib
 import copy
 import functools
 import math
@@ -250,10 +249,7 @@ def backward(
     pieces = list(zip(*(x.chunk(s.accumulate) for x in batch), strict=True))
     loss, seen_2S = 0.0, 0.0
     for i, (idx_BL, label_B, drop_B) in enumerate(pieces):
-        is_last = i + 1 == len(pieces)
-        # Processes add up their gradients once, behind the last piece.
-        waits = hasattr(network, "no_sync") and not is_last
-        with network.no_sync() if waits else contextlib.nullcontext():
+        with distributed.sum_gradients(network, now=i + 1 == len(pieces)):
             with torch.no_grad():
                 input_BLC = vae.quantize.idxBl_to_var_input(split_scales(idx_BL, vae.quantize.v_patch_nums))
             with training.autocast(idx_BL.device, dtype):

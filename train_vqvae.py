@@ -13,7 +13,6 @@ codebook_vectors.png and codebook_weight.npy. Run the same command again to go o
 first. The test split is not read here.
 """
 
-import contextlib
 import copy
 import dataclasses
 import importlib.util
@@ -295,8 +294,7 @@ def backward(
         is_last = i + 1 == len(pieces)
         # Hits of a step are counted together, and processes add up their gradients once.
         model.quantize.completes_step = is_last
-        waits = hasattr(network, "no_sync") and not is_last
-        with network.no_sync() if waits else contextlib.nullcontext():
+        with distributed.sum_gradients(network, now=is_last):
             with training.autocast(image_B3HW.device, dtype):
                 rebuilt_B3HW, _, vq = network(piece_B3HW)
             sse, weighted_vq = losses.base_terms(piece_B3HW, rebuilt_B3HW, vq, s.vq_weight)

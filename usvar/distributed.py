@@ -109,6 +109,17 @@ class World:
             dist.destroy_process_group()
 
 
+def sum_gradients(network: nn.Module, now: bool) -> contextlib.AbstractContextManager:
+    """Whether the backward pass in this block ends with the sum over processes: once a batch is enough.
+
+    Args:
+        network: what `World.wrap` returned, compiled or not.
+        now: True for the last piece of a batch.
+    """
+    waits = hasattr(network, "no_sync") and not now
+    return network.no_sync() if waits else contextlib.nullcontext()
+
+
 def start(device: str = "auto") -> World:
     """Join the other processes if `torchrun` started this one, and choose the device.
 
