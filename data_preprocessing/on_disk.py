@@ -121,6 +121,11 @@ class DiskDict(MutableMapping[str, Any]):
     def __len__(self) -> int:
         return self.db.execute(f"SELECT count(*) FROM {self.table}").fetchone()[0]
 
+    def sorted(self) -> Iterator[tuple[str, Any]]:
+        """The items in the order of their keys."""
+        for key, value in self.db.execute(f"SELECT key, value FROM {self.table} ORDER BY key"):
+            yield key, json.loads(value)
+
     def __iter__(self) -> Iterator[str]:
         for (key,) in self.db.execute(f"SELECT key FROM {self.table} ORDER BY n"):
             yield key
