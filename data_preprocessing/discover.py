@@ -80,8 +80,8 @@ class Record:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """The inverse of `to_json`."""
-        record = cls(*json.loads(text))
-        return replace(record, frames=tuple(record.frames)) if record.frames else record
+        named = dict(zip((each.name for each in fields(cls)), json.loads(text), strict=True))
+        return cls(**named | {"frames": tuple(named["frames"])})
 
 
 @dataclass

@@ -17,7 +17,7 @@ from itertools import groupby
 from pathlib import Path
 
 from data_preprocessing.discover import Found, Record
-from data_preprocessing.on_disk import DiskDict, DiskList, database_faults_named, private_database
+from data_preprocessing.on_disk import DiskDict, DiskList, private_database
 from data_preprocessing.splits import Place
 from data_preprocessing.work import Look
 
@@ -77,12 +77,9 @@ class Index:
         """Go on from the index of an out root; an absent, damaged or outdated one counts as empty.
 
         What is known is saved at the end of the block, also of one that fails.
-
-        Raises:
-            RunError: when the disk is full, or the index is damaged under way.
         """
         path = out_root / INDEX
-        with database_faults_named(path), closing(self.db):
+        with closing(self.db):
             there = _is_whole(path)
             if not there:
                 # A journal without its database would be taken for that of the next one.

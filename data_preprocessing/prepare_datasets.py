@@ -43,7 +43,7 @@ from data_preprocessing import catalogue, report, work
 from data_preprocessing.discover import Found, Record, discover
 from data_preprocessing.flags import FLAGS
 from data_preprocessing.index import INDEX, Index, frames_key
-from data_preprocessing.on_disk import DiskDict
+from data_preprocessing.on_disk import DiskDict, database_faults_named
 from data_preprocessing.shortcut import shortcut_report
 from data_preprocessing.splits import (
     CONFLICT,
@@ -123,15 +123,16 @@ def main(settings: Settings) -> None:
         print(report.list_data_sets(settings.raw_root))
         return
     check(settings)
-    index = Index()
-    found = discover(settings.raw_root, settings.include, index.found)
-    for note in found.notes:
-        print(note)
-    new_name = select(found, settings)
-    with lock_folder(settings.out_root, "--out-root"), index.opened(settings.out_root):
-        remove_stale_temporaries(settings.out_root)
-        (settings.out_root / EARLIER_INDEX).unlink(missing_ok=True)
-        prepare(settings, found, new_name, index)
+    with database_faults_named(settings.out_root / INDEX):
+        index = Index()
+        found = discover(settings.raw_root, settings.include, index.found)
+        for note in found.notes:
+            print(note)
+        new_name = select(found, settings)
+        with lock_folder(settings.out_root, "--out-root"), index.opened(settings.out_root):
+            remove_stale_temporaries(settings.out_root)
+            (settings.out_root / EARLIER_INDEX).unlink(missing_ok=True)
+            prepare(settings, found, new_name, index)
 
 
 def prepare(settings: Settings, found: Found, new_name: dict[str, str], index: Index) -> None:
