@@ -120,7 +120,7 @@ class Settings:
 
 def main(settings: Settings) -> None:
     if settings.list:
-        print(report.list_data_sets(settings.raw_root))
+        print(report.list_data_sets(settings.raw_root, Index().found))
         return
     check(settings)
     with database_faults_named(settings.out_root / INDEX):
