@@ -15,7 +15,7 @@ from typing import Any
 from usvar.errors import RunError
 
 # What of a database may be in memory, in kB.
-CACHE_KB = 8000
+CACHE_KB = 2000
 
 
 def private_database() -> sqlite3.Connection:
