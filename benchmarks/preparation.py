@@ -286,7 +286,7 @@ def load(settings: Settings) -> bool:
     print(
         f"{all_of_them:,} images prepared in {all_s:.0f} s, {rate:.0f} a second, on {os.cpu_count()} cores; "
         f"largest process {all_bytes / 1e6:,.0f} MB; {few:,} images: {few_bytes / 1e6:,.0f} MB, so "
-        f"{(all_bytes - few_bytes) / (all_of_them - few) / 1e3:.1f} kB an image more"
+        f"{(all_bytes - few_bytes) / (all_of_them - few):,.0f} bytes an image more"
     )
     return rate >= LEAST_RATE and all_bytes < MOST_BYTES
 
