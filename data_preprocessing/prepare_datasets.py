@@ -13,7 +13,7 @@ Run it again after a change or an interruption: only what is new is read and wri
 no longer wanted are removed. Another --size writes all images anew; another --seed, --cap or --selection
 writes only those that come or move.
 
-Memory does not grow with the number of pictures beyond some 200 bytes each: what is known of them is in
+Memory grows by less than 1 kB a picture: what is known of them is in
 <out-root>/.index.sqlite and in temporary files (index.py).
 """
 

@@ -5,7 +5,7 @@ order, the names or the number of files: a picture keeps its split when others a
 Exceptions: a new picture that joins two groups may move one of them, and the last resort that fills a split
 which a class would lack.
 
-A picture costs some 150 bytes of memory here, whatever it is called: its words and its small version lie on
+A picture costs a few hundred bytes of memory here, whatever it is called: its words and its small version lie on
 the disk, and all is decided with numbers.
 
 Axes: N pictures, P different contents (exact copies share one), K kept pictures, G groups as first known, C
