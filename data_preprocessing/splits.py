@@ -5,8 +5,8 @@ order, the names or the number of files: a picture keeps its split when others a
 Exceptions: a new picture that joins two groups may move one of them, and the last resort that fills a split
 which a class would lack.
 
-A picture costs a few hundred bytes of memory here, whatever it is called: its words and its small version lie on
-the disk, and all is decided with numbers.
+A picture costs a few hundred bytes of memory here, whatever it is called: its words and its small version lie
+on the disk, and all is decided with numbers.
 
 Axes: N pictures, P different contents (exact copies share one), K kept pictures, G groups as first known, C
 pairs of copies, M pairs of a group and a class in it.
