@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -45,7 +46,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_preprocessing.catalogue import read_outline
 from data_preprocessing.crop import cut, find_frame
 from data_preprocessing.discover import Record, discover
-from data_preprocessing.near_copies import SIDE, Signature, find_copies, signature
+from data_preprocessing.near_copies import SIDE, Signature, Smalls, find_copies, signature
 from data_preprocessing.readers import Unreadable, read_grey
 from data_preprocessing.splits import Picture, leak_report, make_plan, share_of
 from usvar import cli
@@ -175,7 +176,8 @@ def planted(settings: Settings) -> bool:
     # Each copy alone with its original: no other copy of the picture may help to join the two.
     number = np.arange(2)
     found = [
-        len(find_copies([p.original.signature, p.copy.signature], number, number, number).pair_P2) == 1
+        len(find_copies(*_stored([p.original.signature, p.copy.signature]), number, number, number).pair_P2)
+        == 1
         for p in plants
     ]
     print(f"{'planted':28}{'copies':>8}{'found':>8}{'of which with the rule of the original':>40}")
@@ -188,11 +190,11 @@ def planted(settings: Settings) -> bool:
     once = [plants[int(stream.choice(members))] for members in _by_original(plants).values()]
     pictures = [*originals, *(p.copy for p in once)]
     plan = make_plan(pictures, settings.seed, 0)
-    leaks = leak_report(pictures, plan)
-    places = [(plan.places.get(p.original.source), plan.places.get(p.copy.source)) for p in once]
+    leaks, place_of = leak_report(plan), dict(plan.places())
+    places = [(place_of.get(p.original.source), place_of.get(p.copy.source)) for p in once]
     across = sum(a is not None and b is not None and a.split != b.split for a, b in places)
     other_label = [p.original.class_name != p.copy.class_name for p in once]
-    listed = {(row["source"], row["other_source"]) for row in plan.conflicts}
+    listed = {(row["source"], row["other_source"]) for row in plan.conflicts()}
     listed |= {(b, a) for a, b in listed}
     conflicts = sum((p.original.source, p.copy.source) in listed for p in once)
     print(
@@ -201,6 +203,15 @@ def planted(settings: Settings) -> bool:
         f"check of the final places: {leaks['across_splits']}"
     )
     return np.mean(found) >= WANTED and across == 0
+
+
+def _stored(signatures: Iterable[Signature]) -> tuple[np.ndarray, Smalls]:
+    """The hashes in memory and the small versions on the disk, as find_copies takes them."""
+    smalls, hashes = Smalls(), []
+    for one in signatures:
+        smalls.append(one.small)
+        hashes.append(one.hash)
+    return np.array(hashes, np.uint64), smalls
 
 
 def _original(raw_root: Path, record: Record, grey_HW: np.ndarray) -> Picture:
@@ -224,21 +235,11 @@ def search(settings: Settings) -> bool:
 
     As in real sets, pictures of one set look alike, and a fifth of all pictures are frames of videos.
     """
-    stream = np.random.default_rng(settings.seed)
-    signatures: list[Signature] = []
-    scene_HW = set_HW = np.zeros((SIDE, SIDE))
-    for n in tqdm(range(settings.count), "generate"):
-        if n % 1000 == 0:
-            set_HW = _smooth_noise(stream)
-        if n % 1000 >= 200 or n % 20 == 0:
-            scene_HW = set_HW + SET_CONTRAST * _smooth_noise(stream)
-        frame_HW = scene_HW + 0.1 * _smooth_noise(stream)
-        grey_HW = np.clip(128 + 40 * frame_HW / frame_HW.std(), 1, 255).astype(np.uint8)
-        signatures.append(signature(grey_HW))
+    stored = _stored(_made_up(settings))
     each = np.arange(settings.count)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     start, busy = time.perf_counter(), time.process_time()
-    found = find_copies(signatures, each, each, np.zeros(settings.count, int))
+    found = find_copies(*stored, each, each, np.zeros(settings.count, int))
     seconds, busy = time.perf_counter() - start, time.process_time() - busy
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(
@@ -247,6 +248,19 @@ def search(settings: Settings) -> bool:
         f"core); peak memory {peak / 1e6:,.0f} MB, of which {(peak - before) / 1e6:,.0f} MB by the search"
     )
     return seconds < MOST_SECONDS and peak < MOST_BYTES
+
+
+def _made_up(settings: Settings) -> Iterator[Signature]:
+    stream = np.random.default_rng(settings.seed)
+    scene_HW = set_HW = np.zeros((SIDE, SIDE))
+    for n in tqdm(range(settings.count), "generate"):
+        if n % 1000 == 0:
+            set_HW = _smooth_noise(stream)
+        if n % 1000 >= 200 or n % 20 == 0:
+            scene_HW = set_HW + SET_CONTRAST * _smooth_noise(stream)
+        frame_HW = scene_HW + 0.1 * _smooth_noise(stream)
+        grey_HW = np.clip(128 + 40 * frame_HW / frame_HW.std(), 1, 255).astype(np.uint8)
+        yield signature(grey_HW)
 
 
 def _smooth_noise(stream: np.random.Generator) -> np.ndarray:
@@ -272,7 +286,7 @@ def load(settings: Settings) -> bool:
     print(
         f"{all_of_them:,} images prepared in {all_s:.0f} s, {rate:.0f} a second, on {os.cpu_count()} cores; "
         f"largest process {all_bytes / 1e6:,.0f} MB; {few:,} images: {few_bytes / 1e6:,.0f} MB, so "
-        f"{(all_bytes - few_bytes) / (all_of_them - few) / 1e3:.1f} kB an image more"
+        f"{(all_bytes - few_bytes) / (all_of_them - few):,.0f} bytes an image more"
     )
     return rate >= LEAST_RATE and all_bytes < MOST_BYTES
 

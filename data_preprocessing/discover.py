@@ -5,15 +5,18 @@ link) and below only to files of the same folder; every other link, device or pi
 """
 
 import hashlib
+import json
 import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Self
 
 from data_preprocessing.catalogue import CATALOGUE, DataSet, File, Layout, plain_name
+from data_preprocessing.on_disk import DiskList, private_database
 from data_preprocessing.readers import is_picture_name, may_have_frames
 from usvar.errors import InputError
 
@@ -70,16 +73,30 @@ class Record:
         """The picture's name in lists: its path, and the frame's number in a volume or video."""
         return self.source if self.take == "still" else f"{self.source}#{self.number}"
 
+    def to_json(self) -> str:
+        """All fields in their order, as one text."""
+        return json.dumps([getattr(self, each.name) for each in fields(self)])
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The inverse of `to_json`."""
+        named = dict(zip((each.name for each in fields(cls)), json.loads(text), strict=True))
+        return cls(**named | {"frames": tuple(named["frames"])})
+
 
 @dataclass
 class Found:
-    """What lies below a raw root."""
+    """What lies below a raw root. What grows with the pictures is on the disk when index.Index made it."""
 
-    records: list[Record] = field(default_factory=list)
+    records: list[Record] | DiskList = field(default_factory=list)
     # source -> reason.
-    rejected: dict[str, str] = field(default_factory=dict)
+    rejected: MutableMapping[str, str] = field(default_factory=dict)
     # source -> reason, of pictures that --include would bring back.
-    left_out: dict[str, str] = field(default_factory=dict)
+    left_out: MutableMapping[str, str] = field(default_factory=dict)
+    # Names of outputs, with the frames of each.
+    names: MutableMapping[str, bool] = field(default_factory=dict)
+    # Classes of the records.
+    classes: set[str] = field(default_factory=set)
     # How many of them, by data set.
     left_out_of: Counter[str] = field(default_factory=Counter)
     # One printed line for each folder: read as what, or why not.
@@ -87,12 +104,91 @@ class Found:
     # Class folders without a file, which must not go unnoticed.
     empty_classes: list[str] = field(default_factory=list)
 
+    def add(self, record: Record) -> None:
+        """Take a record in under a name that no other has.
 
-def discover(raw_root: Path, include: Sequence[str] = ()) -> Found:
+        Two folders of one data set may hold the same paths: the later one is named by its whole path. Parts
+        of one file share its name and differ by their frames.
+        """
+        if f"{record.name} {record.frames}" in self.names:
+            record = replace(record, name=_output_name(record.dataset, record.source))
+        self.names[f"{record.name} {record.frames}"] = True
+        self.classes.add(record.class_name)
+        self.records.append(record)
+
+
+class Files:
+    """All regular files below a folder, by path. They are kept on the disk: there may be a million."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        # Relative path -> reason, of links, devices and pipes.
+        self.refused: dict[str, str] = {}
+        self._db = private_database()
+        self._db.execute(
+            "CREATE TABLE file (relative TEXT PRIMARY KEY, bytes INTEGER, modified_ns INTEGER) WITHOUT ROWID"
+        )
+        self._db.executemany("INSERT INTO file VALUES (?, ?, ?)", self._walk())
+
+    def __len__(self) -> int:
+        return self._db.execute("SELECT count(*) FROM file").fetchone()[0]
+
+    def __iter__(self) -> Iterator[File]:
+        return self.below("")
+
+    def below(self, folder: str) -> Iterator[File]:
+        """The files whose relative path starts with `folder`, which is "" or ends in a slash."""
+        # "0" comes next after the slash.
+        after = f"{folder[:-1]}0" if folder else "\U0010ffff"
+        rows = self._db.execute("SELECT * FROM file WHERE relative BETWEEN ? AND ?", (folder, after))
+        for relative, size, modified_ns in rows:
+            yield File(self.folder / relative, relative, size, modified_ns)
+
+    def _walk(self) -> Iterator[tuple[str, int, int]]:
+        home = self.folder.resolve()
+        pending = [""]
+        while pending:
+            below = pending.pop()
+            with os.scandir(self.folder / below) as entries:
+                for item in entries:
+                    relative = f"{below}{item.name}"
+                    if _hidden(item.name):
+                        continue
+                    try:
+                        relative.encode()
+                    except UnicodeEncodeError:
+                        self.refused[ascii(relative)] = "its name is no valid text"
+                        continue
+                    if why := _why_refused(item, home):
+                        self.refused[relative] = why
+                    elif item.is_dir():
+                        pending.append(f"{relative}/")
+                    else:
+                        status = item.stat()
+                        yield relative, status.st_size, status.st_mtime_ns
+
+
+def _why_refused(item: os.DirEntry, home: Path) -> str:
+    """Why a file or folder below `home` is not read, "" for one that is."""
+    if item.is_symlink():
+        target = Path(item.path).resolve()
+        if not target.is_relative_to(home):
+            return "a link that leads out of the data set's folder"
+        if target.is_dir():
+            return "a link to a folder, not followed"
+        if not target.exists():
+            return "a link to nothing"
+    if not item.is_dir() and not stat.S_ISREG(item.stat().st_mode):
+        return "a device or pipe, not a file"
+    return ""
+
+
+def discover(raw_root: Path, include: Sequence[str] = (), found: Found | None = None) -> Found:
     """All pictures below `raw_root`, in a fixed order.
 
     Args:
         include: words of the catalogue's `left_out` that bring back what is left out by default.
+        found: an empty one to be filled, None for one in memory.
 
     Raises:
         InputError: when the folder is missing, nothing in it can be read as a data set, or a publisher's
@@ -102,7 +198,7 @@ def discover(raw_root: Path, include: Sequence[str] = ()) -> Found:
         raise InputError(
             f"--raw-root {raw_root} is no folder, wanted one that holds <DataSet>/...: unpack the data there"
         )
-    found = Found()
+    found = Found() if found is None else found
     folders = sorted(path for path in raw_root.iterdir() if path.is_dir() and not _hidden(path.name))
     packed = sorted(path.name for path in raw_root.iterdir() if ARCHIVE.search(path.name))
     if packed:
@@ -147,7 +243,6 @@ def discover(raw_root: Path, include: Sequence[str] = ()) -> Found:
     loose = sum(path.is_file() and is_picture_name(path.name) for path in raw_root.iterdir())
     if loose:
         found.notes.append(f"{loose} pictures directly in {raw_root}: left out, they have no class folder")
-    _make_names_unique(found)
     return found
 
 
@@ -159,7 +254,7 @@ def _refuse_a_set_itself(raw_root: Path) -> None:
     """Read as class folders, a data set's own folder would give masks as pictures and no patients."""
     known = [entry for entry in CATALOGUE if _is_called(entry, {plain_name(raw_root.resolve().name)})]
     for entry in known:
-        if _read_entry(entry, raw_root, walk(raw_root)[0], frozenset(), set()).records:
+        if _read_entry(entry, raw_root, Files(raw_root), frozenset(), [], Found()).records:
             raise InputError(
                 f"--raw-root {raw_root} is the folder of {entry.name} itself, wanted the one that holds it: "
                 f"give --raw-root {raw_root.resolve().parent}"
@@ -178,31 +273,30 @@ def _read_folder(
     include: frozenset[str],
     found: Found,
 ) -> None:
-    files, refused = walk(folder) if entries else ([], {})
-    taken: set[str] = set()
+    files = Files(folder) if entries else None
+    # What earlier entries and layouts read or left out: no other takes it.
+    taken: list[re.Pattern[str]] = []
     for entry in entries:
         if entry.same_as in present:
             found.notes.append(f"{folder.name}: {entry.name} left out, the same pictures as {entry.same_as}")
-            taken.update(file.relative for file in files)
+            taken += [re.compile("")] * bool(files)
             continue
         entry = next((e for e in CATALOGUE if e.name == entry.same_as), entry)
-        part = _read_entry(entry, folder, files, include, taken)
-        if part.records or part.left_out or part.rejected:
-            found.records += part.records
-            found.rejected |= part.rejected | {f"{folder.name}/{file}": why for file, why in refused.items()}
-            found.left_out |= part.left_out
-            found.left_out_of[entry.name] += len(part.left_out)
-            said = [f"{folder.name}: {entry.name}, {len(part.records)} files"]
-            for why, count in sorted(Counter(part.left_out.values()).items()):
+        tally = _read_entry(entry, folder, files, include, taken, found)
+        if tally.records or tally.left_out or tally.rejected:
+            found.rejected.update({f"{folder.name}/{file}": why for file, why in files.refused.items()})
+            found.left_out_of[entry.name] += tally.left_out.total()
+            said = [f"{folder.name}: {entry.name}, {tally.records} files"]
+            for why, count in sorted(tally.left_out.items()):
                 said.append(f"{count} left out, {why}")
-            if part.rejected:
-                why = next(iter(part.rejected.values()))
-                said.append(f"{len(part.rejected)} rejected, the first: {why}")
+            if tally.rejected:
+                why = next(iter(tally.rejected))
+                said.append(f"{tally.rejected.total()} rejected, the first: {why}")
             found.notes.append("; ".join(said))
     own = not taken and _read_own(raw_root, folder, found)
     if own and not entries:
         return
-    files = files or walk(folder)[0]
+    files = files or Files(folder)
     # An archive beside the folder that came out of it has done its work.
     unpacked = {plain_name(name) for file in files for name in file.relative.split("/")[:-1]}
     archives = [file.path.name for file in files if ARCHIVE.search(file.path.name)]
@@ -243,45 +337,6 @@ def _folders_in(folder: Path) -> list[Path]:
     return [p for p in folder.iterdir() if p.is_dir() and not p.is_symlink() and not _hidden(p.name)]
 
 
-def walk(folder: Path) -> tuple[list[File], dict[str, str]]:
-    """All regular files below a folder, and what was refused: {relative path: reason}."""
-    files, refused = [], {}
-    home = folder.resolve()
-    pending = [""]
-    while pending:
-        below = pending.pop()
-        with os.scandir(folder / below) as entries:
-            for item in sorted(entries, key=lambda item: item.name):
-                relative = f"{below}{item.name}"
-                if _hidden(item.name):
-                    continue
-                try:
-                    relative.encode()
-                except UnicodeEncodeError:
-                    refused[ascii(relative)] = "its name is no valid text"
-                    continue
-                if item.is_symlink():
-                    target = Path(item.path).resolve()
-                    if not target.is_relative_to(home):
-                        refused[relative] = "a link that leads out of the data set's folder"
-                        continue
-                    if target.is_dir():
-                        refused[relative] = "a link to a folder, not followed"
-                        continue
-                    if not target.exists():
-                        refused[relative] = "a link to nothing"
-                        continue
-                if item.is_dir():
-                    pending.append(f"{relative}/")
-                    continue
-                status = item.stat()
-                if not stat.S_ISREG(status.st_mode):
-                    refused[relative] = "a device or pipe, not a file"
-                    continue
-                files.append(File(Path(item.path), relative, status.st_size, status.st_mtime_ns))
-    return sorted(files, key=lambda file: file.relative), refused
-
-
 def _output_name(dataset: str, relative: str) -> str:
     """`<dataset>__<stem>_<digest of the path>`: stems repeat over folders, and may hold any sign."""
     stem = relative.rsplit("/", 1)[-1]
@@ -292,30 +347,36 @@ def _output_name(dataset: str, relative: str) -> str:
     return f"{set_name}__{readable}_{hashlib.sha256(relative.encode()).hexdigest()[:8]}"
 
 
-def _make_names_unique(found: Found) -> None:
-    """Two folders of one data set may hold the same paths: the later one is named by its whole path."""
-    taken: set[tuple[str, tuple[int, ...]]] = set()
-    for i, record in enumerate(found.records):
-        # Parts of one file share its name and differ by their frames.
-        if (record.name, record.frames) in taken:
-            found.records[i] = replace(record, name=_output_name(record.dataset, record.source))
-        taken.add((record.name, record.frames))
+@dataclass
+class Tally:
+    """How many pictures an entry has; of those that are left out or rejected, by reason."""
+
+    records: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
 
 
 def _read_entry(
-    entry: DataSet, folder: Path, files: list[File], include: frozenset[str], taken: set[str]
-) -> Found:
-    """The pictures of one entry among `files`; adds the paths that its patterns know to `taken`."""
-    part = Found()
+    entry: DataSet,
+    folder: Path,
+    files: Files,
+    include: frozenset[str],
+    taken: list[re.Pattern[str]],
+    found: Found,
+) -> Tally:
+    """Add the pictures of one entry among `files` to `found`, and the patterns that know some to `taken`."""
+    tally = Tally()
     for layout in entry.layouts:
         ending = re.compile(rf"(?:^|/)(?:{layout.pattern})$", re.IGNORECASE)
-        # The folder's own name may be part of the pattern.
-        matches = [(file, ending.search(f"{folder.name}/{file.relative}")) for file in files]
-        matches = [(file, match) for file, match in matches if match and file.relative not in taken]
-        facts = layout.facts(files) if layout.facts and matches else {}
-        for file, match in matches:
-            taken.add(file.relative)
+        facts = None
+        for file in files:
             source = f"{folder.name}/{file.relative}"
+            # The folder's own name may be part of the pattern.
+            match = ending.search(source)
+            if not match or any(pattern.search(source) for pattern in taken):
+                continue
+            if facts is None:
+                facts = layout.facts(files) if layout.facts else {}
             told = match.groupdict()
             told |= facts.get((told.get("key") or "").lower(), {})
             unlisted = layout.listed_only and (told["key"] or "").lower() not in facts
@@ -326,17 +387,22 @@ def _read_entry(
                 name = f"{source}#{one['group']}" if one else source
                 if words:
                     why = " and ".join(entry.left_out[word] for word in sorted(words))
-                    part.left_out[name] = f"{why} (--include {' '.join(sorted(words))} brings them back)"
-                elif unlisted:
-                    lists = "not in the publisher's list" if facts else "the publisher's list is missing"
-                    part.rejected[name] = lists
-                elif isinstance(record, str):
-                    part.rejected[name] = record
+                    why += f" (--include {' '.join(sorted(words))} brings them back)"
+                    tally.left_out[why] += name not in found.left_out
+                    found.left_out[name] = why
+                elif unlisted or isinstance(record, str):
+                    why = "not in the publisher's list" if facts else "the publisher's list is missing"
+                    why = why if unlisted else record
+                    tally.rejected[why] += name not in found.rejected
+                    found.rejected[name] = why
                 else:
                     if record.take == "labelled" and "unlabelled" in include:
                         record = replace(record, take="even", labels="")
-                    part.records.append(record)
-    return part
+                    found.add(record)
+                    tally.records += 1
+        if facts is not None:
+            taken.append(ending)
+    return tally
 
 
 def _record(
@@ -387,7 +453,7 @@ def _record(
 
 
 def _leads_out(beside: Path, folder: Path) -> bool:
-    """Whether a file beside a picture, which `walk` has not looked at, lies elsewhere behind a link."""
+    """Whether a file beside a picture, which `Files` has not looked at, lies elsewhere behind a link."""
     return not beside.resolve().is_relative_to(folder.resolve())
 
 
@@ -406,47 +472,49 @@ def _read_own(raw_root: Path, folder: Path, found: Found) -> bool:
             if path.is_symlink() and not path.resolve().is_relative_to(raw_root.resolve()):
                 found.rejected[f"{path.relative_to(raw_root)}"] = "a link that leads out of the raw root"
                 continue
-            class_folders.append((path, split, [p for p in path.iterdir() if not _hidden(p.name)]))
-    if not any(is_picture_name(item.name) for _, _, items in class_folders for item in items):
+            class_folders.append((path, split))
+    if not any(_has_pictures(path) for path, _ in class_folders):
         return False
     title = raw_root.resolve().name if folder == raw_root else folder.name
-    if masks := [path.name for path, _, _ in class_folders if MASK_WORDS.search(path.name)]:
+    if masks := [path.name for path, _ in class_folders if MASK_WORDS.search(path.name)]:
         found.notes.append(
             f"{title}: left out, {masks[0]!r} looks like masks, wanted class folders with pictures only"
         )
         return True
-    before = len(found.records)
-    files, refused = walk(folder)
-    by_home = {}
-    for file in files:
-        by_home.setdefault(file.path.parent, []).append(file)
-    nested = len(files)
-    for path, split, _ in class_folders:
-        own = by_home.get(path, [])
-        nested -= len(own)
-        if not own:
-            found.empty_classes.append(path.name)
-        for file in own:
-            found.records.append(
+    files, read = Files(folder), 0
+    for path, split in class_folders:
+        home, empty = f"{path.relative_to(folder).as_posix()}/", True
+        for file in files.below(home):
+            if "/" in file.relative.removeprefix(home):
+                continue
+            several = may_have_frames(file.path.name)
+            found.add(
                 Record(
                     source=str(file.path.relative_to(raw_root)),
                     dataset=title,
                     organ=path.name.split("-")[0],
                     class_name=path.name,
                     # Frames of one video or volume belong together.
-                    group=file.relative if may_have_frames(file.path.name) else "",
+                    group=file.relative if several else "",
                     split=split,
                     name=_output_name(title, file.relative),
                     bytes=file.bytes,
                     modified_ns=file.modified_ns,
-                    take="even" if may_have_frames(file.path.name) else "still",
+                    take="even" if several else "still",
                 )
             )
+            read, empty = read + 1, False
+        if empty:
+            found.empty_classes.append(path.name)
     prefix = "" if folder == raw_root else f"{folder.name}/"
-    found.rejected.update({prefix + relative: why for relative, why in refused.items()})
-    classes = {path.name for path, _, _ in class_folders}
-    elsewhere = f" ({nested} files elsewhere left out)" if nested else ""
-    found.notes.append(
-        f"{title}: own pictures, {len(found.records) - before} files in {len(classes)} classes{elsewhere}"
-    )
+    found.rejected.update({prefix + relative: why for relative, why in files.refused.items()})
+    classes = {path.name for path, _ in class_folders}
+    elsewhere = f" ({len(files) - read} files elsewhere left out)" if len(files) > read else ""
+    found.notes.append(f"{title}: own pictures, {read} files in {len(classes)} classes{elsewhere}")
     return True
+
+
+def _has_pictures(folder: Path) -> bool:
+    """Whether a folder itself holds a file that is named like a picture."""
+    with os.scandir(folder) as items:
+        return any(is_picture_name(item.name) and not _hidden(item.name) for item in items)

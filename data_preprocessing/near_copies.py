@@ -16,16 +16,20 @@ The two usual hashes (those of the library ImageHash, tried by definition, on th
 on 1,200 real pictures, at the distance that finds 98% of planted copies, the difference hash proposes 4.3% of
 all pairs, the perceptual hash 2.5%, this one 0.02%. The thresholds below were chosen on the same pictures.
 
-Axes: N pictures, H W pixels, B basis of the alignment.
+Axes: N pictures, H W pixels, K pixels of a small version, B basis of the alignment, C candidates.
 """
 
 import base64
+from copy import copy
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from PIL import Image
 from scipy import fft, ndimage
 from tqdm import tqdm
+
+from data_preprocessing.on_disk import private_database
 
 SIDE = 32
 COMPRESS = np.rint(255 * (np.arange(256) / 255) ** 0.7).astype(np.uint8)
@@ -56,6 +60,35 @@ class Signature:
     small: str
     # Share of the area's pixels that are black, 0 to 1.
     black_share: float
+
+
+class Smalls:
+    """Small versions on the disk, read by rows like an array (N, SIDE * SIDE) int8.
+
+    Not a memory map: each page of it that was touched counts as memory of the process.
+    """
+
+    def __init__(self) -> None:
+        self.db, self.chosen_N = private_database(), None
+        self.db.execute("CREATE TABLE small (n INTEGER PRIMARY KEY, pixels BLOB)")
+
+    def append(self, small: str) -> None:
+        """Add a signature's small version as the next row."""
+        self.db.execute("INSERT INTO small (pixels) VALUES (?)", (base64.b64decode(small),))
+
+    def of(self, chosen_N: np.ndarray) -> Self:
+        """The rows with these numbers, counted anew."""
+        chosen = copy(self)
+        chosen.chosen_N = chosen_N
+        return chosen
+
+    def __getitem__(self, index: int | np.ndarray) -> np.ndarray:
+        number = index if self.chosen_N is None else self.chosen_N[index]
+        rows = [
+            self.db.execute("SELECT pixels FROM small WHERE n = ?", (n + 1,)).fetchone()[0]
+            for n in np.atleast_1d(number).tolist()
+        ]
+        return np.frombuffer(b"".join(rows), np.int8).reshape(*np.shape(index), SIDE * SIDE)
 
 
 @dataclass(frozen=True)
@@ -122,7 +155,11 @@ MIRROR_BITS = np.uint64(_mirror_bits())
 
 
 def find_copies(
-    signatures: list[Signature], owner_N: np.ndarray, part_N: np.ndarray, label_N: np.ndarray
+    hash_N: np.ndarray,
+    small_NK: np.ndarray | Smalls,
+    owner_N: np.ndarray,
+    part_N: np.ndarray,
+    label_N: np.ndarray,
 ) -> Copies:
     """All near copies that join two groups or carry two labels.
 
@@ -132,8 +169,9 @@ def find_copies(
     frames of a video, all alike, cost one pass.
 
     Args:
-        signatures: of N pictures. Their order decides which of two is aligned to which and which pairs are
-            redundant, so give them in an order that does not depend on file names.
+        hash_N: uint64, hashes of N pictures. Their order decides which of two is aligned to which and which
+            pairs are redundant, so give them in an order that does not depend on file names.
+        small_NK: int8, their small versions.
         owner_N: number of the patient or video; pairs of one are not looked for.
         part_N: number of the group that patients already make, by exact copies; as coarse as owner_N or more.
         label_N: number of its class.
@@ -141,10 +179,6 @@ def find_copies(
     Returns:
         The pairs; joined with the known groups they make the groups of connected copies.
     """
-    hash_N = np.array([s.hash for s in signatures], np.uint64)
-    small_NK = np.frombuffer(b"".join(base64.b64decode(s.small) for s in signatures), np.int8).reshape(
-        -1, SIDE * SIDE
-    )
     mirror_K = np.arange(SIDE * SIDE).reshape(SIDE, SIDE)[:, ::-1].ravel()
     part_N = np.array(part_N)
     seconds, correlations, mirrors = [], [], []
@@ -211,7 +245,7 @@ def _alignment_basis(small_K: np.ndarray) -> np.ndarray:
     return (orthonormal_KB * np.sign(triangle_BB[0, 0])).T
 
 
-def _correlation(basis_BK: np.ndarray, small_NK: np.ndarray, index_C: np.ndarray) -> np.ndarray:
+def _correlation(basis_BK: np.ndarray, small_NK: np.ndarray | Smalls, index_C: np.ndarray) -> np.ndarray:
     """Multiple correlation of pictures with a basis; 0 where the plain correlation is too low.
 
     Returns:

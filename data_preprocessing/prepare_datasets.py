@@ -12,22 +12,24 @@ left_out.csv, per_class_by_split.png, contact_sheets/<Class>.png and made_by.jso
 Run it again after a change or an interruption: only what is new is read and written, and outputs that are
 no longer wanted are removed. Another --size writes all images anew; another --seed, --cap or --selection
 writes only those that come or move.
+
+Memory grows by less than 1 kB a picture: what is known of them is in
+<out-root>/.index.sqlite and in temporary files (index.py).
 """
 
 import csv
-import dataclasses
 import hashlib
+import heapq
 import io
 import json
 import os
 import shutil
 import sys
-import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass, replace
-from itertools import islice, zip_longest
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,19 +42,35 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_preprocessing import catalogue, report, work
 from data_preprocessing.discover import Found, Record, discover
 from data_preprocessing.flags import FLAGS
+from data_preprocessing.index import INDEX, Index, frames_key
+from data_preprocessing.on_disk import DiskDict, database_faults_named
 from data_preprocessing.shortcut import shortcut_report
-from data_preprocessing.splits import CONFLICT, SPLITS, Picture, Plan, leak_report, make_plan, share_of
+from data_preprocessing.splits import (
+    CONFLICT,
+    SPLITS,
+    Picture,
+    Place,
+    Plan,
+    leak_report,
+    make_plan,
+    share_of,
+)
 from usvar import cli
 from usvar.errors import InputError
-from usvar.files import LOCK_NAME, atomic_path, lock_folder, remove_stale_temporaries, write_json, write_text
+from usvar.files import (
+    LOCK_NAME,
+    TEMPORARY_PREFIX,
+    lock_folder,
+    remove_stale_temporaries,
+    write_if_new,
+    write_json,
+)
 from usvar.provenance import made_by
 
-# What was found in each raw picture, so that it is read only once.
-INDEX = ".index.jsonl"
 # Seconds between two saves of the index: a killed run loses no more than that.
-SAVE_EVERY = 60
-# A change in one of these files makes the index and all outputs stale.
-VERSIONED = ("crop.py", "flags.py", "near_copies.py", "readers.py", "work.py")
+SAVE_EVERY = 10
+# What earlier versions of this script wrote in place of the index: a folder with it is known as ours.
+EARLIER_INDEX = ".index.jsonl"
 SHEET_PICTURES = 24
 MANIFEST = [
     *("file", "source", "dataset", "organ", "class", "patient", "group", "split", "frame"),
@@ -102,91 +120,83 @@ class Settings:
 
 def main(settings: Settings) -> None:
     if settings.list:
-        print(report.list_data_sets(settings.raw_root))
+        print(report.list_data_sets(settings.raw_root, Index().found))
         return
     check(settings)
-    found = discover(settings.raw_root, settings.include)
-    for note in found.notes:
-        print(note)
-    chosen = select(found, settings)
-    with lock_folder(settings.out_root, "--out-root"):
-        prepare(settings, found, chosen)
+    with database_faults_named(settings.out_root / INDEX):
+        index = Index()
+        found = discover(settings.raw_root, settings.include, index.found)
+        for note in found.notes:
+            print(note)
+        new_name = select(found, settings)
+        with lock_folder(settings.out_root, "--out-root"), index.opened(settings.out_root):
+            remove_stale_temporaries(settings.out_root)
+            (settings.out_root / EARLIER_INDEX).unlink(missing_ok=True)
+            prepare(settings, found, new_name, index)
 
 
-def prepare(settings: Settings, found: Found, chosen: list[Record]) -> None:
+def prepare(settings: Settings, found: Found, new_name: dict[str, str], index: Index) -> None:
     """Look, plan, write, report: all that happens in the out root."""
-    index = Index.load(settings.out_root)
-    records = choose_frames(chosen, index, found, settings)
+    choose_frames(settings, found, new_name, index)
 
     # Look at every picture once.
-    looks = {r.id: index.looks[key(r)] for r in records if key(r) in index.looks}
-    new = [(settings.raw_root, rs) for rs in by_file(r for r in records if r.id not in looks)]
+    jobs = ((settings.raw_root, part) for part in index.unseen())
+    files = index.count("unseen", "DISTINCT source")
+    pictures = index.count("picture")
     try:
-        for (_, part), seen in in_parallel("look", work.look, new, settings.workers):
-            for record, one in zip(part, seen, strict=True):
-                looks[record.id] = index.looks[key(record)] = one
-            index.save_if_due(settings.out_root, records)
+        for (_, part), seen in in_parallel("look", work.look, jobs, files, settings.workers):
+            for record, look in zip(part, seen, strict=True):
+                index.add_look(record, look)
+            index.save_if_due(SAVE_EVERY)
     except cli.Stopped as stop:
-        done = f"{len(looks)} of {len(records)} pictures looked at; the same command goes on"
-        raise cli.Stopped(stop.signal_number, done) from None
-    finally:
-        # Also for a run that is refused below: it goes on here when its settings are mended.
-        index.save(settings.out_root, records)
+        done = f"{pictures - index.count('unseen')} of {pictures} pictures looked at"
+        raise cli.Stopped(stop.signal_number, f"{done}; the same command goes on") from None
+    index.forget_other_looks()
 
     # Decide everything before anything is written.
-    rejected = found.rejected | {r.id: looks[r.id].reason for r in records if looks[r.id].reason}
-    left_out = found.left_out | flagged(records, looks, settings.exclude_flags)
-    readable = [r for r in records if not looks[r.id].reason and r.id not in left_out]
-    if not readable:
-        source, reason = next(iter(rejected.items()))
+    seen = len(found.rejected) + pictures
+    found.rejected.update(index.unreadable())
+    leave_out_flagged(found, index, settings.exclude_flags)
+    if not index.count("readable"):
+        source, reason = next(iter((found.rejected or found.left_out).items()))
         raise InputError(
-            f"none of the {len(records)} pictures in {settings.raw_root} can be used; the first, {source}: "
+            f"none of the {pictures} pictures in {settings.raw_root} can be used; the first, {source}: "
             f"{reason}; wanted pictures such as PNG or JPEG: look at the files"
         )
-    seen = len(found.rejected) + len(records)
-    if len(rejected) > settings.max_rejected * seen:
-        refuse(rejected, seen, settings)
+    unreadable = len(found.rejected)
+    if unreadable > settings.max_rejected * seen:
+        refuse(found.rejected, seen, settings)
     empty = found.empty_classes if settings.selection == "all" else []
     must_have = tuple(sorted(set(empty) - set(settings.exclude_classes)))
-    pictures = [picture(r, looks[r.id]) for r in readable]
-    plan = make_plan(pictures, settings.seed, settings.cap, must_have)
-    kept = {r.id: r for r in readable if r.id in plan.places}
-    files = {s: f"{plan.places[s].split}/{r.class_name}/{r.name}.png" for s, r in kept.items()}
+    plan = make_plan(
+        (picture(record, look) for record, look in index.readable()), settings.seed, settings.cap, must_have
+    )
+    found.rejected.update(plan.dropped())
+    index.place(plan.places(), settings.out_root, settings.size)
 
-    # An output stays when it was made from the same look, for the same place and size.
-    outputs = {}
-    for source, record in kept.items():
-        output = index.outputs.get(key(record))
-        same = output is not None and (output.file, output.size) == (files[source], settings.size)
-        if same and length_of(settings.out_root / output.file) == output.bytes:
-            outputs[source] = output
-    removed = remove_outputs(settings.out_root, {output.file for output in outputs.values()})
-    todo = sorted(set(files) - set(outputs))
-    check_room(settings, len(todo))
-    # Before the first write the index forgets what is to be overwritten: a killed run never leaves it wrong.
-    index.outputs = {key(kept[source]): output for source, output in outputs.items()}
-    index.save(settings.out_root, records)
-    jobs = [
+    # Write what is missing.
+    removed = remove_outputs(settings.out_root, index)
+    todo = index.count("unwritten")
+    check_room(settings, todo)
+    jobs = (
         (
             settings.raw_root,
-            [(r, looks[r.id].frame, settings.out_root / files[r.id]) for r in rs],
+            [(record, look.frame, settings.out_root / file) for record, look, file in part],
             settings.size,
         )
-        for rs in by_file(kept[s] for s in todo)
-    ]
-    try:
-        for (_, part, _), written in in_parallel("write", work.write, jobs, settings.workers):
-            for (record, *_), (sha256, length) in zip(part, written, strict=True):
-                output = Output(files[record.id], settings.size, sha256, length)
-                outputs[record.id] = index.outputs[key(record)] = output
-            index.save_if_due(settings.out_root, records)
-    finally:
-        index.save(settings.out_root, records)
+        for part in index.unwritten()
+    )
+    files = index.count("unwritten", "DISTINCT source")
+    for (_, part, size), written in in_parallel("write", work.write, jobs, files, settings.workers):
+        for (record, _, path), (sha256, length) in zip(part, written, strict=True):
+            index.add_output(record, path.relative_to(settings.out_root).as_posix(), size, sha256, length)
+        index.save_if_due(SAVE_EVERY)
 
-    rows = manifest_rows(kept, looks, plan, outputs)
-    write_leak_report(settings.out_root, rows, pictures, plan)
-    changed = write_reports(settings, rows, rejected | plan.dropped, left_out, kept, looks, outputs)
-    say(settings, rows, rejected, left_out, plan, seen, len(todo), removed, changed)
+    for image in index.written():
+        index.rows.append(manifest_row(*image))
+    write_leak_report(settings.out_root, index.rows, plan)
+    changed = write_reports(settings, found, index)
+    say(settings, index.rows, found, unreadable, plan, seen, todo, removed, changed)
 
 
 def check(settings: Settings) -> None:
@@ -210,15 +220,19 @@ def check(settings: Settings) -> None:
         )
     if out.exists() and not out.is_dir():
         raise InputError(f"--out-root {settings.out_root} is a file, wanted a folder")
-    if out.is_dir() and {path.name for path in out.iterdir()} - {LOCK_NAME} and not (out / INDEX).is_file():
+    if (
+        out.is_dir()
+        and {path.name for path in out.iterdir()} - {LOCK_NAME}
+        and not any((out / name).is_file() for name in (INDEX, EARLIER_INDEX))
+    ):
         raise InputError(
             f"--out-root {settings.out_root} holds files that this script did not make: give an empty folder"
         )
 
 
-def select(found: Found, settings: Settings) -> list[Record]:
-    """Keep, rename or drop classes as --selection and --exclude-classes say."""
-    known = {r.class_name for r in found.records} | set(found.empty_classes)
+def select(found: Found, settings: Settings) -> dict[str, str]:
+    """Which classes to keep, as --selection and --exclude-classes say, and their new names."""
+    known = found.classes | set(found.empty_classes)
     if unknown := sorted(set(settings.exclude_classes) - known):
         raise InputError(f"--exclude-classes {unknown[0]} is no class here, found {', '.join(sorted(known))}")
     if settings.selection == "all":
@@ -232,17 +246,17 @@ def select(found: Found, settings: Settings) -> list[Record]:
             raise InputError(
                 f"{settings.selection} names the class {unknown[0]!r}, found {', '.join(sorted(known))}"
             )
-    kept = [
-        replace(r, class_name=new_name[r.class_name])
-        for r in found.records
-        if new_name.get(r.class_name) and r.class_name not in settings.exclude_classes
-    ]
+    kept = {
+        name: new_name[name]
+        for name in sorted(found.classes - set(settings.exclude_classes))
+        if new_name.get(name)
+    }
     if not kept:
         raise InputError(
             f"--selection {settings.selection} keeps none of the classes {', '.join(sorted(known))}"
         )
     folded = {}
-    for name in sorted({r.class_name for r in kept}):
+    for name in sorted(set(kept.values())):
         check_class_name(name)
         if (other := folded.setdefault(name.casefold(), name)) != name:
             raise InputError(
@@ -278,52 +292,48 @@ def check_class_name(name: str) -> None:
         )
 
 
-def by_file(records: Iterable[Record]) -> list[list[Record]]:
-    """Records of one file together, so that a video or volume is opened once."""
-    files: dict[str, list[Record]] = {}
-    for record in records:
-        files.setdefault(record.source, []).append(record)
-    return list(files.values())
+def choose_frames(settings: Settings, found: Found, new_name: dict[str, str], index: Index) -> None:
+    """Put the selected pictures into the index, of videos and volumes a few frames; reject those without."""
 
+    def selected() -> Iterator[Record]:
+        for record in found.records:
+            if record.class_name in new_name:
+                yield replace(record, class_name=new_name[record.class_name])
 
-def choose_frames(records: list[Record], index: "Index", found: Found, settings: Settings) -> list[Record]:
-    """One record a picture: videos and volumes become a few frames; those without a frame are rejected."""
-    several = [(settings.raw_root, r, settings.frames) for r in records if r.take not in ("still", "first")]
-    known = {frames_key(r, settings.frames) for _, r, _ in several} & set(index.frames)
-    new = [job for job in several if frames_key(job[1], settings.frames) not in known]
-    try:
-        for (_, record, wanted), numbers in in_parallel("frames", work.frames_of, new, settings.workers):
-            index.frames[frames_key(record, wanted)] = numbers
-    finally:
-        if new:
-            index.save(settings.out_root)
-    chosen = []
-    for record in records:
+    def unknown() -> Iterator[tuple[Path, Record, int]]:
+        for record in selected():
+            several = record.take not in ("still", "first")
+            if several and frames_key(record, settings.frames) not in index.frames:
+                yield settings.raw_root, record, settings.frames
+
+    files, jobs = sum(1 for _ in unknown()), unknown()
+    for (_, record, wanted), numbers in in_parallel("frames", work.frames_of, jobs, files, settings.workers):
+        index.frames[frames_key(record, wanted)] = numbers
+        index.save_if_due(SAVE_EVERY)
+    for record in selected():
         if record.take in ("still", "first"):
-            chosen.append(record)
+            index.add(record)
             continue
         numbers = index.frames[frames_key(record, settings.frames)]
         if isinstance(numbers, str):
             found.rejected[record.source] = numbers
             continue
-        chosen += [replace(record, number=n, name=f"{record.name}_f{n:04}", frames=()) for n in numbers]
-    return chosen
+        for n in numbers:
+            index.add(replace(record, number=n, name=f"{record.name}_f{n:04}", frames=()))
 
 
-def flagged(records: list[Record], looks: dict[str, work.Look], unwanted: tuple[str, ...]) -> dict[str, str]:
-    """id -> reason, for pictures in which something was detected that --exclude-flags names."""
-    return {
-        r.id: f"detected: {', '.join(hits)} (--exclude-flags)"
-        for r in records
-        if (hits := sorted(set(looks[r.id].flags) & set(unwanted)))
-    }
+def leave_out_flagged(found: Found, index: Index, unwanted: tuple[str, ...]) -> None:
+    """Leave out pictures in which something was detected that --exclude-flags names."""
+    for record, look in index.readable() if unwanted else ():
+        if hits := sorted(set(look.flags) & set(unwanted)):
+            found.left_out[record.id] = f"detected: {', '.join(hits)} (--exclude-flags)"
 
 
-def refuse(rejected: dict[str, str], seen: int, settings: Settings) -> NoReturn:
+def refuse(rejected: DiskDict, seen: int, settings: Settings) -> NoReturn:
     """Stop because too many pictures are unusable; only the list of the reasons is written."""
     path = settings.out_root / "rejected.csv"
     write_csv(path, ["source", "reason"], reasons_of(rejected))
-    source, reason = min(rejected.items())
+    source, reason = next(rejected.sorted())
     raise InputError(
         f"{len(rejected)} of {seen} pictures cannot be used, more than --max-rejected "
         f"{settings.max_rejected:g}; the first, {source}: {reason}; all are listed in {path}: mend or "
@@ -352,122 +362,26 @@ def check_room(settings: Settings, images: int) -> None:
         print(f"{images} images to write, up to {needed / 1e9:.2f} GB ({free / 1e9:.0f} GB free)")
 
 
-def key(record: Record) -> str:
-    """What must be unchanged for an earlier look at a picture to hold."""
-    return json.dumps(
-        [
-            *(record.source, record.bytes, record.modified_ns, record.name, record.number),
-            *(record.frame, record.turn, record.outline, record.outline_ns, record.axis, record.array),
-        ]
-    )
-
-
-def frames_key(record: Record, wanted: int) -> str:
-    """What must be unchanged for an earlier choice of frames to hold."""
-    labels_ns = Path(record.labels).stat().st_mtime_ns if Path(record.labels).is_file() else 0
-    return json.dumps(
-        [
-            *(record.source, record.bytes, record.modified_ns, record.take, record.axis, record.array),
-            *(record.frames, record.labels, labels_ns, wanted),
-        ]
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """A prepared image that was written."""
-
-    # Below the out root.
-    file: str
-    size: int
-    # Of its RGB pixels.
-    sha256: str
-    # Length of the file.
-    bytes: int
-
-
-class Index:
-    """What earlier runs found and wrote, by `key`; empty when the code that crops has changed since."""
-
-    def __init__(self) -> None:
-        self.looks: dict[str, work.Look] = {}
-        self.outputs: dict[str, Output] = {}
-        # By `frames_key`: numbers of the chosen frames, or why there are none.
-        self.frames: dict[str, list[int] | str] = {}
-        self.saved = time.monotonic()
-
-    @staticmethod
-    def stamp() -> str:
-        """A digest of the code that decides how a picture is read and cropped."""
-        here = Path(__file__).resolve().parent
-        return hashlib.sha256(b"".join((here / name).read_bytes() for name in VERSIONED)).hexdigest()
-
-    @classmethod
-    def load(cls, out_root: Path) -> "Index":
-        """Read the index of an earlier run; an absent, damaged or outdated one counts as empty."""
-        index = cls()
-        try:
-            with open(out_root / INDEX, encoding="utf-8") as lines:
-                if json.loads(next(lines))["stamp"] != cls.stamp():
-                    return index
-                for row in map(json.loads, lines):
-                    if "frames" in row:
-                        index.frames[row["key"]] = row["frames"]
-                        continue
-                    index.looks[row["key"]] = work.Look.from_json(row["look"])
-                    if row["output"]:
-                        index.outputs[row["key"]] = Output(*row["output"])
-        except (OSError, ValueError, KeyError, TypeError, StopIteration):
-            return cls()
-        return index
-
-    def save(self, out_root: Path, records: list[Record] | None = None) -> None:
-        """Write what is known (of `records`, if given), one JSON line each, if it differs from the file."""
-        path = out_root / INDEX
-        # Line by line: as one text it would be the largest thing in memory.
-        if path.is_file():
-            with open(path, encoding="utf-8") as old:
-                same = all(was == line for was, line in zip_longest(old, self._lines(records)))
-        if not path.is_file() or not same:
-            with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-                file.writelines(self._lines(records))
-        self.saved = time.monotonic()
-
-    def _lines(self, records: list[Record] | None) -> Iterator[str]:
-        yield json.dumps({"stamp": self.stamp()}) + "\n"
-        for k, frames in sorted(self.frames.items()):
-            yield json.dumps({"key": k, "frames": frames}) + "\n"
-        for k in self.looks if records is None else map(key, records):
-            if k in self.looks:
-                output = dataclasses.astuple(self.outputs[k]) if k in self.outputs else None
-                yield json.dumps({"key": k, "look": self.looks[k].as_json(), "output": output}) + "\n"
-
-    def save_if_due(self, out_root: Path, records: list[Record]) -> None:
-        """Save when the last time is SAVE_EVERY seconds ago."""
-        if time.monotonic() - self.saved >= SAVE_EVERY:
-            self.save(out_root, records)
-
-
 def in_parallel(
-    title: str, work_on: Callable, jobs: list[tuple], workers: int
+    title: str, work_on: Callable, jobs: Iterable[tuple], total: int, workers: int
 ) -> Iterator[tuple[tuple, Any]]:
-    """Run `work_on(*job)` for each job over all cores; yields (job, result) in no fixed order.
+    """Run `work_on(*job)` for each of `total` jobs over all cores; yields (job, result) in no fixed order.
 
     Only a few jobs a worker are in flight, so memory does not grow with their number. SIGINT and SIGTERM
     end it with cli.Stopped.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(workers or cores, len(jobs))
+    workers = min(workers or cores, total)
     with cli.stop_on_signals():
         if workers <= 1:
-            for job in tqdm(jobs, title, disable=not jobs):
+            for job in tqdm(jobs, title, total, disable=not total):
                 yield job, work_on(*job)
             return
         pool = ProcessPoolExecutor(workers, initializer=cli.start_worker)
         try:
             waiting = iter(jobs)
             running = {pool.submit(work_on, *job): job for job in islice(waiting, 16 * workers)}
-            with tqdm(total=len(jobs), desc=title, mininterval=0.5) as bar:
+            with tqdm(total=total, desc=title, mininterval=0.5) as bar:
                 while running:
                     done, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in done:
@@ -493,89 +407,87 @@ def picture(record: Record, seen: work.Look) -> Picture:
     )
 
 
-def length_of(path: Path) -> int:
-    """Length of a file in bytes, -1 when it is missing."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
-
-
-def remove_outputs(out_root: Path, wanted: set[str]) -> int:
-    """Delete unwanted pictures, half-written ones and empty folders; returns how many pictures went."""
+def remove_outputs(out_root: Path, index: Index) -> int:
+    """Delete unwanted images, half-written ones and empty folders; returns how many images went."""
     removed = 0
     for split in SPLITS:
         for folder in sorted((out_root / split).glob("*/")):
-            remove_stale_temporaries(folder)
-            for path in folder.glob("*.png"):
-                if f"{split}/{folder.name}/{path.name}" not in wanted:
-                    path.unlink()
-                    removed += 1
-            if not any(folder.iterdir()):
+            # One by one: a list of all would be large.
+            with os.scandir(folder) as items:
+                for item in items:
+                    half = item.name.startswith(TEMPORARY_PREFIX)
+                    unwanted = not half and item.name.endswith(".png")
+                    if unwanted and index.knows_output(f"{split}/{folder.name}/{item.name}"):
+                        continue
+                    if half or unwanted:
+                        os.unlink(item.path)
+                        removed += unwanted
+            with os.scandir(folder) as items:
+                empty = next(items, None) is None
+            if empty:
                 folder.rmdir()
     return removed
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
+def read_csv(path: Path) -> Iterator[dict[str, str]]:
     """Rows of a CSV file, none when it is missing."""
-    if not path.is_file():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    if path.is_file():
+        with open(path, newline="", encoding="utf-8") as file:
+            yield from csv.DictReader(file)
 
 
-def write_csv(path: Path, header: list[str], rows: list[dict[str, Any]]) -> bool:
-    """Write rows atomically; returns whether the file's text is new."""
+def write_csv(path: Path, header: list[str], rows: Iterable[dict[str, Any]]) -> bool:
+    """Write rows one by one, atomically; returns whether the file is new."""
+    return write_if_new(path, csv_lines(header, rows))
+
+
+def csv_lines(header: list[str], rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Header and rows as text."""
     text = io.StringIO()
     writer = csv.DictWriter(text, header, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
-    if path.is_file() and path.read_text(encoding="utf-8") == text.getvalue():
-        return False
-    write_text(path, text.getvalue())
-    return True
+    yield text.getvalue()
+    for row in rows:
+        text.seek(0)
+        text.truncate()
+        writer.writerow(row)
+        yield text.getvalue()
 
 
-def reasons_of(reasons: dict[str, str]) -> list[dict[str, str]]:
+def reasons_of(reasons: DiskDict) -> Iterator[dict[str, str]]:
     """source -> reason as rows of a list, sorted."""
-    return [{"source": source, "reason": reason} for source, reason in sorted(reasons.items())]
+    return ({"source": source, "reason": reason} for source, reason in reasons.sorted())
 
 
-def manifest_rows(
-    kept: dict[str, Record], looks: dict[str, work.Look], plan: Plan, outputs: dict[str, Output]
-) -> list[dict[str, str]]:
-    """One row for each prepared image, by file name; all values as text, as they are read back."""
-    rows = []
-    for name, record in kept.items():
-        seen, place, output = looks[name], plan.places[name], outputs[name]
-        corners = " ".join(f"{x:g},{y:g}" for x, y in seen.frame.polygon)
-        values = (
-            *(output.file, record.source, record.dataset, record.organ, record.class_name, record.group),
-            *(place.group, place.split, record.number, record.turn, seen.frame.kind),
-            *(*seen.frame.box, corners),
-            *(seen.width, seen.height, f"{seen.signature.black_share:.3f}", " ".join(seen.flags)),
-            *(record.remark, output.size, output.sha256),
-        )
-        rows.append(dict(zip(MANIFEST, map(str, values), strict=True)))
-    return sorted(rows, key=lambda row: row["file"])
+def manifest_row(
+    file: str, record: Record, look: work.Look, place: Place, size: int, sha256: str
+) -> dict[str, str]:
+    """The row of a prepared image; all values as text, as they are read back."""
+    corners = " ".join(f"{x:g},{y:g}" for x, y in look.frame.polygon)
+    values = (
+        *(file, record.source, record.dataset, record.organ, record.class_name, record.group),
+        *(place.group, place.split, record.number, record.turn, look.frame.kind),
+        *(*look.frame.box, corners),
+        *(look.width, look.height, f"{look.signature.black_share:.3f}", " ".join(look.flags)),
+        *(record.remark, size, sha256),
+    )
+    return dict(zip(MANIFEST, map(str, values), strict=True))
 
 
-def write_leak_report(out: Path, rows: list[dict[str, str]], pictures: list[Picture], plan: Plan) -> None:
+def write_leak_report(out: Path, rows: Iterable[dict[str, str]], plan: Plan) -> None:
     """Write label_conflicts.csv and leak_report.json where they are new, and say the main figures."""
-    facts = [
+    facts = (
         {
             **{name: row[name] for name in ("class", "dataset", "group")},
             **{name: float(row[name]) for name in ("source_width", "source_height", "black_share")},
             "overlays": tuple(row["flags"].split()),
         }
         for row in rows
-    ]
-    found = leak_report(pictures, plan) | {"shortcut": shortcut_report(facts)}
-    write_csv(out / "label_conflicts.csv", CONFLICT, plan.conflicts)
-    text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    )
+    found = leak_report(plan) | {"shortcut": shortcut_report(facts)}
+    write_csv(out / "label_conflicts.csv", CONFLICT, plan.conflicts())
     path = out / "leak_report.json"
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        write_text(path, text)
+    write_if_new(path, [json.dumps(found, indent=2, ensure_ascii=False) + "\n"])
     near = found["near_copies"]
     print(
         f"copies: {found['exact_copies']['found']} exact, {near['near_found']} near, {near['mirror_found']} "
@@ -585,58 +497,75 @@ def write_leak_report(out: Path, rows: list[dict[str, str]], pictures: list[Pict
     print(found["shortcut"]["text"])
 
 
-def write_reports(
-    settings: Settings,
-    rows: list[dict[str, str]],
-    rejected: dict[str, str],
-    left_out: dict[str, str],
-    kept: dict[str, Record],
-    looks: dict[str, work.Look],
-    outputs: dict[str, Output],
-) -> bool:
+@dataclass
+class ClassRows:
+    """What a contact sheet depends on: the manifest rows of a class."""
+
+    count: int = 0
+    digest: Any = field(default_factory=hashlib.sha256)
+    # The images to be shown, those with the smallest `share_of`, as (minus share, file).
+    drawn: list[tuple[float, str]] = field(default_factory=list)
+
+
+def classes_in(rows: Iterable[dict[str, str]], seed: int) -> dict[str, ClassRows]:
+    """The rows of each class, read once."""
+    classes = defaultdict(ClassRows)
+    for row in rows:
+        members = classes[row["class"]]
+        members.count += 1
+        members.digest.update(repr(row).encode())
+        heapq.heappush(members.drawn, (-share_of(seed, "sheet", row["file"]), row["file"]))
+        if len(members.drawn) > SHEET_PICTURES:
+            heapq.heappop(members.drawn)
+    return classes
+
+
+def write_reports(settings: Settings, found: Found, index: Index) -> bool:
     """Write contact sheets, chart, lists and made_by.json where they are new; returns whether any was."""
     out = settings.out_root
-    old_rows = read_csv(out / "manifest.csv")
-    id_of = {output.file: name for name, output in outputs.items()}
-    old, by_class = defaultdict(list), defaultdict(list)
-    for table, members in ((old_rows, old), (rows, by_class)):
-        for row in table:
-            members[row["class"]].append(row)
+    old = classes_in(read_csv(out / "manifest.csv"), settings.seed)
+    classes = classes_in(index.rows, settings.seed)
+    same = {
+        name for name in classes if name in old and classes[name].digest.digest() == old[name].digest.digest()
+    }
     sheets = out / "contact_sheets"
     jobs = []
-    for name, members in sorted(by_class.items()):
-        if members == old[name] and (sheets / f"{name}.png").is_file():
+    for name, members in sorted(classes.items()):
+        if name in same and (sheets / f"{name}.png").is_file():
             continue
-        shown = sorted(members, key=lambda row: share_of(settings.seed, "sheet", row["file"]))
-        shown = [(id_of[row["file"]], out / row["file"]) for row in shown[:SHEET_PICTURES]]
-        pictures = [(kept[name], looks[name].frame, path) for name, path in shown]
+        shown = [file for _, file in sorted(members.drawn, reverse=True)]
+        pictures = [
+            (record, look.frame, out / file) for file in shown for _, record, look, *_ in index.written(file)
+        ]
         title = (
-            f"{name}: {len(shown)} of {len(members)}; original with the crop drawn on it, beside the result"
+            f"{name}: {len(shown)} of {members.count}; original with the crop drawn on it, beside the result"
         )
         jobs.append((settings.raw_root, pictures, sheets / f"{name}.png", title))
-    for _ in in_parallel("contact sheets", work.draw_sheet, jobs, settings.workers):
+    for _ in in_parallel("contact sheets", work.draw_sheet, jobs, len(jobs), settings.workers):
         pass
     for path in sheets.glob("*.png"):
-        if path.stem not in by_class:
+        if path.stem not in classes:
             path.unlink()
     header = ["source", "reason"]
-    lists = [write_csv(out / "rejected.csv", header, reasons_of(rejected))]
-    lists += [write_csv(out / "left_out.csv", header, reasons_of(left_out))]
-    changed = any(lists) or bool(jobs) or rows != old_rows
+    lists = [
+        write_csv(out / "rejected.csv", header, reasons_of(found.rejected)),
+        write_csv(out / "left_out.csv", header, reasons_of(found.left_out)),
+    ]
+    changed = any(lists) or bool(jobs) or not same == set(classes) == set(old)
     chart = out / "per_class_by_split.png"
     if changed or not chart.is_file():
-        counts = Counter((row["class"], row["split"]) for row in rows)
-        report.bar_chart(chart, counts, sorted(by_class))
+        counts = Counter((row["class"], row["split"]) for row in index.rows)
+        report.bar_chart(chart, counts, sorted(classes))
         write_json(out / "made_by.json", made_by("data_preprocessing/prepare_datasets.py", settings))
     # The manifest comes last: it says that the rest is there.
-    return write_csv(out / "manifest.csv", MANIFEST, rows) or changed
+    return write_csv(out / "manifest.csv", MANIFEST, index.rows) or changed
 
 
 def say(
     settings: Settings,
-    rows: list[dict[str, str]],
-    rejected: dict[str, str],
-    left_out: dict[str, str],
+    rows: Sequence[dict[str, str]],
+    found: Found,
+    unreadable: int,
     plan: Plan,
     seen: int,
     written: int,
@@ -645,25 +574,25 @@ def say(
 ) -> None:
     """The last words: table, what was done, and how many were rejected."""
     counts = Counter((row["class"], row["split"]) for row in rows)
-    print(report.table(counts, sorted({row["class"] for row in rows})))
+    print(report.table(counts, sorted({name for name, _ in counts})))
     for name, number in sorted(plan.over_cap.items()):
         print(f"{name}: {number} pictures left out by --cap {settings.cap}")
+    images = counts.total()
     if written or removed or changed:
         print(
-            f"{settings.out_root}: {len(rows)} images, {written} written, {removed} removed, "
-            f"{len(rows) - written} as before"
+            f"{settings.out_root}: {images} images, {written} written, {removed} removed, "
+            f"{images - written} as before"
         )
     else:
-        print(f"{settings.out_root}: {len(rows)} images, nothing to do")
-    if left_out:
-        print(
-            f"{len(left_out)} left out by default or by a setting: see {settings.out_root / 'left_out.csv'}"
-        )
-    reasons = Counter(reason.split(":")[0].split(" of ")[0] for reason in (rejected | plan.dropped).values())
+        print(f"{settings.out_root}: {images} images, nothing to do")
+    if left_out := len(found.left_out):
+        print(f"{left_out} left out by default or by a setting: see {settings.out_root / 'left_out.csv'}")
+    reasons = Counter(reason.split(":")[0].split(" of ")[0] for reason in found.rejected.values())
     why = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(4))
+    rejected = reasons.total()
     print(
-        f"rejected {len(rejected) + len(plan.dropped)} of {seen} ({len(rejected)} unreadable, "
-        f"{len(plan.dropped)} copies)" + (f": {why}; see {settings.out_root / 'rejected.csv'}" if why else "")
+        f"rejected {rejected} of {seen} ({unreadable} unreadable, {rejected - unreadable} copies)"
+        + (f": {why}; see {settings.out_root / 'rejected.csv'}" if why else "")
     )
 
 

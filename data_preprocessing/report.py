@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from data_preprocessing.catalogue import CATALOGUE
 from data_preprocessing.crop import Frame
-from data_preprocessing.discover import discover
+from data_preprocessing.discover import Found, discover
 from data_preprocessing.splits import SPLITS
 from usvar.errors import InputError
 from usvar.files import atomic_path
@@ -40,11 +40,15 @@ def table(counts: Counter, classes: Sequence[str]) -> str:
     return "\n".join(rows)
 
 
-def list_data_sets(raw_root: Path) -> str:
-    """All data sets of the catalogue: what each is, what lies below `raw_root`, how to get the rest."""
+def list_data_sets(raw_root: Path, found: Found) -> str:
+    """All data sets of the catalogue: what each is, what lies below `raw_root`, how to get the rest.
+
+    Args:
+        found: an empty one, to be filled.
+    """
     here, left_out, problem = Counter(), Counter(), []
     try:
-        found = discover(raw_root)
+        discover(raw_root, (), found)
         here, left_out = Counter(record.dataset for record in found.records), found.left_out_of
         # Folders that were found, but not what was looked for in them.
         problem = ["", *warnings] if (warnings := [n for n in found.notes if "WARNING" in n]) else []

@@ -5,7 +5,9 @@ black and which overlays it has, but no pixel. It is tested on groups that it wa
 accuracy is the mean over the classes of the share that is recognised, so chance is 1 / number of classes.
 """
 
+import json
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from data_preprocessing.flags import FLAGS
+from data_preprocessing.on_disk import private_database
 
 # The classes are told apart when the way from chance to perfect is covered by this much, and by more than
 # three standard errors at the number of groups there are.
@@ -26,11 +29,11 @@ FOLDS = 5
 LARGEST_CLASS = 250
 
 
-def shortcut_report(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def shortcut_report(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """How well metadata alone tells the classes.
 
     Args:
-        rows: one for each prepared picture: "class", "dataset", "group" (text), "source_width",
+        rows: one for each prepared picture, read once: "class", "dataset", "group" (text), "source_width",
             "source_height" (pixels), "black_share" (0 to 1) and "overlays" (words of flags.FLAGS).
 
     Returns:
@@ -38,11 +41,9 @@ def shortcut_report(rows: list[dict[str, Any]]) -> dict[str, Any]:
         be measured), "balanced_accuracy_without_dataset" (the same without the data set's name), "chance",
         "recall" (by class), "one_dataset_classes" ({class: data set}), "pictures" and "groups" (used).
     """
-    sets_of = defaultdict(set)
-    for row in rows:
-        sets_of[row["class"]].add(row["dataset"])
+    used, sets_of = _draw(rows)
     alone = {name: min(sets) for name, sets in sorted(sets_of.items()) if len(sets) == 1}
-    datasets = {row["dataset"] for row in rows}
+    datasets = set().union(*sets_of.values())
     report = {
         "warning": False,
         "text": "",
@@ -57,7 +58,6 @@ def shortcut_report(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
     if len(sets_of) < 2:
         return report | {"text": "shortcut: not measured, there is one class only"}
-    used = _draw(rows)
     label_N = np.array([row["class"] for row in used])
     group_N = np.array([row["group"] for row in used])
     groups_of = {name: len(set(group_N[label_N == name])) for name in sorted(sets_of)}
@@ -91,17 +91,27 @@ def shortcut_report(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _draw(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At most LARGEST_CLASS rows of each class, the same in any order of the rows."""
-    by_class = defaultdict(list)
-    for row in sorted(rows, key=lambda row: tuple(str(row[name]) for name in sorted(row))):
-        by_class[row["class"]].append(row)
+def _draw(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, set[str]]]:
+    """At most LARGEST_CLASS rows of each class, the same in any order of the rows.
+
+    Returns:
+        The drawn rows, and for each class its data sets.
+    """
+    db, sets_of = private_database(), defaultdict(set)
+    db.execute("CREATE TABLE row (class TEXT, place TEXT, content TEXT)")
+    for row in rows:
+        sets_of[row["class"]].add(row["dataset"])
+        # A NUL comes before all signs, so that words compare one after the other.
+        place = "\0".join(str(row[name]) for name in sorted(row))
+        db.execute("INSERT INTO row VALUES (?, ?, ?)", (row["class"], place, json.dumps(row)))
     stream = np.random.default_rng(0)
     used = []
-    for _, members in sorted(by_class.items()):
-        chosen = stream.permutation(len(members))[:LARGEST_CLASS]
-        used += [members[n] for n in sorted(chosen)]
-    return used
+    for name in sorted(sets_of):
+        (count,) = db.execute("SELECT count(*) FROM row WHERE class = ?", (name,)).fetchone()
+        chosen = set(stream.permutation(count)[:LARGEST_CLASS].tolist())
+        members = db.execute("SELECT content FROM row WHERE class = ? ORDER BY place", (name,))
+        used += [json.loads(content) for n, (content,) in enumerate(members) if n in chosen]
+    return used, sets_of
 
 
 def _features(rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:

@@ -4,10 +4,17 @@ Everything is decided from hashes, so that the result depends on the pictures an
 order, the names or the number of files: a picture keeps its split when others are added or files renamed.
 Exceptions: a new picture that joins two groups may move one of them, and the last resort that fills a split
 which a class would lack.
+
+A picture costs a few hundred bytes of memory here, whatever it is called: its words and its small version lie
+on the disk, and all is decided with numbers.
+
+Axes: N pictures, P different contents (exact copies share one), K kept pictures, G groups as first known, C
+pairs of copies, M pairs of a group and a class in it.
 """
 
 import hashlib
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -21,8 +28,10 @@ from data_preprocessing.near_copies import (
     PLAIN_CORRELATION,
     Copies,
     Signature,
+    Smalls,
     find_copies,
 )
+from data_preprocessing.on_disk import private_database
 from usvar.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -66,28 +75,124 @@ class Place:
     group: str
 
 
+# Kinds of copies.
+KINDS = ("exact", "near", "mirror")
+# What is in memory of each picture: words as their place among all such words, in alphabetical order.
+NUMBERS = np.dtype(
+    [(name, np.int64) for name in ("place", "dataset", "label", "own", "content", "hash", "tie")]
+    # 0 without an official split, else its place in SPLITS counted from 1.
+    + [("official", np.int8)]
+)
+# A pair of copies: two pictures, place of the kind in KINDS, correlation.
+COPY = np.dtype([("first", np.int64), ("second", np.int64), ("kind", np.int8), ("correlation", np.float64)])
+
+
+class Pictures:
+    """N pictures, numbered as they were given: their numbers in memory, all else on the disk."""
+
+    def __init__(self, pictures: Iterable[Picture]) -> None:
+        self.db, self.smalls = private_database(), Smalls()
+        self.db.execute(
+            "CREATE TABLE picture (n INTEGER PRIMARY KEY, source TEXT, dataset TEXT, label TEXT, own TEXT, "
+            "sha256 TEXT, hash INTEGER, tie INTEGER, official INTEGER)"
+        )
+        self.db.executemany("INSERT INTO picture VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self._rows(pictures))
+        self.db.execute("CREATE TABLE own (number INTEGER PRIMARY KEY, name TEXT)")
+        self.db.execute(
+            "INSERT INTO own SELECT row_number() OVER (ORDER BY own) - 1, own FROM picture GROUP BY own"
+        )
+        # SQLite compares texts as Python does.
+        numbers = self.db.execute(
+            "SELECT row_number() OVER (ORDER BY dataset, source), dense_rank() OVER (ORDER BY dataset) - 1, "
+            "dense_rank() OVER (ORDER BY label) - 1, dense_rank() OVER (ORDER BY own) - 1, "
+            "dense_rank() OVER (ORDER BY sha256) - 1, hash, tie, official FROM picture ORDER BY n"
+        )
+        self.number_N = np.fromiter(numbers, NUMBERS)
+        self.datasets, self.labels = (
+            [name for (name,) in self.db.execute(f"SELECT DISTINCT {word} FROM picture ORDER BY {word}")]
+            for word in ("dataset", "label")
+        )
+        self.groups = self.db.execute("SELECT count(*) FROM own").fetchone()[0]
+
+    def _rows(self, pictures: Iterable[Picture]) -> Iterator[tuple]:
+        for n, p in enumerate(pictures):
+            self.smalls.append(p.signature.small)
+            # Which of two signatures of one hash stands for both must not depend on names.
+            tie = int.from_bytes(hashlib.sha256(p.signature.small.encode()).digest()[:7], "big")
+            official = SPLITS.index(p.split) + 1 if p.split else 0
+            words = (p.source, p.dataset, p.class_name, _own_group(p), p.sha256)
+            yield n, *words, p.signature.hash, tie, official
+
+    def __len__(self) -> int:
+        return len(self.number_N)
+
+    def word(self, column: str, n: int) -> str:
+        """A picture's "source" or "sha256"."""
+        return self.db.execute(f"SELECT {column} FROM picture WHERE n = ?", (int(n),)).fetchone()[0]
+
+    def group(self, number: int) -> str:
+        """The name of a group as first known."""
+        return self.db.execute("SELECT name FROM own WHERE number = ?", (int(number),)).fetchone()[0]
+
+
 @dataclass
 class Plan:
-    """The outcome, by source."""
+    """The outcome; the words come one by one."""
 
-    places: dict[str, Place]
-    # source -> reason, for exact copies and copies with different labels.
-    dropped: dict[str, str]
+    pictures: Pictures
+    # (N,) place in SPLITS, -1 of a picture that is not kept.
+    split_N: np.ndarray
+    # (N,) number of its group, patients and near copies joined: that of the first of the joined ones.
+    group_N: np.ndarray
+    # (C,) COPY, one for each picture that was dropped or joined.
+    copy_C: np.ndarray
     # Number of pictures left out by the cap, by data set.
-    over_cap: Counter
-    # Pairs of copies with different labels, as rows of label_conflicts.csv; both sides are dropped.
-    conflicts: list[dict[str, str]] = field(default_factory=list)
-    # One for each picture that was dropped or joined: (source, other source, kind, correlation).
-    copies: list[tuple[str, str, str, float]] = field(default_factory=list)
+    over_cap: Counter = field(default_factory=Counter)
+    # Pairs of copies with different labels, as rows of COPY; both sides are dropped.
+    conflict: list[tuple[int, int, int, float]] = field(default_factory=list)
+    # n -> reason, of pictures that are dropped for their labels.
+    conflicting: dict[int, str] = field(default_factory=dict)
     # What the search for near copies did.
     search: Copies | None = None
 
+    def places(self) -> Iterator[tuple[str, Place]]:
+        """Source and place of each kept picture."""
+        for n, source in self.pictures.db.execute("SELECT n, source FROM picture ORDER BY n"):
+            if self.split_N[n] >= 0:
+                yield source, Place(SPLITS[self.split_N[n]], self.pictures.group(self.group_N[n]))
 
-def make_plan(pictures: list[Picture], seed: int, cap: int, extra_classes: tuple[str, ...] = ()) -> Plan:
+    def dropped(self) -> Iterator[tuple[str, str]]:
+        """Source and reason of each exact copy and each copy with another label."""
+        for first, second, kind, _ in self.copy_C:
+            if KINDS[kind] == "exact" and second not in self.conflicting:
+                kept = self.pictures.word("source", first)
+                yield self.pictures.word("source", second), f"exact copy of {kept}"
+        for n, why in self.conflicting.items():
+            yield self.pictures.word("source", n), why
+
+    def copies(self) -> Iterator[tuple[str, str, str, float]]:
+        """Source, other source, kind and correlation of each pair of copies."""
+        for first, second, kind, correlation in self.copy_C:
+            sources = (self.pictures.word("source", n) for n in (first, second))
+            yield *sources, KINDS[kind], float(correlation)
+
+    def conflicts(self) -> Iterator[dict[str, str]]:
+        """Rows of label_conflicts.csv."""
+        number_N = self.pictures.number_N
+        for *pair, kind, correlation in self.conflict:
+            values = []
+            for n in pair:
+                label, dataset = (int(number_N[word][n]) for word in ("label", "dataset"))
+                values += [self.pictures.word("source", n), self.pictures.labels[label]]
+                values.append(self.pictures.datasets[dataset])
+            yield dict(zip(CONFLICT, (*values, KINDS[kind], f"{correlation:.3f}"), strict=True))
+
+
+def make_plan(pictures: Iterable[Picture], seed: int, cap: int, extra_classes: tuple[str, ...] = ()) -> Plan:
     """Drop copies, join groups, draw the cap, choose splits.
 
     Args:
-        pictures: all readable ones.
+        pictures: all readable ones, at least one; read once, in any order.
         seed: changes cap and splits.
         cap: largest number of pictures of a data set; 0 for no cap.
         extra_classes: classes that must exist although no picture of theirs is readable.
@@ -95,15 +200,20 @@ def make_plan(pictures: list[Picture], seed: int, cap: int, extra_classes: tuple
     Raises:
         InputError: when a class cannot have a picture in each of train, val and test.
     """
-    kept, group_of, plan = _without_copies(pictures)
-    _require_three_groups(kept, group_of, extra_classes, "")
-    drawn = _draw(kept, group_of, seed, cap)
-    plan.over_cap.update(p.dataset for p in kept)
-    plan.over_cap.subtract(p.dataset for p in drawn)
-    plan.over_cap = +plan.over_cap
-    _require_three_groups(drawn, group_of, (), f" within --cap {cap}")
-    split_of = _choose_splits(drawn, group_of, seed)
-    plan.places = {p.source: Place(split_of[group_of[p.source]], group_of[p.source]) for p in drawn}
+    kept_K, plan = _without_copies(Pictures(pictures))
+    _require_three_groups(plan, kept_K, extra_classes, "")
+    drawn_K = _draw(plan, kept_K, seed, cap)
+    dataset_N = plan.pictures.number_N["dataset"]
+    for name, all_of_it, drawn in zip(
+        plan.pictures.datasets,
+        np.bincount(dataset_N[kept_K], minlength=len(plan.pictures.datasets)).tolist(),
+        np.bincount(dataset_N[drawn_K], minlength=len(plan.pictures.datasets)).tolist(),
+        strict=True,
+    ):
+        if all_of_it > drawn:
+            plan.over_cap[name] = all_of_it - drawn
+    _require_three_groups(plan, drawn_K, (), f" within --cap {cap}")
+    plan.split_N[drawn_K] = _choose_splits(plan, drawn_K, seed)[plan.group_N[drawn_K]]
     return plan
 
 
@@ -113,69 +223,69 @@ def share_of(*words: object) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _without_copies(pictures: list[Picture]) -> tuple[list[Picture], dict[str, str], Plan]:
+def _without_copies(pictures: Pictures) -> tuple[np.ndarray, Plan]:
     """Drop exact copies and copies with different labels; join patients and near copies to groups.
 
     Returns:
-        The kept pictures; source -> name of its group; a plan with what was dropped and found.
+        (K,) the kept pictures; a plan with what was dropped and found, in which none has a split yet.
     """
-    by_pixels = defaultdict(list)
-    for picture in sorted(pictures, key=lambda p: (p.dataset, p.source)):
-        by_pixels[picture.sha256].append(picture)
-    # In the order of their hashes, so that new names or an addition change no decision about others.
-    same = [by_pixels[sha256] for sha256 in sorted(by_pixels)]
-    labels = [sorted({p.class_name for p in copies}) for copies in same]
-    plan = Plan({}, {}, Counter())
+    number_N = pictures.number_N
+    label_N, own_N, content_N = (number_N[name] for name in ("label", "own", "content"))
+    # Contents in the order of their hashes, so that new names or an addition change no decision about others.
+    order_N = np.lexsort((number_N["place"], content_N))
+    start_P = np.flatnonzero(np.diff(content_N[order_N], prepend=-1))
+    stop_P = np.append(start_P[1:], len(order_N))
 
     # Exact copies join the patients they come from; the most held-out official split of the copies holds.
-    kept, links = {}, []
-    for n, copies in enumerate(same):
-        kept[n] = max(copies, key=lambda p: ("", *SPLITS).index(p.split))
-        for p in copies:
-            if p is not kept[n]:
-                plan.copies.append((kept[n].source, p.source, "exact", 1.0))
-                plan.dropped[p.source] = f"exact copy of {kept[n].source}"
-                links.append((_own_group(kept[n]), _own_group(p)))
-        plan.conflicts += _conflicts(copies, copies, "exact", 1.0)
-        if len(labels[n]) > 1:
-            plan.dropped |= {
-                p.source: f"exact copies with different labels: {', '.join(labels[n])}" for p in copies
-            }
+    kept_P = np.lexsort((number_N["place"], -number_N["official"], content_N))[start_P]
+    second_C = order_N[kept_P[content_N[order_N]] != order_N]
+    copy_C = np.zeros(len(second_C), COPY)
+    copy_C["first"], copy_C["second"], copy_C["correlation"] = kept_P[content_N[second_C]], second_C, 1
+    plan = Plan(pictures, np.full(len(pictures), -1, np.int8), own_N, copy_C)
+
+    def members(content: int) -> list[int]:
+        return order_N[start_P[content] : stop_P[content]].tolist()
+
+    def names_of(*contents: int) -> str:
+        numbers = {label_N[n] for content in contents for n in members(content)}
+        return ", ".join(pictures.labels[label] for label in sorted(numbers))
+
+    # Equal sets of labels get equal numbers.
+    label_P = np.minimum.reduceat(label_N[order_N], start_P)
+    several: dict[str, int] = {}
+    for content in (label_P != np.maximum.reduceat(label_N[order_N], start_P)).nonzero()[0].tolist():
+        names = names_of(content)
+        label_P[content] = several.setdefault(names, len(pictures.labels) + len(several))
+        plan.conflict += _conflicts(pictures, members(content), members(content), "exact", 1.0)
+        why = f"exact copies with different labels: {names}"
+        plan.conflicting |= dict.fromkeys(members(content), why)
 
     # Near copies, over all data sets together. Pictures of one known patient or video may look alike and have
     # two labels, such as two moments of a sweep: find_copies passes them over.
-    group_of = _join_groups(pictures, links)
+    link_C2 = own_N[np.stack([copy_C["first"], copy_C["second"]], 1)]
+    seen_P = np.lexsort((number_N["tie"], number_N["hash"], content_N))[start_P]
     plan.search = find_copies(
-        [min((p.signature for p in copies), key=lambda s: (s.hash, s.small)) for copies in same],
-        _numbers([_own_group(p) for p in kept.values()]),
-        _numbers([group_of[p.source] for p in kept.values()]),
-        _numbers([str(names) for names in labels]),
+        number_N["hash"][seen_P].astype(np.uint64),
+        pictures.smalls.of(seen_P),
+        own_N[kept_P],
+        _join_groups(pictures.groups, link_C2)[own_N[kept_P]],
+        label_P,
     )
-    for (first, second), correlation, mirrored in zip(
-        plan.search.pair_P2.tolist(),
-        plan.search.correlation_P.tolist(),
-        plan.search.mirrored_P.tolist(),
-        strict=True,
-    ):
-        kind = "mirror" if mirrored else "near"
-        plan.copies.append((kept[first].source, kept[second].source, kind, correlation))
-        links.append((_own_group(kept[first]), _own_group(kept[second])))
-        if correlation < CONFLICT_CORRELATION:
-            continue
-        conflicts = _conflicts(same[first], same[second], kind, correlation)
-        plan.conflicts += conflicts
+    near_C = np.zeros(len(plan.search.pair_P2), COPY)
+    near_C["first"], near_C["second"] = kept_P[plan.search.pair_P2].T
+    near_C["kind"], near_C["correlation"] = 1 + plan.search.mirrored_P, plan.search.correlation_P
+    for number in (near_C["correlation"] >= CONFLICT_CORRELATION).nonzero()[0].tolist():
+        first, second = plan.search.pair_P2[number].tolist()
+        kind, correlation = KINDS[near_C["kind"][number]], float(near_C["correlation"][number])
+        conflicts = _conflicts(pictures, members(first), members(second), kind, correlation)
+        plan.conflict += conflicts
         if conflicts:
-            both = ", ".join(sorted({*labels[first], *labels[second]}))
-            plan.dropped |= {
-                p.source: f"{kind} copies with different labels: {both}" for p in same[first] + same[second]
-            }
-    left = [p for p in kept.values() if p.source not in plan.dropped]
-    return left, _join_groups(pictures, links), plan
-
-
-def _numbers(names: list[str]) -> np.ndarray:
-    """Equal names get equal numbers."""
-    return np.unique(np.array(names, dtype=str), return_inverse=True)[1]
+            why = f"{kind} copies with different labels: {names_of(first, second)}"
+            plan.conflicting |= dict.fromkeys(members(first) + members(second), why)
+    plan.copy_C = np.concatenate([copy_C, near_C])
+    link_C2 = own_N[np.stack([plan.copy_C["first"], plan.copy_C["second"]], 1)]
+    plan.group_N = _join_groups(pictures.groups, link_C2)[own_N]
+    return kept_P[~np.isin(kept_P, list(plan.conflicting))], plan
 
 
 def _own_group(picture: Picture) -> str:
@@ -184,45 +294,39 @@ def _own_group(picture: Picture) -> str:
 
 
 def _conflicts(
-    some: list[Picture], others: list[Picture], kind: str, correlation: float
-) -> list[dict[str, str]]:
-    """Rows of label_conflicts.csv for two lists of exact copies, or for the pairs inside one list."""
-    rows = []
+    pictures: Pictures, some: list[int], others: list[int], kind: str, correlation: float
+) -> list[tuple[int, int, int, float]]:
+    """Rows of COPY for two lists of exact copies with different labels, or for the pairs inside one list."""
+    label_N, rows = pictures.number_N["label"], []
     for p, q in product(some, others):
-        if p.class_name == q.class_name or (some is others and p.source > q.source):
+        if label_N[p] == label_N[q]:
             continue
-        values = (p.source, p.class_name, p.dataset, q.source, q.class_name, q.dataset)
-        rows.append(dict(zip(CONFLICT, (*values, kind, f"{correlation:.3f}"), strict=True)))
+        if some == others and pictures.word("source", p) > pictures.word("source", q):
+            continue
+        rows.append((p, q, KINDS.index(kind), correlation))
     return rows
 
 
-def _join_groups(pictures: list[Picture], links: list[tuple[str, str]]) -> dict[str, str]:
-    """source -> name of its group: patients joined by the pictures they share.
+def _join_groups(groups: int, link_C2: np.ndarray) -> np.ndarray:
+    """Join groups by the pictures they share.
 
-    The joined group has the smallest of the names.
+    Returns:
+        (G,) the number of the first group that each is joined with, which is the first by name.
     """
-    names = sorted({_own_group(p) for p in pictures})
-    number_of = {name: number for number, name in enumerate(names)}
-    link_P2 = np.array([(number_of[a], number_of[b]) for a, b in links], dtype=np.int64).reshape(-1, 2)
-    graph = coo_matrix((np.ones(len(link_P2), bool), link_P2.T), shape=(len(names), len(names)))
-    joined = connected_components(graph, directed=False)[1]
-    first = {}
-    for name, part in zip(names, joined, strict=True):
-        first.setdefault(int(part), name)
-    return {p.source: first[int(joined[number_of[_own_group(p)]])] for p in pictures}
+    graph = coo_matrix((np.ones(len(link_C2), bool), link_C2.T), shape=(groups, groups))
+    part_G = connected_components(graph, directed=False)[1]
+    return np.unique(part_G, return_index=True)[1][part_G]
 
 
-def _require_three_groups(
-    pictures: list[Picture], group_of: dict[str, str], extra_classes: tuple[str, ...], where: str
-) -> None:
-    groups = {name: set() for name in extra_classes}
-    counts = Counter(p.class_name for p in pictures)
-    for p in pictures:
-        groups.setdefault(p.class_name, set()).add(group_of[p.source])
+def _require_three_groups(plan: Plan, kept_K: np.ndarray, extra_classes: tuple[str, ...], where: str) -> None:
+    label_K, labels = plan.pictures.number_N["label"][kept_K], plan.pictures.labels
+    images = Counter({labels[label]: n for label, n in enumerate(np.bincount(label_K).tolist()) if n})
+    pair_M2 = np.unique(np.stack([label_K, plan.group_N[kept_K]], 1), axis=0)
+    groups = Counter({labels[label]: n for label, n in enumerate(np.bincount(pair_M2[:, 0]).tolist()) if n})
     few = [
-        f"{name} ({counts[name]} image(s) in {len(members)} group(s))"
-        for name, members in sorted(groups.items())
-        if len(members) < len(SPLITS)
+        f"{name} ({images[name]} image(s) in {groups[name]} group(s))"
+        for name in sorted({*images, *extra_classes})
+        if groups[name] < len(SPLITS)
     ]
     if few:
         names = " ".join(entry.split(" (")[0] for entry in few)
@@ -233,32 +337,31 @@ def _require_three_groups(
         )
 
 
-def _draw(pictures: list[Picture], group_of: dict[str, str], seed: int, cap: int) -> list[Picture]:
+def _draw(plan: Plan, kept_K: np.ndarray, seed: int, cap: int) -> np.ndarray:
     """At most `cap` pictures of each data set: whole groups in random order, classes in proportion."""
-    by_set = defaultdict(list)
-    for p in pictures:
-        by_set[p.dataset].append(p)
-    drawn = []
-    for members in by_set.values():
-        if not cap or len(members) <= cap:
-            drawn += members
+    pictures, drawn = plan.pictures, []
+    dataset_K, label_N = pictures.number_N["dataset"][kept_K], pictures.number_N["label"]
+    for dataset in dict.fromkeys(dataset_K.tolist()):
+        member_K = kept_K[dataset_K == dataset]
+        if not cap or len(member_K) <= cap:
+            drawn.append(member_K)
             continue
-        room = _quotas(Counter(p.class_name for p in members), cap)
+        room = _quotas(Counter(label_N[member_K].tolist()), cap)
         groups = defaultdict(list)
-        for p in members:
-            groups[group_of[p.source]].append(p)
+        for n, group in zip(member_K.tolist(), plan.group_N[member_K].tolist(), strict=True):
+            groups[group].append(n)
         # A group larger than a third of its class's quota (one long video) is thinned, or it would fill it.
-        for name, group in groups.items():
-            limit = max(1, min(room[p.class_name] for p in group) // 3)
+        for number, group in groups.items():
+            limit = max(1, min(room[int(label_N[n])] for n in group) // 3)
             if len(group) > limit:
-                group.sort(key=lambda p: share_of(seed, "thin", p.sha256))
-                groups[name] = group[:limit]
-        for name in sorted(groups, key=lambda name: share_of(seed, "cap", name)):
-            wanted = Counter(p.class_name for p in groups[name])
-            if all(room[c] >= n for c, n in wanted.items()):
+                group.sort(key=lambda n: share_of(seed, "thin", pictures.word("sha256", n)))
+                groups[number] = group[:limit]
+        for number in sorted(groups, key=lambda number: share_of(seed, "cap", pictures.group(number))):
+            wanted = Counter(label_N[groups[number]].tolist())
+            if all(room[label] >= n for label, n in wanted.items()):
                 room.subtract(wanted)
-                drawn += groups[name]
-    return drawn
+                drawn.append(np.array(groups[number]))
+    return np.concatenate([np.empty(0, np.int64), *drawn])
 
 
 def _quotas(counts: Counter, cap: int) -> Counter:
@@ -271,107 +374,109 @@ def _quotas(counts: Counter, cap: int) -> Counter:
     return quotas
 
 
-def _choose_splits(pictures: list[Picture], group_of: dict[str, str], seed: int) -> dict[str, str]:
-    """group -> split. Official splits are kept; the rest follows the hash of seed and group."""
-    official = defaultdict(set)
-    for p in pictures:
-        if p.split:
-            official[p.dataset].add(p.split)
-    allowed: dict[str, set[str]] = {}
-    classes = defaultdict(set)
-    for p in pictures:
-        group = group_of[p.source]
-        classes[group].add(p.class_name)
-        may = set(SPLITS)
+def _choose_splits(plan: Plan, drawn_K: np.ndarray, seed: int) -> np.ndarray:
+    """Official splits are kept; the rest follows the hash of seed and group.
+
+    Returns:
+        (G,) place in SPLITS of each group that was drawn.
+    """
+    pictures, group_K = plan.pictures, plan.group_N[drawn_K]
+    dataset_K, official_K = (pictures.number_N[name][drawn_K] for name in ("dataset", "official"))
+    official = {(d, s - 1) for d, s in set(zip(dataset_K.tolist(), official_K.tolist(), strict=True)) if s}
+    # What a group may be, as the sum of 1 for train, 2 for val and 4 for test; 0 where none was drawn.
+    allowed_G = np.zeros(pictures.groups, np.int8)
+    for group, dataset, split in zip(group_K.tolist(), dataset_K.tolist(), official_K.tolist(), strict=True):
+        may = 7
         # Without an official train there is no split to keep; splits that are missing are drawn from train.
-        if p.split and "train" in official[p.dataset]:
-            may = {p.split} if p.split != "train" else {"train", *(set(SPLITS) - official[p.dataset])}
-        both = allowed.get(group, may) & may
+        if split and (dataset, 0) in official:
+            missing = sum(1 << other for other in (1, 2) if (dataset, other) not in official)
+            may = 1 + missing if split == 1 else 1 << (split - 1)
+        before = int(allowed_G[group]) or may
         # Near copies on two official sides: the more held-out side gets both.
-        allowed[group] = both or {max(allowed[group] | may, key=SPLITS.index)}
-    split_of, position = {}, {}
-    for group, may in allowed.items():
-        position[group] = share_of(seed, "split", group)
-        bounds = np.cumsum(
-            [share if split in may else 0 for split, share in zip(SPLITS, SHARES, strict=True)]
-        )
-        split_of[group] = SPLITS[int(np.searchsorted(bounds, position[group] * bounds[-1], side="right"))]
-    _fill_empty_splits(split_of, position, allowed, classes)
-    return split_of
+        allowed_G[group] = before & may or 1 << ((before | may).bit_length() - 1)
+    position_G = np.zeros(pictures.groups)
+    for number, name in pictures.db.execute("SELECT number, name FROM own"):
+        if allowed_G[number]:
+            position_G[number] = share_of(seed, "split", name)
+    split_G = np.zeros(pictures.groups, np.int8)
+    for may in range(1, 8):
+        bounds = np.cumsum([share if may >> split & 1 else 0 for split, share in enumerate(SHARES)])
+        these_G = allowed_G == may
+        split_G[these_G] = np.searchsorted(bounds, position_G[these_G] * bounds[-1], side="right")
+    pair_M2 = np.unique(np.stack([group_K, pictures.number_N["label"][drawn_K]], 1), axis=0)
+    _fill_empty_splits(split_G, position_G, allowed_G, pair_M2, pictures.labels)
+    return split_G
 
 
 def _fill_empty_splits(
-    split_of: dict[str, str],
-    position: dict[str, float],
-    allowed: dict[str, set[str]],
-    classes: dict[str, set[str]],
+    split_G: np.ndarray, position_G: np.ndarray, allowed_G: np.ndarray, pair_M2: np.ndarray, labels: list[str]
 ) -> None:
-    """Where a class has none in a split, move the group whose hash lies nearest; never a class's last one."""
-    lows = dict(zip(SPLITS, np.cumsum([0, *SHARES[:-1]]), strict=True))
-    shares = dict(zip(SPLITS, SHARES, strict=True))
-    groups_of = defaultdict(list)
-    for group, names in classes.items():
-        for name in names:
-            groups_of[name].append(group)
-    tally = Counter((name, split_of[group]) for name, groups in groups_of.items() for group in groups)
-    for name in sorted(groups_of):
-        for split in SPLITS:
-            if tally[name, split]:
+    """Where a class has none in a split, move the group whose hash lies nearest; never a class's last one.
+
+    Args:
+        split_G: is changed.
+        pair_M2: the groups and the classes that each has, sorted.
+    """
+    lows = np.cumsum([0, *SHARES[:-1]])
+    group_M, label_M = pair_M2.T
+    tally = np.zeros((len(labels), len(SPLITS)), np.int64)
+    np.add.at(tally, (label_M, split_G[group_M]), 1)
+
+    def labels_of(group: int) -> np.ndarray:
+        return label_M[slice(*np.searchsorted(group_M, [group, group + 1]))]
+
+    for label in np.unique(label_M).tolist():
+        for split, name in enumerate(SPLITS):
+            if tally[label, split]:
                 continue
+            groups = group_M[label_M == label]
             movable = [
                 group
-                for group in groups_of[name]
-                if split in allowed[group] and all(tally[c, split_of[group]] > 1 for c in classes[group])
+                for group in groups[allowed_G[groups] >> split & 1 > 0].tolist()
+                if (tally[labels_of(group), split_G[group]] > 1).all()
             ]
             if not movable:
                 raise InputError(
-                    f"class {name} has no picture for {split}: its {len(groups_of[name])} groups belong to "
+                    f"class {labels[label]} has no picture for {name}: its {len(groups)} groups belong to "
                     "other splits, wanted at least one each for train, val and test: add images, or leave "
-                    f"out with --exclude-classes {name}"
+                    f"out with --exclude-classes {labels[label]}"
                 )
-            middle = lows[split] + shares[split] / 2
-            nearest = min(movable, key=lambda group: (abs(position[group] - middle), group))
-            for c in classes[nearest]:
-                tally[c, split_of[nearest]] -= 1
-                tally[c, split] += 1
-            split_of[nearest] = split
+            middle = lows[split] + SHARES[split] / 2
+            # Of two as near the first by name: groups are numbered by their names.
+            nearest = min(movable, key=lambda group: (abs(position_G[group] - middle), group))
+            tally[labels_of(nearest), split_G[nearest]] -= 1
+            tally[labels_of(nearest), split] += 1
+            split_G[nearest] = split
 
 
-def leak_report(pictures: list[Picture], plan: Plan) -> dict:
+def leak_report(plan: Plan) -> dict:
     """What leak_report.json says: copies examined, found and dropped, and a check of the final places.
 
-    Args:
-        pictures: the same as `make_plan` was given.
-        plan: its outcome. The check looks only at `places` and at what is known of the pictures.
+    The check looks only at the splits and at what was known of the pictures, not at the plan's groups alone.
     """
-    of = {p.source: p for p in pictures}
-    kinds = Counter(kind for _, _, kind, _ in plan.copies)
-    by_sets = defaultdict(Counter)
+    pictures, search, split_N, copy_C = plan.pictures, plan.search, plan.split_N, plan.copy_C
+    own_N, dataset_N, official_N = (pictures.number_N[name] for name in ("own", "dataset", "official"))
+    pair_C2 = np.stack([copy_C["first"], copy_C["second"]], 1)
+    exact, near, mirror = np.bincount(copy_C["kind"], minlength=len(KINDS)).tolist()
+    by_sets = defaultdict(dict)
+    among_C3 = np.column_stack([np.sort(dataset_N[pair_C2], 1), copy_C["kind"]])
+    for (one, other, kind), count in zip(*_counted(among_C3), strict=True):
+        sets = " | ".join(pictures.datasets[dataset] for dataset in dict.fromkeys((one, other)))
+        by_sets[sets][KINDS[kind]] = count
     official = Counter()
-    for source, other, kind, _ in plan.copies:
-        first, second = of[source], of[other]
-        by_sets[" | ".join(sorted({first.dataset, second.dataset}))][kind] += 1
-        if first.split and second.split and first.split != second.split:
-            # Of exact copies one is kept, and a cap or a conflict may have taken either.
-            went = {plan.places[s].split for s in (source, other) if s in plan.places}
-            sides = " and ".join(sorted({first.split, second.split}, key=SPLITS.index))
-            official[f"{sides}: went to {', '.join(sorted(went)) or 'neither'}"] += 1
-    own = {_own_group(p) for p in pictures}
-    links = [(_own_group(of[a]), _own_group(of[b])) for a, b, _, _ in plan.copies]
-    joined = set(_join_groups(pictures, links).values())
-    sides = defaultdict(set)
-    for source, place in plan.places.items():
-        sides["group", place.group].add(place.split)
-        sides["patient", _own_group(of[source])].add(place.split)
-    for n, (source, other, _, _) in enumerate(plan.copies):
-        sides["copies", n] |= {plan.places[s].split for s in (source, other) if s in plan.places}
-    across = Counter(what for (what, _), splits in sides.items() if len(splits) > 1)
-    search = plan.search
+    side_C2 = official_N[pair_C2]
+    for pair in pair_C2[(side_C2 > 0).all(1) & (side_C2[:, 0] != side_C2[:, 1])]:
+        # Of exact copies one is kept, and a cap or a conflict may have taken either.
+        went = sorted({SPLITS[split] for split in split_N[pair] if split >= 0})
+        sides = " and ".join(SPLITS[split - 1] for split in sorted(official_N[pair]))
+        official[f"{sides}: went to {', '.join(went) or 'neither'}"] += 1
+    joined = len(np.unique(_join_groups(pictures.groups, own_N[pair_C2])))
+    of_pair_C2 = split_N[pair_C2]
     return {
         "pictures_examined": len(pictures),
         "exact_copies": {
-            "found": kinds["exact"],
-            "dropped": sum(why.startswith("exact copy of") for why in plan.dropped.values()),
+            "found": exact,
+            "dropped": int((~np.isin(copy_C["second"][copy_C["kind"] == 0], list(plan.conflicting))).sum()),
         },
         "near_copies": {
             "hash_pairs_compared": search.compared,
@@ -379,25 +484,22 @@ def leak_report(pictures: list[Picture], plan: Plan) -> dict:
             # Of one class and already in one group by their patient, video or other copies.
             "candidates_already_joined": search.already_joined,
             "candidates_examined": search.examined,
-            "near_found": kinds["near"],
-            "mirror_found": kinds["mirror"],
+            "near_found": near,
+            "mirror_found": mirror,
         },
         "pairs_by_data_sets": {
             name: dict(sorted(counts.items())) for name, counts in sorted(by_sets.items())
         },
-        "label_conflicts": {
-            "pairs": len(plan.conflicts),
-            "pictures_dropped": sum("different labels" in why for why in plan.dropped.values()),
-        },
+        "label_conflicts": {"pairs": len(plan.conflict), "pictures_dropped": len(plan.conflicting)},
         "groups": {
-            "before_joining": len(own),
-            "after_joining": len(joined),
-            "joined": len(own) - len(joined),
+            "before_joining": pictures.groups,
+            "after_joining": joined,
+            "joined": pictures.groups - joined,
         },
         "across_splits": {
-            "groups": across["group"],
-            "patients_or_videos": across["patient"],
-            "pairs_of_copies": across["copies"],
+            "groups": _across_splits(plan.group_N, split_N),
+            "patients_or_videos": _across_splits(own_N, split_N),
+            "pairs_of_copies": int(((of_pair_C2 >= 0).all(1) & (of_pair_C2[:, 0] != of_pair_C2[:, 1])).sum()),
         },
         "pairs_on_two_official_sides": dict(sorted(official.items())),
         "thresholds": {
@@ -407,3 +509,16 @@ def leak_report(pictures: list[Picture], plan: Plan) -> dict:
             "conflict_correlation": CONFLICT_CORRELATION,
         },
     }
+
+
+def _counted(row_CK: np.ndarray) -> tuple[list, list]:
+    """The different rows, and how often each is there."""
+    rows, counts = np.unique(row_CK, axis=0, return_counts=True)
+    return rows.tolist(), counts.tolist()
+
+
+def _across_splits(group_N: np.ndarray, split_N: np.ndarray) -> int:
+    """How many groups have kept pictures in more than one split."""
+    kept_N = split_N >= 0
+    pair_M2 = np.unique(np.stack([group_N[kept_N], split_N[kept_N]], 1), axis=0)
+    return int((np.unique(pair_M2[:, 0], return_counts=True)[1] > 1).sum())

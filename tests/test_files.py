@@ -33,3 +33,25 @@ def test_json_refuses_numbers_that_json_does_not_have(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         files.write_json(tmp_path / "a.json", {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_text_that_is_the_same_is_left_alone(tmp_path):
+    target = tmp_path / "a.csv"
+    assert files.write_if_new(target, ["one\n", "twö\n"])
+    before = target.stat().st_mtime_ns, target.stat().st_ino
+    assert not files.write_if_new(target, iter(["one\ntwö", "\n"]))
+    assert (target.stat().st_mtime_ns, target.stat().st_ino) == before
+    assert files.write_if_new(target, ["one\n"])
+    assert target.read_text() == "one\n" and [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_text_that_fails_half_way_leaves_the_old_one(tmp_path):
+    def pieces():
+        yield "new"
+        raise RuntimeError
+
+    files.write_text(tmp_path / "a.csv", "old")
+    with pytest.raises(RuntimeError):
+        files.write_if_new(tmp_path / "a.csv", pieces())
+    assert (tmp_path / "a.csv").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]

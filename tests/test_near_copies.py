@@ -13,7 +13,7 @@ from scipy import ndimage
 from benchmarks.preparation import PLANTS, plant
 from data_preprocessing import near_copies
 from data_preprocessing.crop import cut, find_frame
-from data_preprocessing.near_copies import MIRROR_BITS, NEAR_BITS, Signature, find_copies, signature
+from data_preprocessing.near_copies import MIRROR_BITS, NEAR_BITS, Signature, Smalls, find_copies, signature
 
 HEIGHT, WIDTH = 180, 220
 
@@ -43,7 +43,15 @@ def originals() -> tuple[list[np.ndarray], list[Signature]]:
 def search(signatures: list[Signature]) -> near_copies.Copies:
     """Without known patients, in one class."""
     each = np.arange(len(signatures))
-    return find_copies(signatures, each, each, np.zeros(len(each), int))
+    return find_copies(*columns(signatures), each, each, np.zeros(len(each), int))
+
+
+def columns(signatures: list[Signature]) -> tuple[np.ndarray, Smalls]:
+    """The hashes in memory and the small versions on the disk."""
+    smalls = Smalls()
+    for s in signatures:
+        smalls.append(s.small)
+    return np.array([s.hash for s in signatures], np.uint64), smalls
 
 
 @pytest.mark.parametrize("kinds", PLANTS, ids=" + ".join)
@@ -178,10 +186,10 @@ def test_frames_of_a_video_cost_one_pass():
     assert found.examined == len(found.pair_P2) == 999 and found.candidates == 1000 * 999 // 2
     # The frames of one known video are not even looked at, whatever their labels.
     one = np.zeros(1000, int)
-    assert find_copies(frames, one, one, np.arange(1000)).examined == 0
+    assert find_copies(*columns(frames), one, one, np.arange(1000)).examined == 0
     # Without a known video, frames of another class are.
     label_N = np.arange(1000) % 2
-    found = find_copies(frames[:50], np.arange(50), np.arange(50), label_N[:50])
+    found = find_copies(*columns(frames[:50]), np.arange(50), np.arange(50), label_N[:50])
     differing = label_N[found.pair_P2]
     assert (differing[:, 0] != differing[:, 1]).sum() == 25 * 25
 

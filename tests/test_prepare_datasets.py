@@ -1,6 +1,7 @@
 """Whole runs of prepare_datasets.py on generated raw folders in the publishers' layouts, and on bad input."""
 
 import csv
+import gc
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections import defaultdict
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import pytest
 from PIL import Image
 from raw_trees import save, speckle
 
-from data_preprocessing import prepare_datasets
+from data_preprocessing import prepare_datasets, shortcut
 from data_preprocessing.prepare_datasets import Settings
 from usvar.errors import InputError
 from usvar.files import LOCK_NAME, lock_folder
@@ -317,8 +319,12 @@ def test_another_size_writes_all_anew(tmp_path):
     assert {row["output_size"] for row in rows} == {"48"}
 
 
-def test_a_run_that_is_stopped_goes_on(tmp_path):
-    """SIGTERM in the middle: no half-written file, exit code 143, the next run ends with the same files."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_stopped_goes_on(tmp_path, number):
+    """SIGTERM in the middle: no half-written file, exit code 143. The next run ends with the same files.
+
+    SIGKILL may leave a half-written file and the journal of the index: they are gone after the next run.
+    """
     own_pictures(tmp_path / "raw", each=60)
     command = [sys.executable, str(ROOT / "data_preprocessing/prepare_datasets.py"), "--raw-root"]
     command += [str(tmp_path / "raw"), "--out-root", str(tmp_path / "out"), "--size", "32", "--workers", "1"]
@@ -327,15 +333,19 @@ def test_a_run_that_is_stopped_goes_on(tmp_path):
     while len(list(tmp_path.glob("out/*/*/mine__*.png"))) < 20:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=240)
-    assert process.returncode == 143 and "stopped:" in errors and "Traceback" not in errors
+    if number == signal.SIGTERM:
+        assert process.returncode == 143 and "stopped:" in errors and "Traceback" not in errors
+    else:
+        assert process.returncode == -signal.SIGKILL
+        (tmp_path / "out" / ".tmp-1-manifest.csv").write_text("half")
     assert not (tmp_path / "out" / "manifest.csv").exists()
     written = {p.name for p in tmp_path.glob("out/*/*/*.png")}
     assert 20 <= len(written) < 120
     rows = prepare(tmp_path / "raw", tmp_path / "out")
     assert rows == prepare(tmp_path / "raw", tmp_path / "fresh")
-    assert not list(tmp_path.rglob(".tmp-*"))
+    assert not list(tmp_path.rglob(".tmp-*")) and not list(tmp_path.rglob("*-journal"))
 
 
 @pytest.mark.parametrize("step", ["look", "write"])
@@ -369,6 +379,42 @@ def test_a_refused_run_keeps_what_it_looked_at(tmp_path, monkeypatch):
     assert "Cow" in refused(tmp_path)
     monkeypatch.setattr(prepare_datasets.work, "look", lambda *_: pytest.fail("looked at again"))
     prepare(tmp_path / "raw", tmp_path / "out", exclude_classes=("Cow",))
+
+
+@pytest.mark.parametrize("left", ["damaged", "half-written", "of an earlier version"])
+def test_an_index_that_cannot_be_used_is_made_anew(tmp_path, left):
+    own_pictures(tmp_path / "raw", each=5)
+    rows = prepare(tmp_path / "raw", tmp_path / "out")
+    index = tmp_path / "out" / prepare_datasets.INDEX
+    if left == "damaged":
+        index.write_bytes(index.read_bytes()[:-5000])
+    elif left == "half-written":
+        index.write_bytes(b"")
+        index.with_name(f"{index.name}-journal").write_bytes(b"no journal" * 100)
+    else:
+        index.rename(index.with_name(prepare_datasets.EARLIER_INDEX))
+    assert prepare(tmp_path / "raw", tmp_path / "out") == rows
+    hidden = {path.name for path in (tmp_path / "out").glob(".*")}
+    assert hidden == {prepare_datasets.INDEX, LOCK_NAME}
+
+
+def test_a_disk_that_runs_full_is_one_line_and_keeps_what_was_saved(tmp_path):
+    """The index may not grow past 64 kB: some looks fit in, then there is no room."""
+    own_pictures(tmp_path / "raw", each=40)
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536));"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "from data_preprocessing import prepare_datasets as p; from usvar import cli;"
+        "cli.run(p.main, p.Settings, None)"
+    )
+    command = [sys.executable, "-c", code, "--raw-root", str(tmp_path / "raw"), "--workers", "1"]
+    done = subprocess.run(
+        [*command, "--out-root", str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 3 and "Traceback" not in done.stderr
+    assert re.search(r"error: no room to write .*\.index\.sqlite", done.stderr)
+    rows = prepare(tmp_path / "raw", tmp_path / "out")
+    assert rows == prepare(tmp_path / "raw", tmp_path / "fresh")
 
 
 def bad_files(folder: Path) -> dict[str, str]:
@@ -588,3 +634,21 @@ def test_a_fault_of_the_code_names_its_picture(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError) as caught:
         prepare(tmp_path / "raw", tmp_path / "out")
     assert caught.value.__notes__ == ["the picture was mine/Cat/0.png"]
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch):
+    """Records, looks and manifest rows as Python objects once took 11 kB a picture."""
+    # These take as much for any large number of pictures, but not yet for a few.
+    monkeypatch.setattr(shortcut, "LARGEST_CLASS", 10)
+    monkeypatch.setattr(prepare_datasets.work, "draw_sheet", lambda *_: None)
+    monkeypatch.setattr(prepare_datasets.report, "bar_chart", lambda *_: None)
+    peak = {}
+    for count in (40, 160, 640):  # the first imports what is imported late
+        for n in range(count):
+            save(tmp_path / f"raw {count}" / "mine" / "AB"[n % 2] / f"{n}.png", speckle(n, 24, 18))
+        gc.collect()
+        tracemalloc.start()
+        assert len(prepare(tmp_path / f"raw {count}", tmp_path / f"out {count}", cap=0)) == count
+        peak[count] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak[640] - peak[160] < 2000 * (640 - 160)

@@ -2,10 +2,11 @@
 
 import errno
 import fcntl
+import filecmp
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -133,6 +134,25 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_if_new(path: Path, pieces: Iterable[str]) -> bool:
+    """Write UTF-8 text piece by piece, atomically; a file that holds it already is left alone.
+
+    Returns:
+        Whether the file was written.
+    """
+    draft = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-draft-{path.name}")
+    try:
+        with full_disk_named(path), open(draft, "w", encoding="utf-8", newline="") as file:
+            file.writelines(pieces)
+        if path.is_file() and filecmp.cmp(draft, path, shallow=False):
+            return False
+        with atomic_path(path) as temporary:
+            os.replace(draft, temporary)
+        return True
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ EUS_IDS = {1: "lmym", 2: "gist"}
 KIDNEYS = r"(kidneyUS[^/]*|images)/(?P<key>(?P<group>\d+)_(?P<token>IM-\d+-\d+(-\d+)?)_anon)\.png"
 
 
-def _abdomen_liver(files: list[File]) -> Facts:
+def _abdomen_liver(files: Iterable[File]) -> Facts:
     """Which of the annotated real pictures show the liver; the others stay of the class Abdomen."""
     facts = {}
     for file in named(files, r"RUS/annotations/([^/]+/)?[^/]+\.(png|jpe?g)"):
@@ -48,7 +49,7 @@ def _aul_outline(picture: Path) -> Path | None:
     return picture.parent.parent / "segmentation" / "outline" / f"{picture.stem}.json"
 
 
-def _gist_lists(files: list[File]) -> Facts:
+def _gist_lists(files: Iterable[File]) -> Facts:
     """COCO lists of the whole set and of five folds; the pictures are those that they name.
 
     The folds are for cross-validation, one picture a case: no split to keep. Of some 43,000 further files
@@ -76,7 +77,7 @@ def _gist_lists(files: list[File]) -> Facts:
     return unlisted | {name: {"label": " and ".join(sorted(kinds))} for name, kinds in labels.items()}
 
 
-def _kidney_lists(files: list[File]) -> Facts:
+def _kidney_lists(files: Iterable[File]) -> Facts:
     """Copies by the `IM-...` token, of which the smallest prefix stays; what a sonographer remarked."""
     comments = {}
     lists = named(files, r"reviewed_labels_1\.csv") or named(files, r"reviewed_labels_2\.csv")

@@ -1,6 +1,7 @@
 """Breast sets."""
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image
@@ -12,7 +13,7 @@ BREAST = {"benign": "Breast-Benign", "malignant": "Breast-Malignant", "normal": 
 STILL = "(jpe?g|png)"
 
 
-def _brest_cases(files: list[File]) -> Facts:
+def _brest_cases(files: Iterable[File]) -> Facts:
     """The clinical sheet; its cells of masks list several names or none, and are of no concern here."""
     return {
         row["Image_filename"].split(".")[0].lower(): {"label": row["Classification"], "group": row["CaseID"]}
@@ -21,7 +22,7 @@ def _brest_cases(files: list[File]) -> Facts:
     }
 
 
-def _uclm_images(files: list[File]) -> Facts:
+def _uclm_images(files: Iterable[File]) -> Facts:
     flags = ("Doppler", "Marks", "Combined")
     return {
         row["Image"].split(".")[0].lower(): {
@@ -33,7 +34,7 @@ def _uclm_images(files: list[File]) -> Facts:
     }
 
 
-def _bra_cases(files: list[File]) -> Facts:
+def _bra_cases(files: Iterable[File]) -> Facts:
     folds = {
         row["ID"].lower(): row["kFold"]
         for file in named(files, r"5-fold-cv\.(csv|xlsx)")
@@ -50,7 +51,7 @@ def _bra_cases(files: list[File]) -> Facts:
     }
 
 
-def _udiat_types(files: list[File]) -> Facts:
+def _udiat_types(files: Iterable[File]) -> Facts:
     """A sheet of numbers: `1` is 000001.png."""
     return {
         row["Image"].split(".")[0].zfill(6): {"label": row["Type"]}
@@ -59,15 +60,15 @@ def _udiat_types(files: list[File]) -> Facts:
     }
 
 
-def _s1_train(files: list[File]) -> Facts:
+def _s1_train(files: Iterable[File]) -> Facts:
     return _lesions(files, r"TrainingDataSet/Expanded-3-channel-Labels")
 
 
-def _s1_test(files: list[File]) -> Facts:
+def _s1_test(files: Iterable[File]) -> Facts:
     return _lesions(files, r"TestingDataSet/Test-Expanded-3-channel-Labels")
 
 
-def _s1_repeats(files: list[File]) -> Facts:
+def _s1_repeats(files: Iterable[File]) -> Facts:
     """The second folder of test pictures has labels without a class: they are those of the same bytes."""
     labels = _s1_test(files)
     originals = named(files, rf"TestingDataSet/Test-Expanded-BreastTumourImages/\d+\.{STILL}")
@@ -77,7 +78,7 @@ def _s1_repeats(files: list[File]) -> Facts:
     )
 
 
-def _bus_uc_repeats(files: list[File]) -> Facts:
+def _bus_uc_repeats(files: Iterable[File]) -> Facts:
     """`All` holds the pictures of both classes again, without saying which."""
     originals = named(files, r"(benign|malignant)/images/\d+\.png")
     return _repeats(
@@ -86,7 +87,7 @@ def _bus_uc_repeats(files: list[File]) -> Facts:
     )
 
 
-def _repeats(copies: list[File], known: dict[bytes, dict[str, str]]) -> Facts:
+def _repeats(copies: Iterable[File], known: dict[bytes, dict[str, str]]) -> Facts:
     return {file.path.stem.lower(): known.get(_digest(file), {}) for file in copies}
 
 
@@ -94,7 +95,7 @@ def _digest(file: File) -> bytes:
     return hashlib.sha256(file.path.read_bytes()).digest()
 
 
-def _lesions(files: list[File], folder: str) -> Facts:
+def _lesions(files: Iterable[File], folder: str) -> Facts:
     """Classes by the grey of the lesion in the label pictures of a folder: 127 benign, 255 malignant."""
     return {file.path.stem: {"label": _lesion(file)} for file in named(files, rf"{folder}/\d+\.png")}
 

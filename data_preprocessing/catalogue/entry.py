@@ -15,7 +15,7 @@ named groups of the pattern say what the path tells; lists beside the pictures (
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,7 +54,7 @@ class Layout:
     # What brings the probe to the top, see readers.turned.
     turn: str = ""
     # Reads the lists that lie beside the pictures.
-    facts: Callable[[list[File]], Facts] | None = None
+    facts: Callable[[Iterable[File]], Facts] | None = None
     # A picture that the lists lack is rejected.
     listed_only: bool = False
     # The word of --include without which nothing of this layout is read.
@@ -72,7 +72,7 @@ class Layout:
     # Name of the pictures' array in an HDF5 file.
     array: str = ""
     # Several patients in one file: what is told of each, with its `frames`.
-    parts: Callable[[File, list[File]], list[dict[str, str]]] | None = None
+    parts: Callable[[File, Iterable[File]], list[dict[str, str]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def plain_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def named(files: Sequence[File], pattern: str) -> list[File]:
+def named(files: Iterable[File], pattern: str) -> list[File]:
     """The files whose path ends in `pattern` (a regular expression, any case of letters).
 
     The data set's own folder may be part of the pattern.
@@ -134,7 +134,7 @@ def named(files: Sequence[File], pattern: str) -> list[File]:
     return [file for file in files if ending.search(file.path.as_posix())]
 
 
-def split_lists(files: Sequence[File], pattern: str) -> Facts:
+def split_lists(files: Iterable[File], pattern: str) -> Facts:
     """Official splits from lists with a name a line, such as `patient0001` or `image/7.png mask/7.png`.
 
     Args:

@@ -1,12 +1,13 @@
 """Fetal head and abdomen."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from data_preprocessing.catalogue.entry import DataSet, Facts, File, Layout, in_blocks, named, split_lists
 from data_preprocessing.tables import read_rows
 
 
-def _acouslic_subjects(files: list[File]) -> Facts:
+def _acouslic_subjects(files: Iterable[File]) -> Facts:
     return {
         row["uuid"].lower(): {"group": row["subject_id"]}
         for file in named(files, r"fetal_abdominal_circumferences_per_sweep\.csv")
@@ -21,11 +22,11 @@ def _acouslic_mask(image: Path) -> Path:
     return inside if inside.is_file() else image.parents[2] / below
 
 
-def _fast_u_net_split(files: list[File]) -> Facts:
+def _fast_u_net_split(files: Iterable[File]) -> Facts:
     return split_lists(files, r"AC/(train|val)\.txt")
 
 
-def _fh_blocks(files: list[File]) -> Facts:
+def _fh_blocks(files: Iterable[File]) -> Facts:
     """Twenty blocks, each of several videos (78 in all), with a tenth of a block between."""
     stems = [file.path.stem for file in named(files, r"image_mha/\d+\.mha")]
     return in_blocks(stems, 20, len(stems) // 200)

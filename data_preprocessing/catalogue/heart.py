@@ -1,6 +1,7 @@
 """Heart sets: echocardiography."""
 
 import re
+from collections.abc import Iterable
 from functools import partial
 
 from data_preprocessing.catalogue.entry import DataSet, Facts, File, Layout, named, split_lists
@@ -12,11 +13,11 @@ CAMUS_SPLITS = {"training": "train", "validation": "val", "testing": "test"}
 CARDIAC_CLIP = r"(?P<key>Site_[A-Z]_\d+/(?:patient|normal)-?\d+)-\d+_image\.nii(?:\.gz)?"
 
 
-def _camus_split(files: list[File]) -> Facts:
+def _camus_split(files: Iterable[File]) -> Facts:
     return split_lists(files, r"subgroup_(training|validation|testing)\.txt")
 
 
-def _camus_between(files: list[File]) -> Facts:
+def _camus_between(files: Iterable[File]) -> Facts:
     """Of each half sequence the frames between ED and ES, which are files of their own."""
     split_of = _camus_split(files)
     facts = {}
@@ -36,14 +37,14 @@ def _camus_between(files: list[File]) -> Facts:
     return facts
 
 
-def _cardiac_patients(files: list[File]) -> Facts:
+def _cardiac_patients(files: Iterable[File]) -> Facts:
     """`patient-1-4` and `patient1-4` are two spellings of one patient's clip."""
     names = (re.search(f"/{CARDIAC_CLIP}$", file.path.as_posix(), re.IGNORECASE) for file in files)
     keys = {name["key"].lower() for name in names if name}
     return {key: {"group": re.sub("(patient|normal)-", r"\1", key)} for key in keys}
 
 
-def _echonet_lists(files: list[File], first: int, by_view: bool) -> Facts:
+def _echonet_lists(files: Iterable[File], first: int, by_view: bool) -> Facts:
     """FileList.csv tells the split, VolumeTracings.csv the traced frames, counted from `first`.
 
     The lists differ in whether a name ends in `.avi`. A frame may be words ("No Systolic").

@@ -1,5 +1,7 @@
 """Muscle, nerve, spine and carotid artery."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from PIL import Image
 
@@ -27,7 +29,7 @@ UBPD_WORDS = {
 }
 
 
-def _blocks_in(folder: str, files: list[File], count: int, gap: int, group: str) -> Facts:
+def _blocks_in(folder: str, files: Iterable[File], count: int, gap: int, group: str) -> Facts:
     """Blocks of the pictures of one folder, by `<folder>/<stem>` in lower case; `group` names its blocks."""
     names = [f"{folder}/{file.path.stem}" for file in named(files, rf"{folder}/[^/]+\.(png|jpe?g|tiff?)")]
     return {
@@ -36,7 +38,7 @@ def _blocks_in(folder: str, files: list[File], count: int, gap: int, group: str)
     }
 
 
-def _fallmud_blocks(files: list[File]) -> Facts:
+def _fallmud_blocks(files: Iterable[File]) -> Facts:
     """Cunningham's pictures are frames of videos (unconfirmed); Cronin's are only kept beside neighbours."""
     return {
         **_blocks_in("NeilCronin/images", files, 10, 0, "NeilCronin"),
@@ -44,7 +46,7 @@ def _fallmud_blocks(files: list[File]) -> Facts:
     }
 
 
-def _stmus_blocks(files: list[File]) -> Facts:
+def _stmus_blocks(files: Iterable[File]) -> Facts:
     """The rule of the names is not known, with three pictures a person on average.
 
     Blocks of the three muscles have the same groups, in case people come in the same order.
@@ -57,7 +59,7 @@ def _stmus_blocks(files: list[File]) -> Facts:
     }
 
 
-def _ubpd_lists(files: list[File]) -> Facts:
+def _ubpd_lists(files: Iterable[File]) -> Facts:
     """Blocks, since names are not understood; what LabelMe marks in a picture is a remark."""
     facts = in_blocks([file.path.stem for file in named(files, r"JPEGImages/[^/]+\.jpe?g")], 20, 2)
     for file in named(files, r"json_[^/]+/[^/]+\.json"):
@@ -72,7 +74,7 @@ def _ubpd_lists(files: list[File]) -> Facts:
     return facts
 
 
-def _carotids_doppler(files: list[File]) -> Facts:
+def _carotids_doppler(files: Iterable[File]) -> Facts:
     """Names do not tell Doppler: its reds and yellows do, which no grey picture and no text here has."""
     facts = {}
     for file in named(files, r"classification_samples/\d+VAS\.png"):

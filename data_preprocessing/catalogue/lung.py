@@ -1,5 +1,7 @@
 """Lung sets, and simulated pictures."""
 
+from collections.abc import Iterable
+
 from data_preprocessing.catalogue.entry import DataSet, Facts, File, Layout, named
 
 LUNG = {"regular": "Lung-Regular", "pneumonia": "Lung-Pneumonia", "covid": "Lung-Covid"}
@@ -16,7 +18,7 @@ COVID_SOURCE = (
 )
 
 
-def _covid_copies(files: list[File]) -> Facts:
+def _covid_copies(files: Iterable[File]) -> Facts:
     """The stills of `pocus_images` that are in `image_dataset` too."""
     return {file.path.stem.lower(): {"leave": "copies"} for file in named(files, r"image_dataset/\w+/[^/]+")}
 

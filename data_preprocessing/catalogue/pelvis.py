@@ -1,6 +1,7 @@
 """Ovary and prostate."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from data_preprocessing.catalogue.entry import DataSet, Facts, File, Layout, named, split_lists
@@ -21,7 +22,7 @@ OVARY = (
 VAL_IS_TEST = {"train": "train", "val": "test", "test": "test"}
 
 
-def _mmotu_classes(files: list[File]) -> Facts:
+def _mmotu_classes(files: Iterable[File]) -> Facts:
     """`train_cls.txt` and `val_cls.txt` hold lines such as `658.JPG  5`; OTU_3d numbers its own pictures."""
     return {
         Path(name).stem.lower(): {"label": label, "split": file.path.stem.lower().removesuffix("_cls")}
@@ -30,7 +31,7 @@ def _mmotu_classes(files: list[File]) -> Facts:
     }
 
 
-def _mmotu_3d_split(files: list[File]) -> Facts:
+def _mmotu_3d_split(files: Iterable[File]) -> Facts:
     return split_lists(files, r"(?:MM)?OTU[-_]?3d/(train|val)\.txt")
 
 

@@ -4,6 +4,7 @@ DDTI, TG3K and TN3K come in one archive; they are three different sets.
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from data_preprocessing.catalogue.entry import COPIES, GAPS, DataSet, Facts, File, Layout, in_blocks, named
@@ -18,7 +19,7 @@ DDTI_CROPS = r"stage\d/p_image/(?P<key>\d+)\.png"
 TNSCUI_PICTURES = r"(?:image|JPEGImages)/(?P<group>(?P<key>[^/]+))\.(png|jpe?g)"
 
 
-def _ddti_tirads(files: list[File]) -> Facts:
+def _ddti_tirads(files: Iterable[File]) -> Facts:
     """TI-RADS of a case, which is no diagnosis and so only a remark; many have none."""
     levels = {
         file.path.stem: read_xml(file.path).findtext("tirads") or "" for file in named(files, r"\d+\.xml")
@@ -26,7 +27,7 @@ def _ddti_tirads(files: list[File]) -> Facts:
     return {case: {"remark": f"TI-RADS {level.strip()}"} for case, level in levels.items() if level.strip()}
 
 
-def _ddti_blocks(files: list[File]) -> Facts:
+def _ddti_blocks(files: Iterable[File]) -> Facts:
     """The PNG copy has lost the cases (one to four pictures, neighbours in number)."""
     facts = in_blocks(_stems(files, DDTI_COPY) or _stems(files, DDTI_CROPS), 20, 3)
     if named(files, DDTI_CASES):
@@ -43,12 +44,12 @@ def _segthy_label(picture: Path) -> Path:
     return packed if packed.is_file() else plain
 
 
-def _tg3k_blocks(files: list[File]) -> Facts:
+def _tg3k_blocks(files: Iterable[File]) -> Facts:
     """16 sweeps, presumably one after the other; where each begins is not known."""
     return in_blocks(_stems(files, r"thyroid-image/\d+\.jpe?g"), 16, 20)
 
 
-def _cineclips(file: File, files: list[File]) -> list[dict[str, str]]:
+def _cineclips(file: File, files: Iterable[File]) -> list[dict[str, str]]:
     """One part a nodule; its frames are the rows of the HDF5 file with its `annot_id` (such as `159_`)."""
     frames = defaultdict(list)
     for row, nodule in enumerate(read_hdf5_column(file.path, "annot_id")):
@@ -73,7 +74,7 @@ def _cineclips(file: File, files: list[File]) -> list[dict[str, str]]:
     ]
 
 
-def _tn3k_lists(files: list[File]) -> Facts:
+def _tn3k_lists(files: Iterable[File]) -> Facts:
     """Blocks of trainval, where neighbours may be of one patient; pathology from lists that some copies hold.
 
     The folds are not used: they put neighbours on two sides.
@@ -93,7 +94,7 @@ def _tn3k_lists(files: list[File]) -> Facts:
     return facts
 
 
-def _tnscui_list(files: list[File]) -> Facts:
+def _tnscui_list(files: Iterable[File]) -> Facts:
     """`train.csv`: ID and CATE. The repack of other hands has no list: nodules of unknown pathology."""
     lists = named(files, r"train\.csv")
     listed = {
@@ -107,7 +108,7 @@ def _tnscui_list(files: list[File]) -> Facts:
     return {stem: listed[_unpadded(stem)] for stem in stems if _unpadded(stem) in listed}
 
 
-def _stems(files: list[File], pattern: str) -> list[str]:
+def _stems(files: Iterable[File], pattern: str) -> list[str]:
     return [file.path.stem.lower() for file in named(files, pattern)]
 
 
