@@ -1,20 +1,27 @@
-"""List or remove the share of the public sets that is kept back for independent tests.
+"""List, remove or refuse the share of the public sets that is kept back for independent tests.
 
-    python results/hold_back.py --raw-root data/raw                 # list: set, key, file
-    python results/hold_back.py --raw-root data/raw --remove True   # delete those files from the raw root
+    python results/hold_back.py list --raw-root data/raw     # set, key or licence, file
+    python results/hold_back.py remove --raw-root data/raw   # delete those files from the raw root
+    python results/hold_back.py refuse --raw-root data/raw   # end with code 2 when one is there
 
-A picture is kept back when the SHA-1 of its key, written in hexadecimal, ends in 0, 1 or 2: three of sixteen. The
-key is the file's name, or where several pictures belong together what they share (patient, case, video), so that
-they are kept back together. Run it on the raw root before prepare_datasets.py: then whoever downloads the
-sets from their publishers trains on what the runs in this folder were trained on. Masks and lists stay.
+A picture is kept back when the SHA-1 of its key, written in hexadecimal, ends in 0, 1 or 2: three of
+sixteen. The key is the file's name, or where several pictures belong together what they share (patient,
+case, video), so that they are kept back together. Lung videos whose source states no open licence go as
+well: lung_sources.csv lists those that stay. Whoever downloads the sets from their publishers and removes
+these files first trains on what the runs in this folder were trained on. Masks and lists stay.
 """
 
+import csv
 import hashlib
 import re
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
 
 # A script sees only its own folder; the shared packages lie one level up.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -42,29 +49,57 @@ KEYS = {
 }
 
 
+LUNG_SOURCES = Path(__file__).parent / "lung_sources.csv"
+
+
 @dataclass(frozen=True)
 class Settings:
+    # What to do with the files.
+    mode: Annotated[Literal["list", "remove", "refuse"], tyro.conf.Positional]
+
     # Folder with one folder for each data set, as for prepare_datasets.py.
     raw_root: Path
-    # Delete the files that are kept back; without it they are only listed.
-    remove: bool = False
 
 
 def main(settings: Settings) -> None:
     found = discover(settings.raw_root, tuple(INCLUDES))
-    sources = {record.source: record.dataset for record in found.records}
-    keys = {source: key_of(source, name) for source, name in sources.items() if name in KEYS}
-    held = {source: key for source, key in keys.items() if is_kept_back(key)}
-    for source, key in sorted(held.items()):
-        print(f"{sources[source]}\t{key}\t{source}")
-        if settings.remove:
+    data_sets = {record.source: record.dataset for record in found.records}
+    held = {source: why for source, name in data_sets.items() if (why := reason(source, name))}
+    counts = Counter(data_sets[source] for source in held)
+    summary = [
+        f"{name}: {count} pictures or videos, {counts[name]} kept back"
+        for name, count in sorted(Counter(data_sets.values()).items())
+    ]
+    if settings.mode == "refuse":
+        if held:
+            raise InputError(
+                f"{len(held)} files in {settings.raw_root} are kept back for tests, the first {min(held)}: "
+                f"python results/hold_back.py remove --raw-root {settings.raw_root} deletes them"
+            )
+        print("\n".join(summary))
+        return
+    for source, why in sorted(held.items()):
+        print(f"{data_sets[source]}\t{why}\t{source}")
+        if settings.mode == "remove":
             (settings.raw_root / source).unlink()
-    pictures = Counter(sources.values())
-    kept_back = Counter(sources[source] for source in held)
-    word = "removed" if settings.remove else "kept back"
-    for name in sorted(pictures):
-        rule = f"{kept_back[name]} {word}" if name in KEYS else "no share is kept back"
-        print(f"{name}: {pictures[name]} pictures or videos, {rule}", file=sys.stderr)
+    print("\n".join(summary), file=sys.stderr)
+
+
+def reason(source: str, dataset: str) -> str:
+    """Why a picture is kept back, its key or its licence, or "" where it stays."""
+    if dataset not in KEYS:
+        return ""
+    key = key_of(source, dataset)
+    if dataset == "COVID-LUS" and key not in open_lung_sources():
+        return "no open licence"
+    return key if is_kept_back(key) else ""
+
+
+@lru_cache
+def open_lung_sources() -> frozenset[str]:
+    """Lung videos whose source states a Creative Commons licence, and three stills."""
+    with open(LUNG_SOURCES, newline="", encoding="utf-8") as file:
+        return frozenset(row["source"] for row in csv.DictReader(file))
 
 
 def key_of(source: str, dataset: str) -> str:
