@@ -77,7 +77,7 @@ stage samples - python sample_var.py "${models[@]}" --tokens-dir "$out/tokens" -
 stage variety - python sample_var.py "${models[@]}" --tokens-dir "$out/tokens" --out-dir "$out/variety" \
     --settings-from "$sweep/chosen.json" --modes plain --images-per-class "$per_class" --variety "$((2 * per_class))"
 # A healthy liver, and in the box what the transformer takes for a tumour.
-image=$(find "$data/val/Liver-Normal" -name '*.png' 2>/dev/null | sort | head -n 1)
+image=$({ find "$data/val/Liver-Normal" -name '*.png' 2>/dev/null || true; } | sort | head -n 1)
 stage edits "$out/edits/edit.json" python edit_var.py "${models[@]}" --image "$image" --class-name Liver-Malignant \
     --box "${box[@]}" --out-dir "$out/edits" --variants 4
 stage evaluation "$out/evaluation/metrics.json" python evaluate_var.py --data-root "$data" "${models[@]}" \
