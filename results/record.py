@@ -59,9 +59,19 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
         ),
         (),
     ),
-    "speed": (("sampling.json", "training.json"), ("sampling.png", "training.png"), ()),
+    "speed": (
+        (
+            *("sampling.json", "training.json", "sampling_published.json", "training_published.json"),
+            "matrix_rate.json",
+        ),
+        ("sampling*.png", "training*.png"),
+        (),
+    ),
+    "var_deep": (("baselines.json",), ("loss_curves.png", "loss_per_scale.png"), ()),
     "recipes": (("results.json",), (), ()),
 }
+# Stages of a recipe whose commands made a folder of another name.
+COMMANDS = {"speed": ("sampling_speed", "training_speed", "matrix_rate")}
 MOST_BYTES = 300_000
 LOG_ROWS = 150
 # A longer list is one entry an image, not a number to read.
@@ -170,18 +180,17 @@ def validated(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def command_of(run: Path, stage: str) -> dict[str, Any]:
     """Command, date and seconds as stages.sh wrote them down; nulls where it did not run the stage."""
-    about: dict[str, Any] = {"command": None, "date": None, "seconds": None}
-    command, times = run / "commands" / f"{stage}.txt", run / "commands" / "times.csv"
-    if command.is_file():
-        words = command.read_text(encoding="utf-8").split()
-        about["command"] = " ".join(for_print(words))
-    if times.is_file():
-        rows = [row.split(",") for row in times.read_text(encoding="utf-8").splitlines()]
-        rows = [row for row in rows if row[0] == stage]
-        about["date"] = rows[-1][1][:10] if rows else None
+    names, times = COMMANDS.get(stage, (stage,)), run / "commands" / "times.csv"
+    commands = [run / "commands" / f"{name}.txt" for name in names]
+    words = [for_print(path.read_text(encoding="utf-8").split()) for path in commands if path.is_file()]
+    rows = times.read_text(encoding="utf-8").splitlines() if times.is_file() else []
+    taken = [row for row in (line.split(",") for line in rows) if row[0] in names]
+    return {
+        "command": "; ".join(map(" ".join, words)) or None,
+        "date": taken[-1][1][:10] if taken else None,
         # Of all pieces.
-        about["seconds"] = sum(int(row[2]) for row in rows) if rows else None
-    return about
+        "seconds": sum(int(row[2]) for row in taken) if taken else None,
+    }
 
 
 def for_print(value: Any) -> Any:
