@@ -12,14 +12,14 @@ data=$out/processed vqvae=$out/vqvae/best.pth var=$out/var/ar-ckpt-best.pth swee
 record=results/real_128
 # Real pictures are shown of these alone, whose licences allow that: AUL (CC BY 4.0), DDTI (CC0).
 shown=(Liver-Benign Liver-Malignant Liver-Normal Thyroid-Nodule-DDTI)
-size=128 views=4 per_class=8 judged=10
+size=128 views=4 per_class=4 judged=8
 box=(40 56 88 104)
 vqvae_size=(--ch 32 --patch-nums 1 2 3 4 5 6 8 --vocab-size 1024 --batch-size 8 --steps 1800
     --learning-rate 4e-4 --ema-decay 0.995 --log-every 20 --eval-every 300 --save-every 150)
 var_size=(--depth 6 --width 256 --heads 4 --batch-size 32 --steps 2200 --learning-rate 6e-4 --ema-decay 0.99
     --log-every 20 --eval-every 200 --save-every 200)
-judges=(--extractor-steps 300 --classifier-steps 150 --extractor-pixels 64)
-sweep_size=(--images-per-class 6 --cfg 0 1.5 3 --top-p 0 0.95 --top-k 0 --temperature 0.9 1 --prefix-tokens 0 14 55)
+judges=(--extractor-steps 200 --classifier-steps 100 --extractor-pixels 64)
+sweep_size=(--images-per-class 5 --cfg 0 1.5 3 --top-p 0.95 --top-k 0 --temperature 0.9 1 --prefix-tokens 0 14 55)
 if [[ $SMOKE == 1 ]]; then
     record=$out/record size=32 views=2 per_class=1 judged=4
     box=(8 8 24 24)
@@ -44,13 +44,13 @@ stage samples - python sample_var.py "${models[@]}" --tokens-dir "$out/tokens" -
     --out-dir "$out/samples" --settings-from "$sweep/chosen.json" --classes "${shown[@]}" \
     --images-per-class "$per_class" --variety 0
 stage variety - python sample_var.py "${models[@]}" --tokens-dir "$out/tokens" --out-dir "$out/variety" \
-    --settings-from "$sweep/chosen.json" --modes plain --images-per-class "$per_class" --variety "$((2 * per_class))"
+    --settings-from "$sweep/chosen.json" --modes plain --images-per-class "$per_class" --variety 8
 # A healthy liver, and in the box what the transformer takes for a tumour.
 image=$({ find "$data/val/Liver-Normal" -name '*.png' 2>/dev/null || true; } | sort | head -n 1)
 stage edits "$out/edits/edit.json" python edit_var.py "${models[@]}" --image "$image" --class-name Liver-Malignant \
     --box "${box[@]}" --out-dir "$out/edits" --variants 4
 stage evaluation "$out/evaluation/metrics.json" python evaluate_var.py --data-root "$data" "${models[@]}" \
     --tokens-dir "$out/tokens" --out-dir "$out/evaluation" --settings-from "$sweep/chosen.json" \
-    --judges "$sweep/judges.pth" --images-per-class "$judged" "${judges[@]}"
+    --judges "$sweep/judges.pth" --images-per-class "$judged" --likelihood-images 400 "${judges[@]}"
 stage record - python results/record.py --run "$out" --out-dir "$record" --shown "${shown[@]}"
 finish

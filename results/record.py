@@ -4,7 +4,7 @@
         --shown Liver-Benign Liver-Malignant Liver-Normal Thyroid-Nodule-DDTI
 
 Writes <out-dir>/<stage>/: numbers.json (date, seconds, device, code revision, command, numbers),
-settings.json, log.jsonl (every validation and some lines of training) and figures of at most 300 kB.
+settings.json, log.jsonl (every validation and some lines of training) and figures of at most 200 kB.
 Figures with real pictures are copied only of the classes in --shown. Paths of this machine are cut to their
 last name. Give the command on the machine that the run took place on: it names the device.
 """
@@ -44,18 +44,15 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "tokens": ((), (), ()),
     "var": (("baselines.json",), ("loss_curves.png", "loss_per_scale.png"), ()),
     "sweep": (("chosen.json",), ("sweep.png",), ()),
-    # The run draws the classes in --shown alone into sweep_*.png.
-    "samples": ((), (), ("sweep_tp.png", "sweep_nop.png", "tp_{}.png")),
+    # Copied only when all classes in them are in --shown, see `real_classes`.
+    "samples": ((), (), ("sweep_tp.png", "sweep_nop.png")),
     "variety": ((), ("variety_*.png",), ()),
     "edits": (("edit.json",), (), ("before_after.png",)),
     "evaluation": (
         ("metrics.json",),
         tuple(
             f"figures/{name}.png"
-            for name in (
-                *("kernel_distance", "neighbours", "use", "confusion", "copies", "variety", "physics"),
-                "bits_per_token",
-            )
+            for name in ("kernel_distance", "use", "confusion", "copies", "physics", "bits_per_token")
         ),
         (),
     ),
@@ -72,7 +69,7 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
 }
 # Stages of a recipe whose commands made a folder of another name.
 COMMANDS = {"speed": ("sampling_speed", "training_speed", "matrix_rate")}
-MOST_BYTES = 300_000
+MOST_BYTES = 200_000
 LOG_ROWS = 150
 # A longer list is one entry an image, not a number to read.
 MOST_ENTRIES = 64
@@ -91,6 +88,9 @@ class Settings:
 
     # The device in words, where this is not the machine of the run.
     device: str = ""
+
+    # The command of all stages, where no recipe wrote down those of each.
+    command: str = ""
 
 
 def main(s: Settings) -> None:
@@ -123,7 +123,7 @@ def record(s: Settings, stage: str) -> None:
         write_text(target / "log.jsonl", "".join(json.dumps(row) + "\n" for row in thinned(rows)))
         numbers |= validated(rows)
     about = {
-        **command_of(s.run, stage),
+        **command_of(s, stage),
         "device": s.device or device_in_words(),
         "code_revision": made_by.get("code_revision", code_revision()),
     }
@@ -131,10 +131,20 @@ def record(s: Settings, stage: str) -> None:
         found.pop("made_by", None)
     write_json(target / "numbers.json", for_print(about | {"numbers": numbers}))
     shown = {pattern.format(name) for pattern in with_pictures for name in s.shown}
+    if forbidden := real_classes(source, stage, made_by) - set(s.shown):
+        print(f"{stage}: figures with real pictures stay behind, {min(forbidden)} is not in --shown")
+        shown = set()
     for path in sorted(source.rglob("*.png")):
         name = path.relative_to(source).as_posix()
         if name in shown or any(fnmatch(name, pattern) for pattern in figures):
             save_small(path, target / path.name)
+
+
+def real_classes(source: Path, stage: str, made_by: dict[str, Any]) -> set[str]:
+    """Classes of the real pictures in figures that do not name their class."""
+    if stage == "samples":
+        return {path.name for path in source.glob("scale_*/*/*") if path.is_dir()}
+    return {Path(made_by["settings"]["image"]).parent.name} if stage == "edits" and made_by else set()
 
 
 def prepared(source: Path) -> dict[str, Any]:
@@ -178,19 +188,25 @@ def validated(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"best_on_val": min(rows, key=lambda row: row[score]), "last_on_val": rows[-1]}
 
 
-def command_of(run: Path, stage: str) -> dict[str, Any]:
-    """Command, date and seconds as stages.sh wrote them down; nulls where it did not run the stage."""
-    names, times = COMMANDS.get(stage, (stage,)), run / "commands" / "times.csv"
-    commands = [run / "commands" / f"{name}.txt" for name in names]
+def command_of(s: Settings, stage: str) -> dict[str, Any]:
+    """Command, date and seconds as stages.sh wrote them down; without that the date of the newest file."""
+    names, folder = COMMANDS.get(stage, (stage,)), s.run / "commands"
+    commands, times = [folder / f"{name}.txt" for name in names], folder / "times.csv"
     words = [for_print(path.read_text(encoding="utf-8").split()) for path in commands if path.is_file()]
     rows = times.read_text(encoding="utf-8").splitlines() if times.is_file() else []
     taken = [row for row in (line.split(",") for line in rows) if row[0] in names]
     return {
-        "command": "; ".join(map(" ".join, words)) or None,
-        "date": taken[-1][1][:10] if taken else None,
+        "command": "; ".join(map(" ".join, words)) or s.command or None,
+        "date": taken[-1][1][:10] if taken else newest(s.run / stage),
         # Of all pieces.
         "seconds": sum(int(row[2]) for row in taken) if taken else None,
     }
+
+
+def newest(folder: Path) -> str:
+    """Day of the last change of a file, in UTC."""
+    last = max(path.stat().st_mtime for path in [folder, *folder.rglob("*")])
+    return f"{datetime.fromtimestamp(last, UTC):%Y-%m-%d}"
 
 
 def for_print(value: Any) -> Any:
@@ -209,7 +225,7 @@ def for_print(value: Any) -> Any:
 def device_in_words() -> str:
     """The kind of device, without the name of the machine."""
     if torch.cuda.is_available():
-        return f"one {torch.cuda.get_device_name()}, torch {torch.__version__}, {datetime.now(UTC):%Y-%m-%d}"
+        return f"one {torch.cuda.get_device_name()}, torch {torch.__version__}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{cores} CPU cores ({torch.backends.cpu.get_cpu_capability()}), no GPU, torch {torch.__version__}"
 

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -308,12 +309,18 @@ def finished_run(tmp_path) -> Path:
 
 
 def test_the_record_keeps_numbers_and_no_paths(finished_run, tmp_path):
-    record.main(record.Settings(finished_run, tmp_path / "kept", shown=("Liver",), device="two cores"))
+    record.main(
+        record.Settings(
+            finished_run, tmp_path / "kept", shown=("Liver",), device="two cores", command="make it"
+        )
+    )
     kept = tmp_path / "kept" / "vqvae"
     numbers = json.loads((kept / "numbers.json").read_text())
     assert numbers["command"] == "python train_vqvae.py --data-root data --steps 9"
     assert (numbers["date"], numbers["seconds"]) == ("2026-01-02", 65)
     assert (numbers["code_revision"], numbers["device"]) == ("abc", "two cores")
+    other = json.loads((tmp_path / "kept" / "reconstructions" / "numbers.json").read_text())
+    assert other["command"] == "make it" and other["date"] == f"{datetime.now(UTC):%Y-%m-%d}"
     assert (
         numbers["numbers"]["best_on_val"]["step"] == 500 and numbers["numbers"]["last_on_val"]["step"] == 1000
     )
@@ -329,6 +336,24 @@ def test_the_record_shows_real_pictures_only_where_a_licence_allows_it(finished_
     assert set(figures) == {"loss_curves.png", "scales_Liver.png"}
     assert max(figures.values()) <= record.MOST_BYTES
     assert (finished_run / "vqvae" / "loss_curves.png").stat().st_size > record.MOST_BYTES
+
+
+def test_a_figure_over_several_classes_needs_all_of_them_shown(tmp_path):
+    run, image = tmp_path / "run", "processed/val/Heart/x.png"
+    for name in ("Heart", "Liver"):
+        save(run / "samples" / "scale_1_K1" / "tp" / name / "0.png", speckle(1))
+    save(run / "samples" / "sweep_tp.png", speckle(3))
+    save(run / "edits" / "before_after.png", speckle(4))
+    (run / "edits" / "edit.json").write_text(json.dumps({"made_by": {"settings": {"image": image}}}))
+    kept = {}
+    for shown in (("Liver",), ("Heart", "Liver")):
+        out_dir = tmp_path / "-".join(shown)
+        record.main(record.Settings(run, out_dir, shown=shown))
+        kept[shown] = {path.name for path in out_dir.rglob("*.png")}
+    assert list(kept.values()) == [
+        set(),
+        {"sweep_tp.png", "before_after.png"},
+    ]
 
 
 def test_no_run_is_one_line(tmp_path):
