@@ -27,6 +27,7 @@ recipes=(--rows all --ch 64 --vocab-size 2048 --batch-size 32 --steps "${RECIPE_
 judges=(--extractor-steps 1500 --classifier-steps 1000)
 sweep_size=(--images-per-class 20 --cfg 0 1 1.5 2 3 --top-p 0 0.9 0.95 0.99 --top-k 0 300 --temperature 0.9 1 1.1)
 speed=(--device cuda --dtype bfloat16)
+drawn=()
 matrices=()
 shard=()
 if [[ $SMOKE == 1 ]]; then
@@ -39,6 +40,7 @@ if [[ $SMOKE == 1 ]]; then
     judges=(--extractor-steps 4 --classifier-steps 4 --extractor-pixels 32)
     sweep_size=(--images-per-class 4 --cfg 0 1.5 --top-p 0.95 --top-k 0 --temperature 1 --prefix-tokens 0 1)
     speed=(--repeats 1 --batch 2 --width 64 --depth 2 --vqvae-width 32 --vocab-size 64 --patch-nums 1 2 3)
+    drawn=(--top-k 20)
     matrices=(--vqvae-batch 1 --matrix-side 64)
     shard=(--most-mb 1)
 fi
@@ -53,7 +55,7 @@ else
     stage archive "$out/prepared.zip" python results/pack.py images "$data" "$out/prepared.zip"
 fi
 stage sampling_speed "$out/speed/sampling.json" python benchmarks/sampling.py --out-dir "$out/speed" \
-    "${speed[@]}" "${published[@]}"
+    "${speed[@]}" "${drawn[@]}" "${published[@]}"
 stage training_speed "$out/speed/training.json" python benchmarks/training.py --out-dir "$out/speed" \
     "${speed[@]}" "${published[@]}"
 stage matrix_rate "$out/speed/matrix_rate.json" python benchmarks/matrix_rate.py --out-dir "$out/speed" \

@@ -71,8 +71,8 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
 COMMANDS = {"speed": ("sampling_speed", "training_speed", "matrix_rate")}
 MOST_BYTES = 200_000
 LOG_ROWS = 150
-# A longer list is one entry an image, not a number to read.
-MOST_ENTRIES = 64
+# Longer ones are curves, or have one entry an image: no numbers to read.
+MOST_ENTRIES = {list: 24, dict: 64}
 
 
 @dataclass(frozen=True)
@@ -210,12 +210,12 @@ def newest(folder: Path) -> str:
 
 
 def for_print(value: Any) -> Any:
-    """Without absolute paths, which tell of a machine or its user, and without lists of an entry an image."""
+    """Without absolute paths, which tell of a machine or its user, and without curves and lists of an entry an image."""
     if isinstance(value, dict):
         return {
             key: for_print(item)
             for key, item in value.items()
-            if not (isinstance(item, list | dict) and len(item) > MOST_ENTRIES)
+            if type(item) not in MOST_ENTRIES or len(item) <= MOST_ENTRIES[type(item)]
         }
     if isinstance(value, list):
         return [for_print(item) for item in value]
