@@ -210,7 +210,7 @@ def newest(folder: Path) -> str:
 
 
 def for_print(value: Any) -> Any:
-    """Without absolute paths, which tell of a machine or its user, and without curves and lists of an entry an image."""
+    """Without absolute paths, which tell of a machine or its user, and without curves and long lists."""
     if isinstance(value, dict):
         return {
             key: for_print(item)
