@@ -78,7 +78,7 @@ class Settings:
     format: Literal["avif", "png"] = "avif"
 
     # images: quality of AVIF, 1 to 100; the error it makes is printed.
-    quality: int = 90
+    quality: int = 88
 
     # Largest archive (none given: 60) or shard (none given: 15), in millions of bytes.
     most_mb: float = 0.0
