@@ -227,7 +227,7 @@ def test_shards_are_small_and_join_to_the_rounded_model(tiny_vqvae, tmp_path):
 
 
 def test_the_joined_file_is_the_same_wherever_it_is_joined(tiny_vqvae, tmp_path, capsys):
-    """Tokens and transformer name their VQ-VAE by its hash; strings that were one object once gave another."""
+    """Others name the VQ-VAE by its hash; equal strings that are one object once changed it."""
     content, name = pack.read_checkpoint(tiny_vqvae), "".join(["train", "_vqvae.py"])
     content["made_by"] = {"script": name, "settings": {"steps": 3, "device": name, "betas": [0.9, 0.95]}}
     pack.save_checkpoint(tmp_path / "best.pth", content)
