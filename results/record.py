@@ -27,9 +27,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from usvar import cli
+from usvar.checkpoints import read_checkpoint
 from usvar.errors import InputError
 from usvar.files import atomic_path, write_json, write_text
-from usvar.provenance import code_revision
+from usvar.tokens import read_token_maps
 from usvar.training import read_log
 
 # By stage: numbers, figures without real pictures, and figures with them, one a class.
@@ -116,6 +117,12 @@ def record(s: Settings, stage: str) -> None:
         numbers |= prepared(source)
     if (source / "settings.json").is_file():
         made_by = read_json(source / "settings.json")
+    # The settings are written anew when a finished run is started again, by whatever code is there then.
+    for name in ("best.pth", "ar-ckpt-best.pth"):
+        if (source / name).is_file():
+            made_by = read_checkpoint(source / name)["made_by"]
+    if (source / "train" / "tokens_multiscale_maps.npz").is_file():
+        made_by = read_token_maps(source / "train").made_by
     if made_by:
         write_json(target / "settings.json", for_print(made_by))
     if (source / "log.jsonl").is_file():
@@ -125,7 +132,7 @@ def record(s: Settings, stage: str) -> None:
     about = {
         **command_of(s, stage),
         "device": s.device or device_in_words(),
-        "code_revision": made_by.get("code_revision", code_revision()),
+        "code_revision": made_by.get("code_revision"),
     }
     for found in numbers.values():
         found.pop("made_by", None)

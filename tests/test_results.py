@@ -333,6 +333,14 @@ def test_the_record_keeps_numbers_and_no_paths(finished_run, tmp_path):
     assert 100 < len(rows) < 200 and {500, 1000} <= {row["step"] for row in rows}
 
 
+def test_the_revision_is_that_of_the_weights(finished_run, tiny_vqvae, tmp_path):
+    """A finished run that is started again writes its settings anew, by whatever code is there then."""
+    content = pack.read_checkpoint(tiny_vqvae) | {"made_by": {"code_revision": "older", "settings": {}}}
+    pack.save_checkpoint(finished_run / "vqvae" / "best.pth", content)
+    record.main(record.Settings(finished_run, tmp_path / "kept"))
+    assert json.loads((tmp_path / "kept/vqvae/numbers.json").read_text())["code_revision"] == "older"
+
+
 def test_the_record_shows_real_pictures_only_where_a_licence_allows_it(finished_run, tmp_path):
     record.main(record.Settings(finished_run, tmp_path / "kept", shown=("Liver",)))
     figures = {path.name: path.stat().st_size for path in (tmp_path / "kept").rglob("*.png")}
