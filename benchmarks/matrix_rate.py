@@ -1,0 +1,176 @@
+"""Images a second, memory, and which share of the device's own matrix rate the training steps reach.
+
+    python benchmarks/matrix_rate.py --device cuda --dtype bfloat16                 # the mission's size
+    python benchmarks/matrix_rate.py --batch 2 --vqvae-batch 1 --matrix-side 1024   # two cores
+
+First square matrices are multiplied in --dtype: the fastest of --matrix-side and its two halvings is the rate
+that this device really reaches. Then a training step of the VQ-VAE (squared error and VQ loss), one of the
+transformer on token maps, tokenising and sampling with decoding are timed; their floating-point operations
+are counted by PyTorch (torch.utils.flop_counter: matrix products, convolutions and attention, each
+multiplication and addition as one). Writes matrix_rate.json to <out-dir>.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+# A script's own folder is on the path, the repository's root is not.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.measure import as_record, build, cost_of
+from benchmarks.training import Step
+from usvar import cli, training
+from usvar.errors import InputError
+from usvar.files import write_json
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The mission's size; patch numbers of 256 x 256 images."""
+
+    # The JSON file.
+    out_dir: Path = Path("runs/benchmarks")
+
+    # cpu or cuda.
+    device: str = "cpu"
+
+    # Of the networks and of the matrices.
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    # Token maps in a step of the transformer, and images sampled at once.
+    batch: int = 64
+
+    # Images in a step of the VQ-VAE, and tokenised at once.
+    vqvae_batch: int = 32
+
+    # Transformer blocks.
+    depth: int = 6
+
+    # Width of the transformer, a multiple of 64 (a head's width).
+    width: int = 384
+
+    # Width of the VQ-VAE's finest level, a multiple of 32.
+    vqvae_width: int = 64
+
+    # Codes.
+    vocab_size: int = 2048
+
+    # Tokens a side of each scale.
+    patch_nums: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+
+    # Largest side of the matrices.
+    matrix_side: int = 8192
+
+    # Times that each is measured, after one that is not counted; the fastest is given.
+    repeats: int = 5
+
+    # Compile the networks with torch.compile: minutes of compiling.
+    compile: bool = False
+
+
+def matrix_rate(s: Settings, device: torch.device) -> tuple[float, int]:
+    """The most operations a second of a product of two square matrices, and their side."""
+    best = (0.0, 0)
+    for side in (s.matrix_side, s.matrix_side // 2, s.matrix_side // 4):
+        left, right = (
+            torch.randn(side, side, device=device, dtype=getattr(torch, s.dtype)) for _ in range(2)
+        )
+        seconds = fastest(lambda left=left, right=right: left @ right, device, s.repeats)
+        best = max(best, (2 * side**3 / seconds, side))
+    return best
+
+
+def fastest(work: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    """Wall seconds of the fastest call; a first one is not counted."""
+    work()
+    return min(cost_of(work, device).wall_s for _ in range(repeats))
+
+
+def vqvae_step(s: Settings, vae: nn.Module, device: torch.device) -> Callable[[], None]:
+    """A training step of the VQ-VAE on random images, without figures and log."""
+    vae = vae.train().requires_grad_()
+    network = torch.compile(vae) if s.compile else vae
+    optimiser = torch.optim.AdamW(vae.parameters(), lr=1e-4, fused=device.type == "cuda")
+    side = vae.downsample * s.patch_nums[-1]
+    image_B3HW = torch.rand(s.vqvae_batch, 3, side, side, device=device) * 2 - 1
+
+    def step() -> None:
+        with training.autocast(device, getattr(torch, s.dtype)):
+            rebuilt_B3HW, _, vq = network(image_B3HW)
+        loss = (rebuilt_B3HW.float() - image_B3HW).square().mean() + vq
+        loss.backward()
+        training.optimiser_step(list(vae.parameters()), optimiser, 1e-4, 1.0)
+
+    return step
+
+
+def main(s: Settings) -> None:
+    if s.matrix_side < 4 or s.vqvae_batch < 1:
+        raise InputError("--matrix-side must be 4 or more and --vqvae-batch 1 or more")
+    device, dtype = torch.device(s.device), getattr(torch, s.dtype)
+    vae, var, _ = build(s, device)
+    side = vae.downsample * s.patch_nums[-1]
+    image_B3HW = torch.rand(s.vqvae_batch, 3, side, side, device=device) * 2 - 1
+    label_B = torch.arange(s.batch, device=device) % var.num_classes
+
+    def tokenise() -> None:
+        with torch.no_grad(), training.autocast(device, dtype):
+            vae.img_to_idxBl(image_B3HW)
+
+    def sample() -> None:
+        with torch.no_grad(), training.autocast(device, dtype):
+            var.autoregressive_infer_cfg(s.batch, label_B, g_seed=0, cfg=1.5, top_k=900, top_p=0.95)
+
+    rate, matrix_side = matrix_rate(s, device)
+    print(f"{s.dtype} matrices of {matrix_side} x {matrix_side}: {rate / 1e12:.3g} TFLOP/s")
+    on_tokens = Step(s, vae, var, device, **({"compile": True} if s.compile else {}))
+    work = {
+        "tokenise": (tokenise, s.vqvae_batch),
+        "sample and decode": (sample, s.batch),
+        "training step, transformer": (on_tokens.run, s.batch),
+        # Last: it lets the VQ-VAE, which the others use, train.
+        "training step, VQ-VAE": (vqvae_step(s, vae, device), s.vqvae_batch),
+    }
+    rows = {}
+    for name, (call, images) in tqdm(work.items(), desc="measure", file=sys.stdout):
+        vae.train(name == "training step, VQ-VAE")
+        with FlopCounterMode(display=False) as counter:
+            call()
+        operations = counter.get_total_flops()
+        seconds = fastest(call, device, s.repeats)
+        rows[name] = {
+            "images": images,
+            "seconds": seconds,
+            "images_per_s": images / seconds,
+            "operations": operations,
+            "operations_per_s": operations / seconds,
+            "share_of_matrix_rate": operations / seconds / rate,
+            "extra_peak_mb": cost_of(call, device, memory=True).peak_mb,
+        }
+    print(f"{'':26}  images/s   TFLOP/s  of the matrix rate  extra MB")
+    for name, row in rows.items():
+        print(
+            f"{name:26}  {row['images_per_s']:8.2f}  {row['operations_per_s'] / 1e12:8.3f}  "
+            f"{row['share_of_matrix_rate']:18.1%}  {row['extra_peak_mb']:8.0f}"
+        )
+    write_json(
+        s.out_dir / "matrix_rate.json",
+        {
+            "made_by": as_record(s, "benchmarks/matrix_rate.py", {}),
+            "matrix_operations_per_s": rate,
+            "matrix_side": matrix_side,
+            "rows": rows,
+        },
+    )
+    print(f"see {s.out_dir / 'matrix_rate.json'}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Settings, __doc__)

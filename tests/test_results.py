@@ -1,0 +1,460 @@
+"""results/: the share kept back, archive and shards, the record, and every recipe at its smallest size."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from raw_trees import plant, save, speckle
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "results"))
+
+import hold_back
+import pack
+import record
+
+ROOT = Path(__file__).parent.parent
+RECIPES = ("real_128_cpu.sh", "real_256_gpu.sh")
+
+
+@pytest.fixture(scope="session")
+def raw_root(tmp_path_factory) -> Path:
+    """Liver and thyroid in their publishers' layouts, without what is kept back: 42 pictures a class."""
+    root, number = tmp_path_factory.mktemp("raw"), 0
+    for name in (
+        "AUL/Benign/image/{}.jpg",
+        "AUL/Malignant/image/{}.jpg",
+        "AUL/Normal/image/{}.jpg",
+        "DDTI/{}_1.jpg",
+    ):
+        paths = [name.format(i) for i in range(1, 60)]
+        paths = [path for path in paths if not hold_back.reason(path, path.split("/")[0])][:42]
+        plant(root, *paths, first=number)
+        number += len(paths)
+    return root
+
+
+def recipe(name: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    """Run a recipe on two cores with this Python."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", ROOT / "results" / name, *map(str, arguments)],
+        env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def fails(code: int, *command: object) -> str:
+    """Run a script of results/, which must end with `code` and one line; returns the line."""
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    return done.stderr
+
+
+# ---- the share kept back
+
+
+@pytest.mark.parametrize(
+    ("dataset", "kept", "held"),
+    [
+        ("BUSI", "BUSI/benign/benign (100).png", "BUSI/benign/benign (10).png"),
+        ("HC18", "HC18/training_set/403_2HC.png", "HC18/training_set/002_HC.png"),
+        ("DDTI", "DDTI/20_1.jpg", "DDTI/65_2.jpg"),
+        ("AUL", "AUL/Normal/image/10.jpg", "AUL/Normal/image/11.jpg"),
+    ],
+)
+def test_the_key_of_a_set_decides(dataset, kept, held):
+    assert hold_back.reason(kept, dataset) == ""
+    assert hold_back.reason(held, dataset) != ""
+
+
+def test_pictures_that_belong_together_have_one_key():
+    pairs = {
+        "HC18": ("HC18/training_set/403_HC.png", "HC18/training_set/403_2HC.png"),
+        "DDTI": ("DDTI/65_1.jpg", "DDTI/65_2.jpg"),
+        "CAMUS": ("CAMUS/x/patient0007_4CH_ED.png", "CAMUS/x/patient0007_2CH_ES.nii.gz"),
+        "COVID-LUS": ("l/covid/Cov-Atlas+(44).gif_frame3.jpg", "pocus_videos/convex/Cov-Atlas+(44).gif"),
+    }
+    for dataset, (first, second) in pairs.items():
+        assert hold_back.key_of(first, dataset) == hold_back.key_of(second, dataset)
+    # Numbers of livers start again in each class.
+    assert hold_back.key_of("AUL/Normal/image/7.jpg", "AUL") != hold_back.key_of(
+        "AUL/Benign/image/7.jpg", "AUL"
+    )
+
+
+def test_a_lung_video_without_a_licence_goes():
+    assert (
+        hold_back.reason("x/image_dataset/covid/Cov-Unheard-Of.gif_frame3.jpg", "COVID-LUS")
+        == "no open licence"
+    )
+    assert hold_back.reason("x/image_dataset/covid/Cov-Atlas+(44).gif_frame3.jpg", "COVID-LUS") == ""
+
+
+def test_listing_removing_and_refusing(tmp_path):
+    plant(tmp_path, *(f"DDTI/{name}.jpg" for name in ("20_1", "65_1", "65_2")), "Mine/Heart/a.png")
+    script = ROOT / "results" / "hold_back.py"
+    assert "2 files" in fails(2, script, "refuse", "--raw-root", tmp_path)
+    for mode in ("list", "remove"):
+        command = [sys.executable, script, mode, "--raw-root", tmp_path]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout == "DDTI\tcase65\tDDTI/65_1.jpg\nDDTI\tcase65\tDDTI/65_2.jpg\n"
+    assert [path.name for path in sorted(tmp_path.rglob("*.*g"))] == ["20_1.jpg", "a.png"]
+    subprocess.run([sys.executable, script, "refuse", "--raw-root", tmp_path], check=True)
+
+
+def test_names_of_another_copy_are_refused():
+    with pytest.raises(hold_back.InputError, match="not in the layout"):
+        hold_back.key_of("DDTI/image/0001.PNG", "DDTI")
+
+
+# ---- archive of pictures
+
+
+@pytest.fixture
+def prepared(tmp_path) -> Path:
+    """A small prepared folder with a manifest."""
+    folder = tmp_path / "prepared"
+    lines = ["file,sha256"]
+    for number, name in enumerate(("train/Heart/a", "train/Liver/b", "val/Heart/c", "test/Liver/d")):
+        picture = Image.fromarray(speckle(number, 64, 64)).convert("RGB")
+        save(folder / f"{name}.png", np.asarray(picture), compress_level=3)
+        lines.append(f"{name}.png,{'0' * 64}")
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def settings(mode: str, source: Path, target: Path, **more: object) -> pack.Settings:
+    return pack.Settings(mode, source, target, **more)
+
+
+def pixels(folder: Path) -> dict[str, np.ndarray]:
+    return {
+        path.relative_to(folder).as_posix(): np.asarray(Image.open(path)).astype(int)
+        for path in folder.rglob("*.png")
+    }
+
+
+def test_lossless_archive_brings_back_the_same_files(prepared, tmp_path):
+    archive, again = tmp_path / "a.zip", tmp_path / "again"
+    pack.main(settings("images", prepared, archive, format="png"))
+    pack.main(settings("unpack", archive, again))
+    for path in prepared.rglob("*.png"):
+        assert (again / path.relative_to(prepared)).read_bytes() == path.read_bytes()
+    assert json.loads((again / pack.PACKED).read_text())["psnr_db_lowest"] == 100
+    # The hashes are those of the pixels.
+    assert "0" * 64 not in (again / "manifest.csv").read_text()
+    second = tmp_path / "b.zip"
+    pack.main(settings("images", prepared, second, format="png"))
+    assert second.read_bytes() == archive.read_bytes()
+
+
+def test_nearly_lossless_archive_is_smaller_and_says_its_error(prepared, tmp_path):
+    sizes = {}
+    for name in ("png", "avif"):
+        pack.main(settings("images", prepared, tmp_path / f"{name}.zip", format=name))
+        sizes[name] = (tmp_path / f"{name}.zip").stat().st_size
+    pack.main(settings("unpack", tmp_path / "avif.zip", tmp_path / "again"))
+    before, after = pixels(prepared), pixels(tmp_path / "again")
+    assert before.keys() == after.keys() and sizes["avif"] < 0.8 * sizes["png"]
+    psnr_db = [10 * np.log10(255**2 / ((before[name] - after[name]) ** 2).mean()) for name in before]
+    about = json.loads((tmp_path / "again" / pack.PACKED).read_text())
+    assert min(psnr_db) == pytest.approx(about["psnr_db_lowest"], abs=1e-6) and min(psnr_db) > 38
+    assert np.mean(psnr_db) == pytest.approx(about["psnr_db_mean"], abs=1e-6)
+
+
+def test_an_archive_that_is_too_large_leaves_nothing(prepared, tmp_path):
+    with pytest.raises(pack.InputError, match="lower --quality"):
+        pack.main(settings("images", prepared, tmp_path / "a.zip", most_mb=0.005))
+    assert list(tmp_path.iterdir()) == [prepared]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "no archive", "absent"])
+def test_a_damaged_archive_is_one_line_and_leaves_nothing(prepared, tmp_path, damage):
+    archive = tmp_path / "a.zip"
+    pack.main(settings("images", prepared, archive, format="png"))
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    archive.write_bytes(b"not a zip" if damage == "no archive" else content)
+    if damage == "absent":
+        archive.unlink()
+    with pytest.raises(pack.InputError, match="bring it again"):
+        pack.main(settings("unpack", archive, tmp_path / "again"))
+    assert {path.name for path in tmp_path.iterdir()} <= {"prepared", "a.zip"}
+
+
+def test_no_shards_are_one_line_and_code_2(tmp_path):
+    line = fails(2, ROOT / "results" / "pack.py", "join", tmp_path, tmp_path / "joined.pth")
+    assert "bring all files again" in line
+
+
+def test_a_folder_with_files_is_not_written_to(prepared, tmp_path):
+    pack.main(settings("images", prepared, tmp_path / "a.zip", format="png"))
+    with pytest.raises(pack.InputError, match="is there already"):
+        pack.main(settings("unpack", tmp_path / "a.zip", prepared))
+
+
+# ---- weights in shards
+
+
+def test_shards_are_small_and_join_to_the_rounded_model(tiny_vqvae, tmp_path):
+    pack.main(settings("shard", tiny_vqvae, tmp_path / "w", most_mb=1))
+    shards = sorted((tmp_path / "w").glob("*.safetensors"))
+    assert len(shards) > 1 and all(path.stat().st_size < 1e6 for path in shards)
+    pack.main(settings("join", tmp_path / "w", tmp_path / "joined.pth"))
+    before, after = pack.read_checkpoint(tiny_vqvae), pack.read_checkpoint(tmp_path / "joined.pth")
+    assert list(before["model"]) == list(after["model"]) and before["config"] == after["config"]
+    changed = 0
+    for key, value in before["model"].items():
+        assert after["model"][key].dtype == value.dtype
+        wanted = value.bfloat16().to(value.dtype) if value.is_floating_point() else value
+        assert torch.equal(after["model"][key], wanted)
+        changed += not torch.equal(after["model"][key], value)
+    assert changed > 10
+    assert after["made_by"]["rounded_to"] == "bfloat16"
+
+
+def test_the_joined_file_is_the_same_wherever_it_is_joined(tiny_vqvae, tmp_path, capsys):
+    """Others name the VQ-VAE by its hash; equal strings that are one object once changed it."""
+    content, name = pack.read_checkpoint(tiny_vqvae), "".join(["train", "_vqvae.py"])
+    content["made_by"] = {"script": name, "settings": {"steps": 3, "device": name, "betas": [0.9, 0.95]}}
+    pack.save_checkpoint(tmp_path / "best.pth", content)
+    pack.main(settings("shard", tmp_path / "best.pth", tmp_path / "w", most_mb=1))
+    shutil.copytree(tmp_path / "w", tmp_path / "elsewhere")
+    pack.main(settings("join", tmp_path / "w", tmp_path / "first.pth"))
+    pack.main(settings("join", tmp_path / "elsewhere", tmp_path / "second.pth"))
+    assert (tmp_path / "first.pth").read_bytes() == (tmp_path / "second.pth").read_bytes()
+    assert "note" not in capsys.readouterr().err
+    assert load_both(tmp_path / "first.pth").sha256 == load_both(tmp_path / "second.pth").sha256
+
+
+def load_both(path: Path) -> pack.Any:
+    from usvar.checkpoints import load_vqvae
+
+    return load_vqvae(path)
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped", "no index", "a path"])
+def test_damaged_or_missing_shards_are_one_line(tiny_vqvae, tmp_path, damage):
+    folder = tmp_path / "w"
+    pack.main(settings("shard", tiny_vqvae, folder, most_mb=1))
+    shard = min(folder.glob("*.safetensors"))
+    if damage == "missing":
+        shard.unlink()
+    elif damage == "flipped":
+        content = bytearray(shard.read_bytes())
+        content[-1] ^= 1
+        shard.write_bytes(content)
+    elif damage == "no index":
+        (folder / pack.INDEX).unlink()
+    else:
+        index = (folder / pack.INDEX).read_text()
+        (folder / pack.INDEX).write_text(index.replace(shard.name, f"../w/{shard.name}"))
+    with pytest.raises(pack.InputError, match="bring") as error:
+        pack.main(settings("join", folder, tmp_path / "joined.pth"))
+    assert shard.name in str(error.value) or damage == "no index"
+    assert not (tmp_path / "joined.pth").exists()
+
+
+def test_a_tensor_larger_than_a_shard_is_named(tiny_vqvae, tmp_path):
+    with pytest.raises(pack.InputError, match=r"encoder|decoder"):
+        pack.main(settings("shard", tiny_vqvae, tmp_path / "w", most_mb=0.1))
+
+
+# ---- the record
+
+
+@pytest.fixture
+def finished_run(tmp_path) -> Path:
+    """What record.py reads of a run of the VQ-VAE and of its reconstructions."""
+    run = tmp_path / "run"
+    made_by = {
+        "code_revision": "abc",
+        "settings": {"data_root": "/home/someone/data", "out_dir": "runs/x", "steps": 9},
+    }
+    (run / "vqvae").mkdir(parents=True)
+    (run / "vqvae" / "settings.json").write_text(json.dumps(made_by))
+    rows = [{"step": i, "train_sse": 1.0} for i in range(1, 1001)]
+    rows[499] |= {"val_total": 1.0, "val_psnr_db": 25.0}
+    rows[999] |= {"val_total": 2.0, "val_psnr_db": 24.0}
+    (run / "vqvae" / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save(
+        run / "vqvae" / "loss_curves.png",
+        np.random.default_rng(0).integers(0, 255, (700, 700, 3), dtype=np.uint8),
+    )
+    save(run / "vqvae" / "reconstructions.png", speckle(1))
+    (run / "reconstructions").mkdir()
+    (run / "reconstructions" / "reconstruction_metrics.json").write_text(
+        json.dumps({"made_by": made_by, "psnr": 1})
+    )
+    for name in ("Heart", "Liver"):
+        save(run / "reconstructions" / f"scales_{name}.png", speckle(2))
+    (run / "commands").mkdir()
+    (run / "commands" / "vqvae.txt").write_text(
+        "python train_vqvae.py --data-root /home/someone/data --steps 9\n"
+    )
+    (run / "commands" / "times.csv").write_text(
+        "vqvae,2026-01-01T00:00:00Z,60,143\nvqvae,2026-01-02T00:00:00Z,5,0\n"
+    )
+    return run
+
+
+def test_the_record_keeps_numbers_and_no_paths(finished_run, tmp_path):
+    record.main(
+        record.Settings(
+            finished_run, tmp_path / "kept", shown=("Liver",), device="two cores", command="make it"
+        )
+    )
+    kept = tmp_path / "kept" / "vqvae"
+    numbers = json.loads((kept / "numbers.json").read_text())
+    assert numbers["command"] == "python train_vqvae.py --data-root data --steps 9"
+    assert (numbers["date"], numbers["seconds"]) == ("2026-01-02", 65)
+    assert (numbers["code_revision"], numbers["device"]) == ("abc", "two cores")
+    other = json.loads((tmp_path / "kept" / "reconstructions" / "numbers.json").read_text())
+    assert other["command"] == "make it" and other["date"] == f"{datetime.now(UTC):%Y-%m-%d}"
+    assert (
+        numbers["numbers"]["best_on_val"]["step"] == 500 and numbers["numbers"]["last_on_val"]["step"] == 1000
+    )
+    everything = "".join(path.read_text() for path in (tmp_path / "kept").rglob("*.json*"))
+    assert "someone" not in everything and str(tmp_path) not in everything
+    rows = record.read_log(kept / "log.jsonl")
+    assert 100 < len(rows) < 200 and {500, 1000} <= {row["step"] for row in rows}
+
+
+def test_the_revision_is_that_of_the_weights(finished_run, tiny_vqvae, tmp_path):
+    """A finished run that is started again writes its settings anew, by whatever code is there then."""
+    content = pack.read_checkpoint(tiny_vqvae) | {"made_by": {"code_revision": "older", "settings": {}}}
+    pack.save_checkpoint(finished_run / "vqvae" / "best.pth", content)
+    record.main(record.Settings(finished_run, tmp_path / "kept"))
+    assert json.loads((tmp_path / "kept/vqvae/numbers.json").read_text())["code_revision"] == "older"
+
+
+def test_the_record_shows_real_pictures_only_where_a_licence_allows_it(finished_run, tmp_path):
+    record.main(record.Settings(finished_run, tmp_path / "kept", shown=("Liver",)))
+    figures = {path.name: path.stat().st_size for path in (tmp_path / "kept").rglob("*.png")}
+    assert set(figures) == {"loss_curves.png", "scales_Liver.png"}
+    assert max(figures.values()) <= record.MOST_BYTES
+    assert (finished_run / "vqvae" / "loss_curves.png").stat().st_size > record.MOST_BYTES
+
+
+def test_a_figure_over_several_classes_needs_all_of_them_shown(tmp_path):
+    run, image = tmp_path / "run", "processed/val/Heart/x.png"
+    for name in ("Heart", "Liver"):
+        save(run / "samples" / "scale_1_K1" / "tp" / name / "0.png", speckle(1))
+    save(run / "samples" / "sweep_tp.png", speckle(3))
+    save(run / "edits" / "before_after.png", speckle(4))
+    (run / "edits" / "edit.json").write_text(json.dumps({"made_by": {"settings": {"image": image}}}))
+    kept = {}
+    for shown in (("Liver",), ("Heart", "Liver")):
+        out_dir = tmp_path / "-".join(shown)
+        record.main(record.Settings(run, out_dir, shown=shown))
+        kept[shown] = {path.name for path in out_dir.rglob("*.png")}
+    assert list(kept.values()) == [
+        set(),
+        {"sweep_tp.png", "before_after.png"},
+    ]
+
+
+def test_no_run_is_one_line(tmp_path):
+    line = fails(2, ROOT / "results" / "record.py", "--run", tmp_path, "--out-dir", tmp_path / "kept")
+    assert "no folder of a stage" in line and not (tmp_path / "kept").exists()
+
+
+# ---- the recipes
+
+
+@pytest.mark.parametrize("smoke", ["0", "1"])
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("raw", ["data/raw", "prepared.zip"])
+def test_every_command_of_a_recipe_is_one_that_its_script_takes(name, smoke, raw):
+    done = recipe(name, raw, "runs/none", DRY="1", SMOKE=smoke, PUBLISHED="checkout")
+    commands = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0 and len(commands) >= 12
+    for python, script, *flags in commands:
+        assert python == "python"
+        module = runpy_settings(script)
+        module.cli.parse(module.Settings, module.__doc__, flags)
+    assert not (ROOT / "runs" / "none").exists()
+
+
+def runpy_settings(script: str) -> pack.Any:
+    """The module of a script; its folder is on the path, as when it is run."""
+    folder, name = (ROOT / script).parent, Path(script).stem
+    sys.path.insert(0, str(folder))
+    try:
+        return __import__(name)
+    finally:
+        sys.path.remove(str(folder))
+
+
+def stand_in(folder: Path, text: str) -> dict[str, str]:
+    """A `python` that does what `text` says, to see how the stages are run."""
+    path = folder / "bin" / "python"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/bash\necho \"$@\" >> '{folder}/calls'\n{text}\n")
+    path.chmod(0o755)
+    return {"PATH": f"{path.parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def test_a_piece_that_is_over_says_so_with_143_and_the_same_command_goes_on(tmp_path):
+    slow = stand_in(tmp_path, "trap 'exit 143' TERM; for _ in {1..300}; do sleep 0.1; done")
+    done = recipe(RECIPES[0], "raw", tmp_path / "run", "vqvae", "tokens", PIECE_SECONDS="2", **slow)
+    assert done.returncode == 143 and "give the same command again" in done.stderr
+    quick = stand_in(tmp_path, "exit 0")
+    done = recipe(RECIPES[0], "raw", tmp_path / "run", "vqvae", "tokens", PIECE_SECONDS="60", **quick)
+    assert done.returncode == 0
+    called = [line.split()[0] for line in (tmp_path / "calls").read_text().splitlines()]
+    assert called == ["train_vqvae.py", "train_vqvae.py", "tokenize_multiscale_maps.py"]
+    rows = [row.split(",") for row in (tmp_path / "run/commands/times.csv").read_text().splitlines()]
+    assert [(row[0], row[3]) for row in rows] == [("vqvae", "143"), ("vqvae", "0"), ("tokens", "0")]
+
+
+def test_a_stage_that_fails_ends_the_recipe_with_its_code(tmp_path):
+    done = recipe(RECIPES[0], "raw", tmp_path / "run", **stand_in(tmp_path, "exit 2"))
+    assert done.returncode == 2 and len((tmp_path / "calls").read_text().splitlines()) == 1
+
+
+def test_a_finished_stage_is_not_run_and_an_unknown_one_is_refused(tmp_path):
+    (tmp_path / "run" / "sweep").mkdir(parents=True)
+    (tmp_path / "run" / "sweep" / "chosen.json").touch()
+    done = recipe(RECIPES[0], "raw", tmp_path / "run", "sweep", "sweeep", **stand_in(tmp_path, "exit 0"))
+    assert done.returncode == 2 and "no stage is called sweeep" in done.stderr
+    assert "nothing to do" in done.stdout and not (tmp_path / "calls").exists()
+
+
+def test_the_first_stages_run_at_their_smallest_size(raw_root, tmp_path):
+    stages = ("held_back", "processed", "vqvae", "tokens", "var", "record")
+    done = recipe(RECIPES[0], raw_root, tmp_path / "run", *stages, SMOKE="1")
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "run" / "record" / "var" / "numbers.json").read_text())
+    assert numbers["numbers"]["best_on_val"]["val_mean"] > 0 and numbers["seconds"] >= 0
+    again = recipe(RECIPES[0], raw_root, tmp_path / "run", "vqvae", SMOKE="1")
+    assert again.returncode == 0 and "nothing to do" in again.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_whole_recipe_runs_at_its_smallest_size(name, raw_root, tmp_path):
+    done = recipe(name, raw_root, tmp_path / "run", SMOKE="1")
+    assert done.returncode == 0, done.stderr
+    kept = {path.parent.name for path in (tmp_path / "run" / "record").rglob("numbers.json")}
+    assert {"processed", "vqvae", "reconstructions", "var", "sweep", "samples", "edits", "evaluation"} <= kept
+    if name == RECIPES[1]:
+        assert {"speed", "recipes"} <= kept
+        # From the archive that the first run made, on a machine without the raw pictures.
+        done = recipe(
+            name, tmp_path / "run" / "prepared.zip", tmp_path / "other", "processed", "vqvae", SMOKE="1"
+        )
+        assert done.returncode == 0, done.stderr
