@@ -1,6 +1,7 @@
 """What the benchmarks of the networks share: time and memory of two ways to do one thing, side by side."""
 
 import ctypes
+import gc
 import json
 import resource
 import statistics
@@ -53,6 +54,7 @@ def cost_of(work: Callable[[], Any], device: torch.device, memory: bool = False)
             it. That makes the call slower, so memory and time are of different calls.
     """
     on_gpu = device.type == "cuda"
+    gc.collect()  # or Python frees what others left, in the middle of the work, and the peak is too low
     if on_gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
