@@ -20,6 +20,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -30,7 +31,7 @@ from usvar import cli
 from usvar.checkpoints import read_checkpoint
 from usvar.errors import InputError
 from usvar.files import atomic_path, write_json, write_text
-from usvar.tokens import read_token_maps
+from usvar.tokens import TokenMaps, read_token_maps, scale_slices
 from usvar.training import read_log
 
 # By stage: numbers, figures without real pictures, and figures with them, one a class.
@@ -122,7 +123,9 @@ def record(s: Settings, stage: str) -> None:
         if (source / name).is_file():
             made_by = read_checkpoint(source / name)["made_by"]
     if (source / "train" / "tokens_multiscale_maps.npz").is_file():
-        made_by = read_token_maps(source / "train").made_by
+        maps = read_token_maps(source / "train")
+        made_by = maps.made_by
+        numbers |= codes_in_use(maps)
     if made_by:
         write_json(target / "settings.json", for_print(made_by))
     if (source / "log.jsonl").is_file():
@@ -135,7 +138,8 @@ def record(s: Settings, stage: str) -> None:
         "code_revision": made_by.get("code_revision"),
     }
     for found in numbers.values():
-        found.pop("made_by", None)
+        if isinstance(found, dict):
+            found.pop("made_by", None)
     write_json(target / "numbers.json", for_print(about | {"numbers": numbers}))
     shown = {pattern.format(name) for pattern in with_pictures for name in s.shown}
     if forbidden := real_classes(source, stage, made_by) - set(s.shown):
@@ -172,6 +176,16 @@ def prepared(source: Path) -> dict[str, Any]:
         "rejected": dict(rejected),
         "left_out": dict(left_out),
     }
+
+
+def codes_in_use(maps: TokenMaps) -> dict[str, Any]:
+    """Share of the codes that the pictures of a split use as they are, without augmented views."""
+    idx_NL = maps.idx_NL[maps.view_N == 0]
+    spans = zip(maps.patch_nums, scale_slices(maps.patch_nums), strict=True)
+    by_scale = {f"{side} x {side}": np.unique(idx_NL[:, span]).size for side, span in spans}
+    by_scale["all"] = np.unique(idx_NL).size
+    shares = {name: round(count / maps.vocab_size, 4) for name, count in by_scale.items()}
+    return {"pictures": len(idx_NL), "share_of_codes_in_use": shares}
 
 
 def thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -440,6 +440,11 @@ def test_the_first_stages_run_at_their_smallest_size(raw_root, tmp_path):
     assert done.returncode == 0, done.stderr
     numbers = json.loads((tmp_path / "run" / "record" / "var" / "numbers.json").read_text())
     assert numbers["numbers"]["best_on_val"]["val_mean"] > 0 and numbers["seconds"] >= 0
+    numbers = json.loads((tmp_path / "run" / "record" / "tokens" / "numbers.json").read_text())["numbers"]
+    used, pictures = numbers["share_of_codes_in_use"], numbers["pictures"]
+    assert used["1 x 1"] <= used["all"] <= 1 and pictures == len(
+        list((tmp_path / "run").glob("*/train/*/*.png"))
+    )
     again = recipe(RECIPES[0], raw_root, tmp_path / "run", "vqvae", SMOKE="1")
     assert again.returncode == 0 and "nothing to do" in again.stdout
 
