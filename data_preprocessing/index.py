@@ -82,8 +82,7 @@ class Index:
         with closing(self.db):
             there = _is_whole(path)
             if not there:
-                # A journal without its database would be taken for that of the next one.
-                path.with_name(f"{INDEX}-journal").unlink(missing_ok=True)
+                # SQLite drops a journal that lies beside a new database.
                 path.unlink(missing_ok=True)
             self.db.commit()
             self.db.execute("ATTACH ? AS lasting", (str(path),))

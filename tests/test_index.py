@@ -138,6 +138,23 @@ def test_what_a_kill_leaves_half_written_is_undone(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [INDEX]
 
 
+@pytest.mark.parametrize("left", [None, b"", b"no database"])
+def test_a_journal_whose_index_was_lost_is_harmless(tmp_path, left):
+    process = multiprocessing.get_context("fork").Process(target=_killed, args=(tmp_path,))
+    process.start()
+    process.join(60)
+    (tmp_path / INDEX).unlink()
+    if left is not None:
+        (tmp_path / INDEX).write_bytes(left)
+    for known in (0, 5):
+        index = Index()
+        with index.opened(tmp_path):
+            assert index.count("look") == known
+            for n, each in enumerate(filled(index, 5)):
+                index.add_look(each, look(n))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [INDEX]
+
+
 def test_a_block_that_fails_saves_what_is_known(tmp_path):
     index = Index()
     with pytest.raises(ZeroDivisionError), index.opened(tmp_path):
