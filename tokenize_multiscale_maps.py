@@ -20,8 +20,7 @@ import torch
 from tqdm import tqdm
 
 from models import VQVAE
-from models.helpers import scale_spans
-from models.quant import code_counts, perplexity, usage
+from models.quant import perplexity, usage
 from usvar import checkpoints, cli, distributed, images, provenance, tokens, training
 from usvar.augment import augment, draw_parameters
 from usvar.errors import InputError
@@ -214,10 +213,7 @@ def without_paths(made_by: dict) -> dict:
 
 def report(split: str, idx_NL: np.ndarray, patch_nums: tuple[int, ...], vocab_size: int) -> None:
     """One line a scale: how much of the codebook its tokens use."""
-    counts_SV = torch.zeros(len(patch_nums), vocab_size, dtype=torch.long)
-    for rows in training.batches(len(idx_NL), tokens.BLOCK):
-        block = torch.from_numpy(idx_NL[rows.start : rows.stop].astype(np.int64))
-        counts_SV += code_counts([block[:, a:b] for a, b in scale_spans(patch_nums)], vocab_size)
+    counts_SV = tokens.code_counts_of(idx_NL, patch_nums, vocab_size)
     print(
         f"{split}: {len(idx_NL)} token maps of {idx_NL.shape[1]} tokens, "
         f"{usage(counts_SV.sum(0)):.0%} of codes in use"

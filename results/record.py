@@ -20,18 +20,18 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
 # A script sees only its own folder; the shared packages lie one level up.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from models.quant import usage
 from usvar import cli
 from usvar.checkpoints import read_checkpoint
 from usvar.errors import InputError
 from usvar.files import atomic_path, write_json, write_text
-from usvar.tokens import TokenMaps, read_token_maps, scale_slices
+from usvar.tokens import TokenMaps, code_counts_of, read_token_maps
 from usvar.training import read_log
 
 # By stage: numbers, figures without real pictures, and figures with them, one a class.
@@ -181,10 +181,10 @@ def prepared(source: Path) -> dict[str, Any]:
 def codes_in_use(maps: TokenMaps) -> dict[str, Any]:
     """Share of the codes that the pictures of a split use as they are, without augmented views."""
     idx_NL = maps.idx_NL[maps.view_N == 0]
-    spans = zip(maps.patch_nums, scale_slices(maps.patch_nums), strict=True)
-    by_scale = {f"{side} x {side}": np.unique(idx_NL[:, span]).size for side, span in spans}
-    by_scale["all"] = np.unique(idx_NL).size
-    shares = {name: round(count / maps.vocab_size, 4) for name, count in by_scale.items()}
+    counts_SV = code_counts_of(idx_NL, maps.patch_nums, maps.vocab_size)
+    names = [*(f"{side} x {side}" for side in maps.patch_nums), "all"]
+    used = [*usage(counts_SV).tolist(), usage(counts_SV.sum(0)).item()]
+    shares = {name: round(share, 4) for name, share in zip(names, used, strict=True)}
     return {"pictures": len(idx_NL), "share_of_codes_in_use": shares}
 
 

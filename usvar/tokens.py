@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.helpers import split_scales
+from models.quant import code_counts
 from usvar.checkpoints import Loaded, refuse_class_names
 from usvar.errors import InputError
 from usvar.files import atomic_path, write_json
@@ -330,6 +332,15 @@ def rows_of_class(maps: TokenMaps, label: int) -> np.ndarray:
     if not len(rows):
         raise InputError(f"{maps.file} has no image of class {maps.classes[label]}: choose another split")
     return rows
+
+
+def code_counts_of(idx_NL: np.ndarray, patch_nums: Sequence[int], vocab_size: int) -> Tensor:
+    """How often token maps use each code in each scale, (S, V); maps on the disk are read block by block."""
+    counts_SV = torch.zeros(len(patch_nums), vocab_size, dtype=torch.long)
+    for start in range(0, len(idx_NL), BLOCK):
+        block_BL = torch.from_numpy(idx_NL[start : start + BLOCK].astype(np.int64))
+        counts_SV += code_counts(split_scales(block_BL, patch_nums), vocab_size)
+    return counts_SV
 
 
 def frequency_scores(train: TokenMaps, other: TokenMaps) -> dict[str, tuple[np.ndarray, np.ndarray]]:
