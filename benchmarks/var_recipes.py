@@ -171,17 +171,16 @@ def sample_measure(s: Settings, vae: VQVAE, device: torch.device) -> tuple[Calla
     files = {split: images.find_images(s.data_root, split, classes) for split in ("train", "val")}
     side = images.image_size(files["train"])
     train, val = (images.read_images(found, range(len(found)), side) for found in files.values())
-    net = extractor.train_classifier(
-        extractor.EXTRACTOR_SHAPE,
+    network = extractor.train_extractor(
         train,
         files["train"].label_N,
         len(classes),
         s.extractor_pixels,
         s.extractor_steps,
+        64,
         s.seed,
         device,
     )
-    network = extractor.make_extractor(net, train, s.extractor_pixels, 64, s.seed, device)
     wanted_ND = extractor.features(network, judging.rebuild(vae, val, 32))
 
     def measure(grey_NHW: np.ndarray) -> tuple[float, float]:

@@ -33,7 +33,7 @@ from usvar import cli, distributed, images, judging, losses, plots, provenance, 
 from usvar.checkpoints import load_vqvae
 from usvar.errors import InputError
 from usvar.evaluation import kernel_distance
-from usvar.extractor import EXTRACTOR_SHAPE, Extractor, features, make_extractor, train_classifier
+from usvar.extractor import Extractor, features, train_extractor
 from usvar.files import write_json
 
 # Of the predecessor's recipe; VQ is added to a sum of squared errors as it is, see `recipes`.
@@ -161,17 +161,16 @@ def prepare_judging(s: Settings, splits: dict[str, images.ImageFiles], side: int
     device = distributed.start(s.device).device
     grey = {name: images.decoded(files, side, s.out_dir / "cache") for name, files in splits.items()}
     train = splits["train"]
-    net = train_classifier(
-        EXTRACTOR_SHAPE,
+    extractor = train_extractor(
         grey["train"],
         train.label_N,
         len(train.classes),
         min(64, side),
         s.extractor_steps,
+        judging.FEATURE_DIMS,
         s.seed,
         device,
     )
-    extractor = make_extractor(net, grey["train"], min(64, side), judging.FEATURE_DIMS, s.seed, device)
     return Judged(grey["train"], splits["val"], grey["val"], extractor, features(extractor, grey["val"]))
 
 
@@ -321,7 +320,7 @@ def draw(path: Path, table: dict[str, dict[str, Any]]) -> None:
         ("perplexity by scale, train", "tokens a side", lambda row: (row["sides"], row["perplexity"])),
     ]
     below_axes = below.subplots(2, 3).ravel()
-    for axis, (title, x_label, series) in zip(below_axes, panels, strict=False):
+    for axis, (title, x_label, series) in zip(below_axes[: len(panels)], panels, strict=True):
         for name, colour in zip(detailed, plots.COLOURS, strict=False):
             axis.plot(*series(table[name]), marker="o", markersize=3, color=colour, label=name)
         axis.set_title(title)

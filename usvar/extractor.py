@@ -332,6 +332,21 @@ def make_extractor(
     return extractor
 
 
+def train_extractor(
+    grey_NHW: np.ndarray,
+    label_N: np.ndarray,
+    num_classes: int,
+    pixels: int,
+    steps: int,
+    dims: int,
+    seed: int,
+    device: torch.device,
+) -> Extractor:
+    """Extractor from a network trained on the classes; see `train_classifier` and `make_extractor`."""
+    net = train_classifier(EXTRACTOR_SHAPE, grey_NHW, label_N, num_classes, pixels, steps, seed, device)
+    return make_extractor(net, grey_NHW, pixels, dims, seed, device)
+
+
 @torch.no_grad()
 def features(extractor: Extractor, grey_NHW: np.ndarray) -> np.ndarray:
     """Features (N, D) float32 of uint8 images."""
