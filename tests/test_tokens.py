@@ -169,3 +169,11 @@ def test_frequency_baselines_are_right_as_often_as_their_likeliest_code(tmp_path
     scores = tokens.frequency_scores(found, found)
     np.testing.assert_allclose(scores["unigram"][1], [0.5, 0.9, 0.9])
     np.testing.assert_allclose(scores["class_position"][1], [1.0, 0.9, 0.9])
+
+
+def test_codes_are_counted_over_all_blocks(monkeypatch):
+    monkeypatch.setattr(tokens, "BLOCK", 3)
+    idx_NL = np.random.default_rng(0).integers(0, 7, (10, 5), dtype=np.uint16)
+    counts_SV = tokens.code_counts_of(idx_NL, (1, 2), 7)
+    wanted = [np.bincount(part.ravel(), minlength=7).tolist() for part in (idx_NL[:, :1], idx_NL[:, 1:])]
+    assert counts_SV.tolist() == wanted
