@@ -65,6 +65,10 @@ def draw_all(
 def draw_kernel_distances(path: Path, distances: dict[str, Any], stamps: dict[str, str]) -> None:
     """Kernel distance of each set, pooled and for each class, one panel an extractor."""
     groups = list(next(iter(distances.values())))
+    measured = {
+        g for entries in distances.values() for g in groups for key in entries[g] if key.endswith("-KD")
+    }
+    row_names = [group if group in measured else f"{group} (too few images)" for group in groups]
     figure, axes = plt.subplots(
         1,
         len(stamps),
@@ -88,7 +92,7 @@ def draw_kernel_distances(path: Path, distances: dict[str, Any], stamps: dict[st
                 label=title,
             )
         axis.axvline(0, color="black", linewidth=0.8)
-        axis.set_yticks(range(len(groups)), groups)
+        axis.set_yticks(range(len(groups)), row_names)
         axis.set_ylim(len(groups) - 0.5, -0.5)
         axis.set_xscale("symlog", linthresh=0.1)
         axis.set(title=stamp, xlabel=f"{extractor}-KD, lower is nearer")
