@@ -370,7 +370,7 @@ def main(s: Settings) -> None:
         training.decay_groups(model, s.weight_decay),
         lr=s.learning_rate,
         betas=s.betas,
-        fused=device.type == "cuda",
+        fused=True,
     )
     sampler = training.BalancedSampler(train.label_N, s.class_balance, s.seed)
     meter, start, best, stale, skipped = training.Meter(), 0, float("inf"), 0, 0
@@ -417,23 +417,27 @@ def main(s: Settings) -> None:
             f"class and position frequencies {means['class_position']:.3f}"
         )
 
+    def batch_names(step: int) -> list[str]:
+        rows = sampler.batch(step, s.batch_size)
+        return [f"{train.path_N[row]} view {train.view_N[row]}" for row in rows]
+
     def load(step: int) -> tuple[Tensor, ...]:
         rows = sampler.batch(step, s.batch_size)[share]
         generator = training.step_generator(s.seed, training.STREAM_DROP, step)
         drop_B = torch.rand(s.batch_size, generator=generator) < s.class_drop
         batch = (tokens.as_tensor(train.idx_NL, rows), torch.from_numpy(train.label_N[rows]), drop_B[share])
-        # From pinned memory the copy to a GPU does not wait for the step before it.
-        return tuple(x.pin_memory() for x in batch) if device.type == "cuda" else batch
+        return training.pinned(batch, device)
+
+    guard = training.StepGuard(model.parameters(), optimiser, s.clip, world, s.max_skipped_steps, skipped)
 
     def save(step: int) -> None:
         content = {"model": model.state_dict(), "ema": averaged.state_dict()}
         content |= {"optimiser": optimiser.state_dict(), "meter": meter.state_dict(world)}
-        content |= {"step": step, "best": best, "stale": stale, "skipped": skipped}
+        content |= {"step": step, "best": best, "stale": stale, "skipped": guard.skipped}
         content |= {"config": config, "made_by": record}
         if world.is_main:
             save_last(last_path, content, model, averaged)
 
-    parameters = list(model.parameters())
     progress = tqdm(total=s.steps, initial=start, disable=not world.is_main, file=sys.stdout, mininterval=5)
     with training.StopSignal() as stop:
         for step, batch, _ in training.prefetch(load, range(start, s.steps), s.read_limit_s, train.file):
@@ -444,38 +448,38 @@ def main(s: Settings) -> None:
             batch = [x.to(device, non_blocking=True) for x in batch]
             loss, nats_S, accuracy_S = backward(s, network, vae, batch, spans, dtype)
             done = step + 1
-            norm, is_made = training.optimiser_step(parameters, optimiser, rate, s.clip, loss, world)
-            if is_made:
-                training.ema_update(averaged, model, step, s.ema_decay)
-                whole = {"mean": nats_S, "accuracy": accuracy_S}
-                whole = {f"train_{key}": mean_over_tokens(x_S, spans) for key, x_S in whole.items()}
-                scales = {"train_per_scale": nats_S, "train_accuracy_per_scale": accuracy_S}
-                meter.add(**whole, **scales, train_last=nats_S[-1], gradient_norm=norm)
-            else:
-                rows = sampler.batch(step, s.batch_size)
-                batch_names = [f"{train.path_N[row]} view {train.view_N[row]}" for row in rows]
-                refused = training.refuse_step(run, done, loss, norm, skipped, batch_names)
-                if skipped >= s.max_skipped_steps:
-                    if step > start or last is None:
-                        save(step)
-                    progress.close()
-                    world.close()
-                    raise RunError(
-                        f"{refused}; {last_path} holds the weights before it; look at those files, lower "
-                        f"--learning-rate in another --out-dir, or give --max-skipped-steps {skipped + 1}"
-                    )
-                skipped += 1
+            norm, is_made = guard.step(step, rate, loss)
+            training.ema_update(averaged, model, step, s.ema_decay, is_made)
             progress.update()
 
-            if (done % s.log_every == 0 or done == s.steps) and meter.steps:
+            # What is due now; only for that the device is waited for.
+            is_over = done == s.steps
+            logs, validates, saves = (
+                done % every == 0 or is_over for every in (s.log_every, s.eval_every, s.save_every)
+            )
+            stopping = world.any(stop.received is not None)
+            if logs or validates or saves or stopping:
+                problem = training.report_left_out(guard, run, last_path, batch_names)
+                if problem:
+                    if guard.stopped_at - 1 > start or last is None:
+                        save(guard.stopped_at - 1)
+                    progress.close()
+                    world.close()
+                    raise RunError(problem)
+
+            whole = {"mean": nats_S, "accuracy": accuracy_S}
+            whole = {f"train_{key}": mean_over_tokens(x_S, spans) for key, x_S in whole.items()}
+            scales = {"train_per_scale": nats_S, "train_accuracy_per_scale": accuracy_S}
+            meter.add(is_made, **whole, **scales, train_last=nats_S[-1], gradient_norm=norm)
+            if logs:
                 means, seconds = meter.read(world)
-                if run:
+                if run and means:
                     run.log({"step": done, **means, "rate": rate, "seconds_per_step": seconds})
                     progress.set_postfix_str(
                         f"loss {means['train_mean']:.3f} last scale {means['train_last']:.3f} "
                         f"{s.batch_size / seconds:.1f} images/s"
                     )
-            if done % s.eval_every == 0 or done == s.steps:
+            if validates:
                 scores = validate(s, averaged, vae, val, world, dtype)
                 stale += 1
                 if scores["val_mean"] < best:
@@ -483,7 +487,7 @@ def main(s: Settings) -> None:
                     if run:
                         content = {"model": averaged.state_dict(), "config": config, "made_by": record}
                         save_checkpoint(best_path, {**content, "step": done, "val": scores})
-                is_over = done == s.steps or world.any(0 < s.patience <= stale)
+                is_over = is_over or world.any(0 < s.patience <= stale)
                 if run:
                     run.log({"step": done, **scores})
                     draw_curves(s.out_dir, train.patch_nums, baselines)
@@ -493,8 +497,7 @@ def main(s: Settings) -> None:
                         f"step {done}: val cross-entropy {scores['val_mean']:.3f} nats a token, last scale "
                         f"{scores['val_last']:.3f}, right {scores['val_accuracy']:.1%}"
                     )
-            stopping = world.any(stop.received is not None)
-            if done % s.save_every == 0 or is_over or stopping:
+            if saves or is_over or stopping:
                 save(done)
             if is_over:
                 break

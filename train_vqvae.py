@@ -460,24 +460,29 @@ def main(s: Settings) -> None:
         [group for module in trained for group in training.decay_groups(module, s.weight_decay)],
         lr=s.learning_rate,
         betas=s.betas,
-        fused=device.type == "cuda",
+        fused=True,
     )
     sampler = training.BalancedSampler(
         train_files.label_N, s.class_balance, s.seed, images.data_sets(train_files), s.data_set_balance
     )
     meter, start, best, skipped = training.Meter(), 0, float("inf"), 0
 
-    def load(step: int) -> tuple[Tensor, Tensor]:
+    def batch_names(step: int) -> list[str]:
+        return [train_files.paths[row] for row in sampler.batch(step, s.batch_size)]
+
+    def load(step: int) -> tuple[Tensor, ...]:
         rows = sampler.batch(step, s.batch_size)[share]
         generator = training.step_generator(s.seed, training.STREAM_AUGMENT, step)
         pixels_BHW = torch.from_numpy(np.stack([train_NHW[row] for row in rows]))
-        return pixels_BHW, draw_parameters(s.batch_size, generator)[share]
+        return training.pinned((pixels_BHW, draw_parameters(s.batch_size, generator)[share]), device)
 
     def to_device(pixels_BHW: Tensor, parameters_B4: Tensor) -> Tensor:
         image_B3HW = images.to_model_range(pixels_BHW, device)
         if s.augment:
             # One channel is augmented, then shown three times.
-            image_B3HW = augment(image_B3HW[:, :1], parameters_B4.to(device)).expand(-1, 3, -1, -1)
+            image_B3HW = augment(image_B3HW[:, :1], parameters_B4.to(device, non_blocking=True)).expand(
+                -1, 3, -1, -1
+            )
         return image_B3HW.contiguous(memory_format=layout)
 
     # Where it starts: at a checkpoint, at another model's weights, or with a codebook made from real images.
@@ -520,10 +525,13 @@ def main(s: Settings) -> None:
         print(f"nothing to do: {last_path} has all {s.steps} steps")
         return
 
+    guard = training.StepGuard(model.parameters(), optimiser, s.clip, world, s.max_skipped_steps, skipped)
+
     def save(step: int) -> None:
         content = {"model": model.state_dict(), "ema": averaged.state_dict()}
         content |= {"optimiser": optimiser.state_dict(), "meter": meter.state_dict(world)}
-        content |= {"step": step, "best": best, "skipped": skipped, "config": config, "made_by": record}
+        content |= {"step": step, "best": best, "skipped": guard.skipped}
+        content |= {"config": config, "made_by": record}
         if discriminator:
             content["discriminator"] = discriminator.state_dict()
         if world.is_main:
@@ -537,7 +545,6 @@ def main(s: Settings) -> None:
             f"{len(train_files)} train and {len(val_files)} val images of {side} x {side} in {len(names)} "
             f"classes; {count:.1f} M parameters; {device}, {dtype}; steps {start} to {s.steps}"
         )
-    parameters = list(model.parameters())
     waited_s = 0.0
     progress = tqdm(total=s.steps, initial=start, disable=not world.is_main, file=sys.stdout, mininterval=5)
     with training.StopSignal() as stop:
@@ -558,48 +565,50 @@ def main(s: Settings) -> None:
             # A discriminator whose gradient is not finite holds back the whole step.
             loss = numbers["train_total"] + numbers.get("train_adversarial", 0)
             loss = loss / image_B3HW[0].numel() + 0 * numbers.get("judging_norm", 0)
-            norm, is_made = training.optimiser_step(parameters, optimiser, rate, s.clip, loss, world)
-            if is_made:
-                if judge:
-                    losses.follow_scores(judge, world.mean(numbers["scores_real_fake"].clone()))
-                training.ema_update(averaged, model, step, s.ema_decay)
-                revived = torch.zeros((), device=device)
-                if s.revive_every and done % s.revive_every == 0 and done <= s.revive_until * s.steps:
-                    seed = training.step_seed(s.seed, training.STREAM_REVIVE, step)
-                    revived = revive_codes(
-                        model, averaged, optimiser, image_B3HW, world, s.revive_below, seed
-                    )
-                meter.add(**numbers, gradient_norm=norm, revived_codes_per_step=revived)
-            else:
-                model.quantize.ema_vocab_hit_SV.copy_(hits_before_SV)
-                batch_names = [train_files.paths[row] for row in sampler.batch(step, s.batch_size)]
-                refused = training.refuse_step(run, done, loss, norm, skipped, batch_names)
-                if skipped >= s.max_skipped_steps:
-                    if step > start or last is None:
-                        save(step)
-                    progress.close()
-                    world.close()
-                    raise RunError(
-                        f"{refused}; {last_path} holds the weights before it; look at those files, lower "
-                        f"--learning-rate in another --out-dir, or give --max-skipped-steps {skipped + 1}"
-                    )
-                skipped += 1
+            norm, is_made = guard.step(step, rate, loss)
+            own_hits_SV = model.quantize.ema_vocab_hit_SV
+            own_hits_SV.copy_(torch.where(is_made, own_hits_SV, hits_before_SV))
+            if judge:
+                scores_2 = world.mean(numbers["scores_real_fake"].clone())
+                losses.follow_scores(judge, scores_2, is_made)
+            training.ema_update(averaged, model, step, s.ema_decay, is_made)
             progress.update()
 
-            # Log, validate, save, each on its own interval.
-            if (done % s.log_every == 0 or done == s.steps) and meter.steps:
+            # What is due now; only for that the device is waited for.
+            is_last = done == s.steps
+            logs, validates, saves = (
+                done % every == 0 or is_last for every in (s.log_every, s.eval_every, s.save_every)
+            )
+            revives = s.revive_every and done % s.revive_every == 0 and done <= s.revive_until * s.steps
+            stopping = world.any(stop.received is not None)
+            if logs or validates or saves or revives or stopping or done == s.adversarial_step:
+                problem = training.report_left_out(guard, run, last_path, batch_names)
+                if problem:
+                    if guard.stopped_at - 1 > start or last is None:
+                        save(guard.stopped_at - 1)
+                    progress.close()
+                    world.close()
+                    raise RunError(problem)
+
+            revived = torch.zeros((), device=device)
+            if revives and is_made:
+                seed = training.step_seed(s.seed, training.STREAM_REVIVE, step)
+                revived = revive_codes(model, averaged, optimiser, image_B3HW, world, s.revive_below, seed)
+            meter.add(is_made, **numbers, gradient_norm=norm, revived_codes_per_step=revived)
+
+            if logs:
                 steps = meter.steps
                 means, seconds = meter.read(world)
                 timing = {"seconds_per_step": seconds, "waiting_share": waited_s / max(1e-9, seconds * steps)}
                 waited_s = 0.0
-                if run:
+                if run and means:
                     run.log({"step": done, **means, "rate": rate, **timing})
                     progress.set_postfix_str(
                         f"SSE {means['train_sse']:.0f} VQ {means['train_vq']:.0f} "
                         f"{s.batch_size / seconds:.1f} images/s"
                     )
             with meter.paused():
-                if done % s.eval_every == 0 or done == s.steps:
+                if validates:
                     scores, hits_SV = validate(s, averaged, val_NHW, world, dtype, perceptual)
                     is_best = scores["val_total"] < best
                     best = min(best, scores["val_total"])
@@ -618,10 +627,9 @@ def main(s: Settings) -> None:
                             f"PSNR {scores['val_psnr_db']:.2f} dB  SSIM {scores['val_ssim']:.3f}  "
                             f"codes in use {scores['val_usage_all']:.0%}"
                         )
-                stopping = world.any(stop.received is not None)
-                if done % s.save_every == 0 or done == s.steps or stopping:
+                if saves or stopping:
                     save(done)
-            if stopping and done < s.steps:
+            if stopping and not is_last:
                 progress.close()
                 world.close()
                 raise cli.Stopped(

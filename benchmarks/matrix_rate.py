@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.measure import as_record, build, cost_of
 from benchmarks.training import Step
 from usvar import cli, training
+from usvar.distributed import World
 from usvar.errors import InputError
 from usvar.files import write_json
 
@@ -97,7 +98,8 @@ def vqvae_step(s: Settings, vae: nn.Module, device: torch.device) -> Callable[[]
     """A training step of the VQ-VAE on random images, without figures and log."""
     vae = vae.train().requires_grad_()
     network = torch.compile(vae) if s.compile else vae
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=1e-4, fused=device.type == "cuda")
+    optimiser = torch.optim.AdamW(vae.parameters(), lr=1e-4, fused=True)
+    guard = training.StepGuard(vae.parameters(), optimiser, 1.0, World(0, 1, device))
     side = vae.downsample * s.patch_nums[-1]
     image_B3HW = torch.rand(s.vqvae_batch, 3, side, side, device=device) * 2 - 1
 
@@ -106,7 +108,7 @@ def vqvae_step(s: Settings, vae: nn.Module, device: torch.device) -> Callable[[]
             rebuilt_B3HW, _, vq = network(image_B3HW)
         loss = (rebuilt_B3HW.float() - image_B3HW).square().mean() + vq
         loss.backward()
-        training.optimiser_step(list(vae.parameters()), optimiser, 1e-4, 1.0)
+        guard.step(0, 1e-4, loss)
 
     return step
 

@@ -29,6 +29,7 @@ from models import VAR, VQVAE
 from models.basic_var import linear
 from models.helpers import split_scales
 from usvar import cli, training
+from usvar.distributed import World
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class Step:
         self.encode = ways.get("encode", False)
         self.dtype = ways.get("dtype", torch.bfloat16 if s.dtype == "bfloat16" else torch.float32)
         self.network = torch.compile(self.model, dynamic=False) if ways.get("compile") else self.model
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=device.type == "cuda")
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        self.guard = training.StepGuard(self.model.parameters(), self.optimiser, 2.0, World(0, 1, device))
         stream = torch.Generator().manual_seed(0)
         self.label_B = (torch.arange(s.batch) % self.model.num_classes).to(device)
         self.idx_BL = torch.randint(s.vocab_size, (s.batch, self.model.L), generator=stream).to(device)
@@ -115,8 +117,7 @@ class Step:
 
     def run(self) -> None:
         """The whole step."""
-        self.backward()
-        training.optimiser_step(list(self.model.parameters()), self.optimiser, 1e-4, 2.0)
+        self.guard.step(0, 1e-4, self.backward())
 
     def gradient(self) -> torch.Tensor:
         """All gradients of the loss in one vector, for comparison."""

@@ -9,6 +9,7 @@ Axes: B images, C channels, h w latent grid, l tokens of one scale, L tokens of 
 S scales, V codebook size.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -481,8 +482,11 @@ class VectorQuantizer2(nn.Module):
             h_BChw = F.interpolate(h_BChw, size=size, mode="bicubic")
         return self.quant_resi.at(scale_position(si, S))(h_BChw)
 
-    def _float32(self) -> torch.autocast:
-        return torch.autocast(self.embedding.weight.device.type, enabled=False)
+    def _float32(self) -> contextlib.AbstractContextManager:
+        device = self.embedding.weight.device.type
+        if not torch.amp.is_autocast_available(device):
+            return contextlib.nullcontext()  # "meta", for one, has none to switch off
+        return torch.autocast(device, enabled=False)
 
     def _check_latent(self, f_BChw: Tensor, patch_nums: Sequence[int]) -> None:
         wanted = ("B", self.Cvae, *_side(patch_nums[-1]))

@@ -132,8 +132,8 @@ class SignalAtStep:
 
         own = training.ema_update
 
-        def update(averaged, model, step, decay):
-            own(averaged, model, step, decay)
+        def update(averaged, model, step, decay, is_made):
+            own(averaged, model, step, decay, is_made)
             if step == self.step - 1:
                 os.kill(os.getpid(), self.number)
 

@@ -120,7 +120,9 @@ def test_hinge_and_lecam_by_hand():
     assert loss.item() == pytest.approx((0.5 + 0) / 2) and means_2.tolist() == [0.5, -2.0]
     with_lecam, _ = losses.judging(scores, real, fake, lecam_weight=10)
     assert with_lecam.item() == pytest.approx(0.25 + 10 * ((0.5 + 0.1) ** 2 + (0.3 + 2.0) ** 2), rel=1e-5)
-    losses.follow_scores(scores, means_2)
+    losses.follow_scores(scores, torch.full((2,), torch.nan), torch.tensor(False))
+    assert scores.mean_scores_2.tolist() == pytest.approx([0.3, -0.1])
+    losses.follow_scores(scores, means_2, torch.tensor(True))
     assert scores.mean_scores_2.tolist() == pytest.approx([0.99 * 0.3 + 0.005, 0.99 * -0.1 - 0.02])
     assert losses.fooling(scores(fake)).item() == 2.0
 

@@ -32,6 +32,7 @@ import train_var
 import train_vqvae
 from usvar import images, losses, threads, tokens, training
 from usvar.checkpoints import read_checkpoint
+from usvar.distributed import World
 from usvar.errors import InputError, RunError
 
 MAINS = {"train_var": train_var.main, "train_vqvae": train_vqvae.main}
@@ -160,8 +161,8 @@ class LongCall:
     def __call__(self) -> None:
         own = training.ema_update
 
-        def update(averaged, model, step, decay):
-            own(averaged, model, step, decay)
+        def update(averaged, model, step, decay, is_made):
+            own(averaged, model, step, decay, is_made)
             if step == 1:
                 if self.is_signalled:
                     os.kill(os.getpid(), signal.SIGINT)
@@ -257,6 +258,8 @@ def test_a_step_that_is_not_finite_stops_the_run_before_it_is_made(script, what,
         read_checkpoint(out / LAST[script]),
         read_checkpoint(tmp_path / "straight" / f"{Path(LAST[script]).stem}-previous.pth"),
     )
+    for content in (now, wanted):
+        content["optimiser"] = content["optimiser"]["state"]  # the rate is that of the last step tried
     for key in ("model", "ema", "optimiser", "meter", "step"):
         assert_same(now[key], wanted[key])
     listed = json.loads((out / "nonfinite_step_3.json").read_text())
@@ -280,6 +283,24 @@ def test_a_step_that_is_not_finite_stops_the_run_before_it_is_made(script, what,
         MAINS[script](chosen)
     assert (out / LAST[script]).read_bytes() == before
     assert [row["step"] for row in log_without_timings(out) if "note" in row] == [3]
+
+
+@pytest.mark.parametrize("script", TRAINERS)
+def test_a_step_that_is_not_finite_is_found_late_and_nothing_after_it_counts(
+    script, tiny, tmp_path, monkeypatch
+):
+    """With six steps between two log lines: the steps after the third are tried, and none of them is made."""
+    late = settings_of(script, tiny, tmp_path / "late", steps=6, save_every=100, log_every=100)
+    at_once = settings_of(script, tiny, tmp_path / "at_once", steps=6, save_every=100, log_every=1)
+    poison(monkeypatch, script, {3}, "loss")
+    for chosen in (late, at_once):
+        with pytest.raises(RunError, match="step 3 was not made"):
+            MAINS[script](chosen)
+    late, at_once = (read_checkpoint(tmp_path / name / LAST[script]) for name in ("late", "at_once"))
+    for key in ("model", "ema", "step", "skipped", "best"):
+        assert_same(late[key], at_once[key])
+    assert_same(late["optimiser"]["state"], at_once["optimiser"]["state"])
+    assert late["meter"]["steps"] == 2 and at_once["meter"]["steps"] == 0
 
 
 @pytest.mark.parametrize("script", TRAINERS)
@@ -311,12 +332,32 @@ def test_a_stated_number_of_steps_may_be_skipped(script, tiny, tmp_path, monkeyp
 
 def test_an_optimiser_s_step_on_a_nan_is_not_made():
     model = torch.nn.Linear(2, 1)
-    optimiser = torch.optim.AdamW(model.parameters())
+    optimiser = torch.optim.AdamW(model.parameters(), fused=True)
+    guard = training.StepGuard(model.parameters(), optimiser, 1.0, World(0, 1, torch.device("cpu")), 1)
     before = model.weight.detach().clone()
     loss = (model(torch.ones(1, 2)) * float("nan")).sum()
     loss.backward()
-    norm, is_made = training.optimiser_step(list(model.parameters()), optimiser, 0.1, 1.0, loss)
+    norm, is_made = guard.step(0, 0.1, loss)
     assert not is_made and norm.isnan() and torch.equal(model.weight, before) and model.weight.grad is None
+
+
+def test_after_the_step_that_was_one_too_many_none_is_made_however_late_it_is_asked_for():
+    """Steps 1 and 3 are bad and one may be; 4 and 5 are good, but the weights must be those before step 3."""
+    model = torch.nn.Linear(2, 1)
+    optimiser = torch.optim.AdamW(model.parameters(), fused=True)
+    guard = training.StepGuard(model.parameters(), optimiser, 1.0, World(0, 1, torch.device("cpu")), 1)
+    weights_were, made = [], []
+    for step, factor in enumerate((float("nan"), 1.0, float("inf"), 1.0, 1.0)):
+        weights_were.append(model.weight.detach().clone())
+        loss = (model(torch.ones(1, 2)) * factor).sum()
+        loss.backward()
+        made.append(bool(guard.step(step, 0.1, loss)[1]))
+    assert made == [False, True, False, False, False]
+    assert torch.equal(model.weight, weights_were[2]) and not torch.equal(model.weight, weights_were[1])
+    assert optimiser.state[model.weight]["step"] == 1
+    assert guard.stopped_at is None  # nobody has asked yet
+    assert [(bad.step, bad.before) for bad in guard.read()] == [(1, 0), (3, 1)]
+    assert guard.stopped_at == 3 and guard.skipped == 1 and guard.read() == []
 
 
 # Point 9: reads that fail, die or hang. There are no loader processes: threads read.
@@ -429,7 +470,7 @@ class Waiting:
             self.marker.touch()
             time.sleep(10**6)
 
-        training.optimiser_step = wait
+        training.StepGuard.step = wait
         tokenize_multiscale_maps.tokenise = wait
 
 

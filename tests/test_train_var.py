@@ -1,19 +1,21 @@
 """The transformer's training script: files, resume, several processes, learning, refusals."""
 
 import contextlib
+import copy
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_train_vqvae import ROOT, assert_same, log_without_timings
+from test_train_vqvae import ROOT, assert_same, log_without_timings, optimiser_of
 
 import train_var
 from models import VAR
@@ -84,8 +86,8 @@ def test_stopped_and_resumed_is_the_same_as_not_stopped(
     """Bit for bit, with dropout and class dropout on, also when the stop comes between two log lines."""
     own = training.ema_update
 
-    def interrupt(averaged, model, step, decay):
-        own(averaged, model, step, decay)
+    def interrupt(averaged, model, step, decay, is_made):
+        own(averaged, model, step, decay, is_made)
         if step == stop_at - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -138,8 +140,8 @@ def test_the_count_towards_early_stopping_outlives_a_stop(tiny_tokens, tiny_vqva
     s = settings(tiny_tokens, tiny_vqvae, tmp_path, eval_every=2, steps=12, patience=2)
     own = training.ema_update
 
-    def interrupt(averaged, model, step, decay):
-        own(averaged, model, step, decay)
+    def interrupt(averaged, model, step, decay, is_made):
+        own(averaged, model, step, decay, is_made)
         if step == 4:  # after the first validation without a new best
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -229,19 +231,43 @@ def test_gradients_of_processes_are_added_up_once_a_step(tiny_tokens, tiny_vqvae
     assert waits == [True, True, True, False]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: a CPU has nothing to wait for")
-def test_forward_and_backward_do_not_wait_for_the_device(tiny_tokens, tiny_vqvae, tmp_path):
-    device = torch.device("cuda")
+def whole_step(tiny_tokens: Path, tiny_vqvae: Path, out: Path, device: torch.device) -> Callable[[], None]:
+    """A function that does all of a training step but loading, on networks that are on the device."""
     maps = tokens.read_token_maps(tiny_tokens / "train")
     batch = (tokens.as_tensor(maps.idx_NL, range(4)), torch.zeros(4, dtype=torch.long), torch.zeros(4) > 0)
     batch = [x.to(device) for x in batch]
-    model, vae = load_var_of(tiny_vqvae).to(device), load_vqvae(tiny_vqvae, device).model
-    s = settings(tiny_tokens, tiny_vqvae, tmp_path, accumulate=2, head_chunk=8, recompute=True)
-    spans = scale_spans(maps.patch_nums)
-    train_var.backward(s, model, vae, batch, spans, torch.bfloat16)  # what is made once is made here
+    model, vae = load_var_of(tiny_vqvae).to(device), load_vqvae(tiny_vqvae).model.to(device)
+    s = settings(tiny_tokens, tiny_vqvae, out, accumulate=2, head_chunk=8, recompute=True)
+    spans, dtype = scale_spans(maps.patch_nums), torch.bfloat16 if device.type == "cuda" else torch.float32
+    averaged, meter = copy.deepcopy(model).requires_grad_(False), training.Meter()
+    optimiser = optimiser_of(model)
+    guard = training.StepGuard(model.parameters(), optimiser, 1.0, World(0, 1, device))
+
+    def step() -> None:
+        loss, nats_S, _ = train_var.backward(s, model, vae, batch, spans, dtype)
+        norm, is_made = guard.step(0, 1e-3, loss)
+        training.ema_update(averaged, model, 0, 0.9, is_made)
+        meter.add(is_made, nats=nats_S, norm=norm)
+
+    return step
+
+
+def test_a_step_asks_nothing_of_the_device(tiny_tokens, tiny_vqvae, tmp_path):
+    """On "meta" there are no values: whoever asks for one, and so would make a GPU wait, raises."""
+    with pytest.raises(RuntimeError, match="meta"):
+        bool(torch.ones((), device="meta").isfinite())
+    step = whole_step(tiny_tokens, tiny_vqvae, tmp_path, torch.device("meta"))
+    for _ in range(2):
+        step()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: a CPU has nothing to wait for")
+def test_a_step_does_not_wait_for_the_device(tiny_tokens, tiny_vqvae, tmp_path):
+    step = whole_step(tiny_tokens, tiny_vqvae, tmp_path, torch.device("cuda"))
+    step()  # what is made once is made here
     torch.cuda.set_sync_debug_mode("error")
     try:
-        train_var.backward(s, model, vae, batch, spans, torch.bfloat16)
+        step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -1,5 +1,6 @@
 """The VQ-VAE's training script: files, resume, several processes, the codebook, refusals."""
 
+import copy
 import dataclasses
 import importlib.util
 import json
@@ -16,8 +17,10 @@ import torch
 
 import train_vqvae
 from models import VQVAE
+from models.discriminator import PatchDiscriminator
 from models.quant import code_counts
 from usvar import cli, codebook, images, losses, training
+from usvar.augment import augment
 from usvar.checkpoints import load_vqvae, read_checkpoint
 from usvar.distributed import World
 from usvar.errors import InputError, RunError
@@ -70,6 +73,15 @@ def assert_same(first, second) -> None:
         assert first == second
 
 
+def optimiser_of(model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Fused AdamW, which PyTorch does not have on "meta": there one whose step changes nothing."""
+    if next(model.parameters()).is_meta:
+        optimiser = torch.optim.SGD(model.parameters())
+        optimiser.step = lambda: None
+        return optimiser
+    return torch.optim.AdamW(model.parameters(), fused=True)
+
+
 @pytest.fixture(scope="module")
 def straight(tiny_data, tmp_path_factory) -> Path:
     """A run of four steps without a stop."""
@@ -101,8 +113,8 @@ def test_stopped_and_resumed_is_the_same_as_not_stopped(straight, tiny_data, tmp
     """Bit for bit, also when the stop comes between two log lines."""
     own = training.ema_update
 
-    def interrupt(averaged, model, step, decay):
-        own(averaged, model, step, decay)
+    def interrupt(averaged, model, step, decay, is_made):
+        own(averaged, model, step, decay, is_made)
         if step == stop_at - 1:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -155,8 +167,8 @@ def test_the_discriminator_is_saved_and_goes_on_bit_for_bit(
     """At 1 the next step is the discriminator's first."""
     own = training.ema_update
 
-    def interrupt(averaged, model, step, decay):
-        own(averaged, model, step, decay)
+    def interrupt(averaged, model, step, decay, is_made):
+        own(averaged, model, step, decay, is_made)
         if step == stop_at - 1:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -489,3 +501,38 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tiny_da
     kept = read_checkpoint(tmp_path / "last.pth")
     assert kept["step"] < 4
     assert all(tensor.isfinite().all() for tensor in kept["ema"].values())
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda"])
+def test_a_step_does_not_wait_for_the_device(device, tmp_path):
+    """On "meta" there are no values: whoever asks for one, and so would make a GPU wait, raises."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU: a CPU has nothing to wait for")
+    world = World(0, 1, torch.device(device))
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    s = settings(tmp_path, tmp_path, accumulate=2, ssim_weight=0.1, l1_weight=0.1, adversarial_weight=0.1)
+    model = VQVAE(vocab_size=32, z_channels=4, ch=32, v_patch_nums=s.patch_nums, test_mode=False).to(device)
+    averaged = copy.deepcopy(model).requires_grad_(False)
+    discriminator, meter = PatchDiscriminator(32).to(device), training.Meter()
+    trained = torch.nn.ModuleList([model, discriminator])
+    guard = training.StepGuard(model.parameters(), optimiser_of(trained), 1.0, world)
+    pixels_BHW, parameters_B4 = torch.zeros(2, 64, 64, dtype=torch.uint8), torch.zeros(2, 4)
+
+    def step() -> None:
+        pixels, parameters = training.pinned((pixels_BHW, parameters_B4), world.device)
+        image_B3HW = images.to_model_range(pixels, world.device)
+        image_B3HW = augment(image_B3HW, parameters.to(device, non_blocking=True))
+        numbers = train_vqvae.backward(s, model, model, discriminator, None, image_B3HW, world, dtype)
+        norm, is_made = guard.step(0, 1e-3, numbers["train_total"] + numbers["train_adversarial"])
+        losses.follow_scores(discriminator, numbers["scores_real_fake"], is_made)
+        training.ema_update(averaged, model, 0, 0.9, is_made)
+        meter.add(is_made, **numbers, norm=norm)
+
+    step()  # what is made once is made here
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")

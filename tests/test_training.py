@@ -13,6 +13,7 @@ from usvar import training
 from usvar.distributed import World
 from usvar.errors import InputError
 
+MADE = torch.tensor(True)
 ALONE = World(0, 1, torch.device("cpu"))
 
 
@@ -98,7 +99,7 @@ def test_the_seconds_of_a_step_leave_pauses_out(monkeypatch):
     monkeypatch.setattr(training.time, "perf_counter", lambda: next(clock))
     meter = training.Meter()
     with meter.paused():
-        meter.add(loss=torch.ones(()))
+        meter.add(MADE, loss=torch.ones(()))
     _, seconds = meter.read(World(0, 1, torch.device("cpu")))
     assert seconds == 4.0
 
@@ -121,14 +122,23 @@ def test_the_meter_goes_on_from_its_state():
     """A run stopped between two log lines logs the same means as one that was not."""
     straight, first = training.Meter(), training.Meter()
     for value in (1.0, 2.0, 6.0):
-        straight.add(loss=torch.tensor(value), scales=torch.tensor([value, 0.0]))
-    first.add(loss=torch.tensor(1.0), scales=torch.tensor([1.0, 0.0]))
+        straight.add(MADE, loss=torch.tensor(value), scales=torch.tensor([value, 0.0]))
+    first.add(MADE, loss=torch.tensor(1.0), scales=torch.tensor([1.0, 0.0]))
     second = training.Meter()
     second.load_state_dict(first.state_dict(ALONE), ALONE)
     for value in (2.0, 6.0):
-        second.add(loss=torch.tensor(value), scales=torch.tensor([value, 0.0]))
+        second.add(MADE, loss=torch.tensor(value), scales=torch.tensor([value, 0.0]))
     assert second.read(ALONE)[0] == straight.read(ALONE)[0] == {"loss": 3.0, "scales": [3.0, 0.0]}
     assert second.steps == 0
+
+
+def test_the_meter_leaves_out_steps_that_were_not_made():
+    meter, left_out = training.Meter(), torch.tensor(False)
+    meter.add(left_out, loss=torch.tensor(float("nan")))
+    assert meter.read(ALONE)[0] == {}
+    for is_made, value in ((MADE, 1.0), (left_out, float("inf")), (MADE, 5.0)):
+        meter.add(is_made, loss=torch.tensor(value))
+    assert meter.state_dict(ALONE)["steps"] == 2 and meter.read(ALONE)[0] == {"loss": 3.0}
 
 
 def test_a_second_run_in_a_folder_is_refused_and_a_dead_one_does_not_block(tmp_path):

@@ -80,7 +80,8 @@ class World:
         """Whether the flag is up in any process: all of them must leave a loop at the same step."""
         if self.size == 1:
             return flag
-        up = torch.tensor(float(flag), device=self.device)
+        # On the CPU, so that nobody waits for a GPU.
+        up = torch.tensor(float(flag))
         dist.all_reduce(up, op=dist.ReduceOp.MAX)
         return bool(up.item())
 
@@ -145,5 +146,6 @@ def start(device: str = "auto") -> World:
         torch.cuda.set_device(local)
         chosen = torch.device("cuda", local)
     if size > 1:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=size)
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, rank=rank, world_size=size)
     return World(rank, size, chosen)

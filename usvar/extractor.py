@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from usvar import training
 from usvar.augment import augment, draw_parameters
+from usvar.distributed import World
 from usvar.errors import InputError, RunError
 
 BATCH = 32
@@ -280,18 +281,19 @@ def _train(shape: Shape, num_outputs: int, loss_of, steps: int, seed: int, devic
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         net = SmallNet(shape, num_outputs).to(device).train()
-        optimiser = torch.optim.AdamW(training.decay_groups(net, 0.05), lr=PEAK_RATE)
+        optimiser = torch.optim.AdamW(training.decay_groups(net, 0.05), lr=PEAK_RATE, fused=True)
+        guard = training.StepGuard(net.parameters(), optimiser, 1.0, World(0, 1, device))
         for step in tqdm(range(steps), "train a judge", leave=False, file=sys.stdout):
             loss = loss_of(net, step)
             loss.backward()
             rate = training.learning_rate(step, PEAK_RATE, max(1, steps // 20), steps, 0.0)
-            norm, is_made = training.optimiser_step(list(net.parameters()), optimiser, rate, 1.0, loss)
-            if not is_made:
-                raise RunError(
-                    f"a network of the evaluation cannot be trained: at step {step + 1} of {steps} its loss "
-                    f"is {loss.item():g}, the norm of its gradient {norm.item():g}; nothing of it is kept: "
-                    "give another --seed, or --device cpu if this was a GPU"
-                )
+            guard.step(step, rate, loss)
+        for left_out in guard.read():
+            raise RunError(
+                f"a network of the evaluation cannot be trained: at step {left_out.step} of {steps} its loss "
+                f"is {left_out.loss:g}, the norm of its gradient {left_out.norm:g}; nothing of it is kept: "
+                "give another --seed, or --device cpu if this was a GPU"
+            )
     return net.requires_grad_(False).eval()
 
 

@@ -271,7 +271,7 @@ def to_model_range(grey_BHW: np.ndarray | Tensor, device: torch.device | str = "
     """
     if isinstance(grey_BHW, np.ndarray):
         grey_BHW = torch.from_numpy(np.array(grey_BHW))  # a copy: memory maps are read-only
-    return (grey_BHW.to(device).float() / 127.5 - 1)[:, None].expand(-1, 3, -1, -1)
+    return (grey_BHW.to(device, non_blocking=True).float() / 127.5 - 1)[:, None].expand(-1, 3, -1, -1)
 
 
 def to_uint8(image_B3HW: Tensor) -> np.ndarray:

@@ -226,6 +226,7 @@ def judging(
 
 
 @torch.no_grad()
-def follow_scores(discriminator: PatchDiscriminator, scores_2: Tensor) -> None:
-    """Move the averages that LeCam compares with toward the newest mean scores (of all processes)."""
-    discriminator.mean_scores_2.lerp_(scores_2, 1 - SCORE_DECAY)
+def follow_scores(discriminator: PatchDiscriminator, scores_2: Tensor, is_made: Tensor) -> None:
+    """Move the averages that LeCam compares with toward the newest mean scores, if the step was made."""
+    means_2 = discriminator.mean_scores_2
+    means_2.copy_(torch.where(is_made, means_2.lerp(scores_2, 1 - SCORE_DECAY), means_2))

@@ -11,7 +11,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -112,14 +113,26 @@ class BalancedSampler:
 
 
 @torch.no_grad()
-def ema_update(averaged: nn.Module, model: nn.Module, step: int, decay: float) -> None:
+def ema_update(
+    averaged: nn.Module, model: nn.Module, step: int, decay: float, is_made: Tensor | bool = True
+) -> None:
     """Move the averaged weights toward the model's; buffers are copied.
 
     The decay is small in the first steps, min(decay, (1 + step) / (10 + step)), so that the random start is
     soon forgotten.
+
+    Args:
+        averaged: changed in place.
+        model: the trained one.
+        step: from 0.
+        decay: share of the average that stays.
+        is_made: where it is False on the device, the average stays as it is.
     """
-    decay = min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
+    weight = (1 - min(decay, (1 + step) / (10 + step))) * is_made
+    own = list(averaged.parameters())
+    change = torch._foreach_sub(list(model.parameters()), own)
+    torch._foreach_mul_(change, weight)
+    torch._foreach_add_(own, change)
     for target, source in zip(averaged.buffers(), model.buffers(), strict=True):
         target.copy_(source)
 
@@ -301,59 +314,125 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     return torch.autocast(device.type, dtype=dtype)
 
 
-def optimiser_step(
-    parameters: list[Tensor],
-    optimiser: torch.optim.Optimizer,
-    rate: float,
-    clip: float,
-    loss: Tensor | None = None,
-    world: World | None = None,
-) -> tuple[Tensor, bool]:
-    """Set the rate, clip the gradients to norm `clip`, step and clear.
+@dataclass(frozen=True)
+class LeftOut:
+    """A step that was not made: its number from 1, loss, norm of the gradient, how many there were before."""
 
-    No step is made when the loss or a gradient is not finite, in any process: one such step makes every
-    weight a NaN for good.
-
-    Returns:
-        The norm before clipping, and whether the step was made.
-    """
-    norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
-    is_finite = bool((norm if loss is None else norm + loss.detach()).isfinite())
-    if world is not None:
-        is_finite = not world.any(not is_finite)
-    if is_finite:
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-    return norm, is_finite
+    step: int
+    loss: float
+    norm: float
+    before: int
 
 
-def refuse_step(
-    run: RunFolder | None, step: int, loss: Tensor, norm: Tensor, skipped: int, names: Sequence[str]
-) -> str:
-    """Write down the batch of a step whose loss or gradient is no finite number.
+class StepGuard:
+    """Makes the optimiser's steps, and leaves out those whose loss or gradient is not finite in any process.
+
+    One such step would make every weight a NaN for good. To ask after each whether it was finite, the host
+    would wait for the device and leave it without work. So the device decides by itself, and makes no step
+    any more once too many were left out: however late `read` asks, the weights are those before that step.
 
     Args:
+        parameters: whose gradients are clipped together.
+        optimiser: a fused one, which can leave out a step on the device.
+        clip: largest norm of the gradient.
+        world: all processes.
+        allowed: steps that may be left out in the whole run.
+        skipped: steps that were left out before this start.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        optimiser: torch.optim.Optimizer,
+        clip: float,
+        world: World,
+        allowed: int = 0,
+        skipped: int = 0,
+    ) -> None:
+        self.parameters, self.optimiser, self.clip, self.world = list(parameters), optimiser, clip, world
+        self.allowed, self.skipped = allowed, skipped
+        # The step, from 1, that was one too many, once `read` has found it; skipped does not count it.
+        self.stopped_at: int | None = None
+        # Step by step since the last look: its number, and loss, norm and whether it was made, on the device.
+        self._seen: list[tuple[int, Tensor]] = []
+        self._left_out = torch.tensor(float(skipped), device=world.device)
+
+    def step(self, step: int, rate: float, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Set the rate, clip the gradients, make the step if all is finite, and clear the gradients.
+
+        Args:
+            step: from 0.
+            rate: learning rate.
+            loss: a scalar.
+
+        Returns:
+            The norm before clipping, and whether the step was made: bool (), both on the device.
+        """
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        loss = loss.detach()
+        bad = self.world.sum(1 - (norm + loss).isfinite().float()) > 0
+        is_stopped = self._left_out > self.allowed
+        is_made = ~bad & ~is_stopped
+        self._left_out += bad & ~is_stopped
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        # How torch.amp.GradScaler tells a fused optimiser to leave weights, momenta and its count alone.
+        self.optimiser.found_inf = (~is_made).float()
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self._seen.append((step, torch.stack([loss, norm, is_made.float()])))
+        return norm, is_made
+
+    def read(self) -> list[LeftOut]:
+        """The steps that were left out since the last call, the one too many last; waits for the device."""
+        found = torch.stack([numbers_3 for _, numbers_3 in self._seen]).tolist() if self._seen else []
+        bad = [
+            (step + 1, loss, norm)
+            for (step, _), (loss, norm, is_made) in zip(self._seen, found, strict=True)
+            if not is_made
+        ]
+        self._seen.clear()
+        remaining = self.allowed - self.skipped
+        # After the one too many, no step was made whatever its numbers.
+        left_out = [LeftOut(*numbers, self.skipped + i) for i, numbers in enumerate(bad[: remaining + 1])]
+        if len(bad) > remaining:
+            self.stopped_at = left_out[-1].step
+        self.skipped += min(len(bad), remaining)
+        return left_out
+
+
+def report_left_out(
+    guard: StepGuard, run: RunFolder | None, last_path: Path, names: Callable[[int], Sequence[str]]
+) -> str:
+    """Write down what steps were left out since the last call, with the files of their batches.
+
+    Args:
+        guard: the device is waited for.
         run: the folder; None in all processes but the first.
-        step: the step that was not made, from 1.
-        loss, norm: the first process's loss and the norm of the gradient.
-        skipped: such steps before this one.
-        names: files of the global batch.
+        last_path: the checkpoint that a run that stops leaves, for the message.
+        names: gives the files of the global batch of a step, from 0.
 
     Returns:
-        A sentence that names the file with the names.
+        Why the run must stop, or nothing.
     """
-    file_name = f"nonfinite_step_{step}.json"
-    text = (
-        f"step {step} was not made: its loss is {loss.item():g}, the norm of its gradient {norm.item():g}; "
-        f"the batch's files are in {file_name}"
+    text = ""
+    for left_out in guard.read():
+        file_name = f"nonfinite_step_{left_out.step}.json"
+        text = (
+            f"step {left_out.step} was not made: its loss is {left_out.loss:g}, the norm of its gradient "
+            f"{left_out.norm:g}; the batch's files are in {file_name}"
+        )
+        if run:
+            numbers = {"loss": f"{left_out.loss}", "gradient_norm": f"{left_out.norm}"}
+            numbers |= {"skipped_before": left_out.before, "batch": [*names(left_out.step - 1)]}
+            write_json(run.path / file_name, {"step": left_out.step, **numbers})
+            run.note(left_out.step, text)
+    if guard.stopped_at is None:
+        return ""
+    return (
+        f"{text}; {last_path} holds the weights before it; look at those files, lower --learning-rate in "
+        f"another --out-dir, or give --max-skipped-steps {guard.allowed + 1}"
     )
-    if run:
-        numbers = {"loss": f"{loss.item()}", "gradient_norm": f"{norm.item()}", "skipped_before": skipped}
-        write_json(run.path / file_name, {"step": step, **numbers, "batch": [*names]})
-        run.note(step, text)
-    return text
 
 
 class Meter:
@@ -361,14 +440,17 @@ class Meter:
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
+        # Steps that count, on the device, and all steps, for the time of one.
+        self.made: Tensor | int = 0
         self.steps = 0
         self.started = time.perf_counter()
 
-    def add(self, **values: Tensor) -> None:
-        """Add a step's numbers: tensors of one element or of one axis."""
+    def add(self, is_made: Tensor, **values: Tensor) -> None:
+        """Add a step's numbers, tensors of one element or of one axis, unless the step was not made."""
         for name, value in values.items():
-            value = value.detach().float()
+            value = torch.where(is_made, value.detach().float(), 0)
             self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.made = self.made + is_made.long()
         self.steps += 1
 
     def state_dict(self, world: World) -> dict[str, Any]:
@@ -377,11 +459,11 @@ class Meter:
         Every process has sums of its own, and all are kept: (processes, ...) each. All processes call this.
         """
         sums = {name: world.gather(value[None]).cpu() for name, value in self.sums.items()}
-        return {"sums": sums, "steps": self.steps}
+        return {"sums": sums, "steps": int(self.made)}
 
     def load_state_dict(self, state: dict[str, Any], world: World) -> None:
         """Go on from `state_dict`; with another number of processes, each takes the mean of all."""
-        self.steps, self.sums = state["steps"], {}
+        self.made, self.sums = state["steps"], {}
         for name, value in state["sums"].items():
             own = value[world.rank] if len(value) == world.size else value.mean(0)
             self.sums[name] = own.to(world.device)
@@ -397,12 +479,19 @@ class Meter:
         """Means since the last read, over steps and processes, and the seconds a step took; starts anew.
 
         Returns:
-            A number for each name, or a list of numbers where tensors of several elements were added.
+            A number for each name, or a list of numbers where tensors of several elements were added; nothing
+            when no step was made.
         """
-        means = {name: world.mean(value / self.steps).tolist() for name, value in self.sums.items()}
+        made = int(self.made)
+        means = {name: world.mean(x / made).tolist() for name, x in self.sums.items()} if made else {}
         seconds = (time.perf_counter() - self.started) / max(1, self.steps)
-        self.sums, self.steps, self.started = {}, 0, time.perf_counter()
+        self.sums, self.made, self.steps, self.started = {}, 0, 0, time.perf_counter()
         return means, seconds
+
+
+def pinned(batch: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """The batch in pinned memory, from which a copy to a GPU does not wait for the work before it."""
+    return tuple(x.pin_memory() for x in batch) if device.type == "cuda" else batch
 
 
 def prefetch(
