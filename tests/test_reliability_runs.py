@@ -341,6 +341,20 @@ def test_an_optimiser_s_step_on_a_nan_is_not_made():
     assert not is_made and norm.isnan() and torch.equal(model.weight, before) and model.weight.grad is None
 
 
+def test_a_step_that_is_bad_in_another_process_is_not_made():
+    class OneOfTwo(World):
+        def sum(self, values):
+            return values + 1  # the other process has found its loss to be no number
+
+    model = torch.nn.Linear(2, 1)
+    optimiser = torch.optim.AdamW(model.parameters(), fused=True)
+    guard = training.StepGuard(model.parameters(), optimiser, 1.0, OneOfTwo(0, 2, torch.device("cpu")))
+    before = model.weight.detach().clone()
+    loss = model(torch.ones(1, 2)).sum()
+    loss.backward()
+    assert not guard.step(0, 0.1, loss)[1] and torch.equal(model.weight, before)
+
+
 def test_after_the_step_that_was_one_too_many_none_is_made_however_late_it_is_asked_for():
     """Steps 1 and 3 are bad and one may be; 4 and 5 are good, but the weights must be those before step 3."""
     model = torch.nn.Linear(2, 1)
