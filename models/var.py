@@ -338,7 +338,7 @@ class VAR(nn.Module):
         B, S, device = len(seeds), len(self.patch_nums), self.pos_1LC.device
         if B == 0:
             raise ValueError("found no seeds: give one for each image that is to be generated")
-        label_B = self._labels(label_B, B).to(device)
+        label_B = self._labels(label_B, B).to(device, non_blocking=True)
         temperatures = self._temperatures(temperature)
         if greedy and more_smooth:
             raise ValueError("found greedy and more_smooth together: more_smooth is random, choose one")
@@ -346,12 +346,10 @@ class VAR(nn.Module):
             raise ValueError(
                 f"found top_k={top_k}, top_p={top_p}: top_k must be 0 or more, top_p from 0 to 1"
             )
-        known_BL = self._known(known_BL, B).to(device)
-        # One transfer for all scales, instead of a wait in each.
-        free_S = [
-            bool(free)
-            for free in torch.stack([(known_BL[:, a:b] < 0).any() for a, b in self.begin_ends]).cpu()
-        ]
+        known_BL = self._known(known_BL, B)
+        # Asked before the copy to the device, and all scales at once: no wait for the device in between.
+        free_S = torch.stack([(known_BL[:, a:b] < 0).any() for a, b in self.begin_ends]).tolist()
+        known_BL = known_BL.to(device, non_blocking=True)
         quantize = self.vae_quant_proxy[0]
         guided = cfg != 0
         if guided:

@@ -502,3 +502,18 @@ def test_compiled_blocks_draw_the_same_tokens_with_one_graph_a_scale():
     assert not torch._dynamo.utils.counters["graph_break"]
     assert torch.equal(compiled, plain)
     torch.testing.assert_close(f_hat_compiled, f_hat)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"cfg": 1.5, "top_k": 10, "top_p": 0.9}, {"cfg": 0.0, "more_smooth": True}, {"greedy": True}],
+)
+@pytest.mark.parametrize("prefix", [0, 5])
+def test_sampling_asks_nothing_of_the_device_from_the_first_scale_to_the_pixels(settings, prefix):
+    """On "meta" there are no values: whoever asks for one, and so would make a GPU wait, raises."""
+    var = tiny().to("meta")
+    vae = var.vae_proxy[0].to("meta")
+    known_BL = torch.full((3, var.L), -1)
+    known_BL[:, :prefix] = 0
+    idx_BL, f_hat = var.generate_tokens([0, 1, 2], seeds=SEEDS, known_BL=known_BL, **settings)
+    assert idx_BL.is_meta and vae.fhat_to_img(f_hat).is_meta
