@@ -95,8 +95,9 @@ class Settings:
     # Weight of the commitment part of the VQ loss.
     beta: float = 0.25
 
-    # Weight of the VQ loss per pixel value: the total is SSE + vq_weight * (values in an image) * VQ.
-    vq_weight: float = 1.0
+    # Weight of the VQ loss per pixel value: the total is SSE + vq_weight * (values in an image) * VQ. More holds
+    # the encoder nearer to the codes, less lets more codes be used (docs/vqvae_recipes.md).
+    vq_weight: float = 0.3
 
     # Weight of the mean absolute error, as vq_weight per pixel value like those below; 0 leaves a loss out.
     l1_weight: float = 0.0
@@ -111,7 +112,7 @@ class Settings:
     vgg: Path | None = None
 
     # Weight of the adversarial loss, times the ratio of gradients at the last layer (VQGAN's equation 7).
-    adversarial_weight: float = 0.0
+    adversarial_weight: float = 0.5
 
     # Share of the steps before the discriminator and its loss begin, 0 to 1; best.pth starts anew there.
     adversarial_start: float = 0.5

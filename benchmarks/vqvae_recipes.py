@@ -47,6 +47,7 @@ PREDECESSOR = {
     "ema_decay": 0.0,
     "class_balance": 0.0,
     "clip": 1e9,
+    "adversarial_weight": 0.0,
 }
 
 
@@ -102,17 +103,18 @@ def recipes(side: int, vgg: Path | None = None) -> dict[str, dict[str, Any]]:
     return {
         "predecessor": PREDECESSOR | unweighted_vq,
         "ours": {},
-        # One remedy taken away.
+        # One remedy taken away, or with another strength.
         "ours, N(0, 1) codebook": {"codebook_start_images": 0},
         "ours, no revival": {"revive_every": 0},
         "ours, unweighted VQ loss": unweighted_vq,
+        "ours, VQ weight 1": {"vq_weight": 1.0},
         "ours, no EMA": {"ema_decay": 0.0},
+        "ours, no adversarial loss": {"adversarial_weight": 0.0},
         # One remedy more.
         "ours + cosine look-up": {"cosine_lookup": True},
         "ours + L1": {"l1_weight": 0.1},
         "ours + SSIM": {"ssim_weight": 0.1},
         "ours + perceptual": {"perceptual_weight": 0.01, "vgg": vgg},
-        "ours + adversarial": {"adversarial_weight": 0.1},
     }
 
 
