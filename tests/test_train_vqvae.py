@@ -38,6 +38,7 @@ def settings(data: Path, out: Path, **changes) -> train_vqvae.Settings:
         "z_channels": 4,
         "ch": 32,
         "patch_nums": (1, 2, 4),
+        "adversarial_weight": 0.0,
         "codebook_start_images": 4,
         "revive_every": 2,
         "batch_size": 2,
@@ -410,7 +411,7 @@ def test_validation_sees_the_images_as_they_are(tiny_data, straight):
         rebuilt_B3HW, _, vq = model(image_B3HW)
     sse = (rebuilt_B3HW.clamp(-1, 1) - image_B3HW).square().sum((1, 2, 3)).mean().item()
     assert scores["val_sse"] == pytest.approx(sse, rel=1e-4)
-    assert scores["val_vq"] == pytest.approx(3 * 64 * 64 * vq.item(), rel=1e-3)
+    assert scores["val_vq"] == pytest.approx(s.vq_weight * 3 * 64 * 64 * vq.item(), rel=1e-3)
     row = next(row for row in training.read_log(straight / "log.jsonl") if "val_sse" in row)
     assert scores["val_sse"] == pytest.approx(row["val_sse"], rel=1e-5)
 

@@ -128,11 +128,13 @@ def ema_update(
         decay: share of the average that stays.
         is_made: where it is False on the device, the average stays as it is.
     """
-    weight = (1 - min(decay, (1 + step) / (10 + step))) * is_made
-    own = list(averaged.parameters())
-    change = torch._foreach_sub(list(model.parameters()), own)
-    torch._foreach_mul_(change, weight)
-    torch._foreach_add_(own, change)
+    own, new = list(averaged.parameters()), list(model.parameters())
+    if decay == 0:
+        torch._foreach_copy_(own, new)  # exactly, which the sum below is not
+    else:
+        change = torch._foreach_sub(new, own)
+        torch._foreach_mul_(change, (1 - min(decay, (1 + step) / (10 + step))) * is_made)
+        torch._foreach_add_(own, change)
     for target, source in zip(averaged.buffers(), model.buffers(), strict=True):
         target.copy_(source)
 
