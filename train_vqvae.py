@@ -95,8 +95,8 @@ class Settings:
     # Weight of the commitment part of the VQ loss.
     beta: float = 0.25
 
-    # Weight of the VQ loss per pixel value: the total is SSE + vq_weight * (values in an image) * VQ. More holds
-    # the encoder nearer to the codes, less lets more codes be used (docs/vqvae_recipes.md).
+    # Weight of the VQ loss per pixel value: the total is SSE + vq_weight * (values in an image) * VQ. More
+    # holds the encoder nearer to the codes, less lets more codes be used (docs/vqvae_recipes.md).
     vq_weight: float = 0.3
 
     # Weight of the mean absolute error, as vq_weight per pixel value like those below; 0 leaves a loss out.
@@ -575,7 +575,7 @@ def main(s: Settings) -> None:
             training.ema_update(averaged, model, step, s.ema_decay, is_made)
             progress.update()
 
-            # What is due now; only for that the device is waited for.
+            # What is due now; only for that the device is waited for, and before `best` starts anew.
             is_last = done == s.steps
             logs, validates, saves = (
                 done % every == 0 or is_last for every in (s.log_every, s.eval_every, s.save_every)
