@@ -275,3 +275,32 @@ def start_packages(
 def as_record(s: Any, script: str, checks: dict[str, float]) -> dict[str, Any]:
     """What made the figures: settings, revision, threads and, with --published, how equal the logits were."""
     return provenance.made_by(script, s) | {"threads": torch.get_num_threads(), "checks": checks}
+
+
+def add_row(path: Path, content: dict[str, Any], name: str, numbers: dict[str, Any]) -> dict[str, dict]:
+    """Write one more row of a table of recipes, beside those of other calls with the same settings and code.
+
+    So rows can be asked for one after another, or shared out over several calls that run at once.
+
+    Args:
+        path: results.json.
+        content: what stands in it beside the rows: its made_by record, and more.
+        name: of the row.
+        numbers: what was measured.
+
+    Returns:
+        All rows, in the order of content["changes"].
+    """
+    found = {name: numbers}
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if _comparable(before["made_by"]) == _comparable(content["made_by"]):
+            found = before["rows"] | found
+    rows = {name: found[name] for name in content["changes"] if name in found}
+    write_json(path, {**content, "rows": rows})
+    return rows
+
+
+def _comparable(made_by: dict[str, Any]) -> dict[str, Any]:
+    settings = {k: v for k, v in made_by["settings"].items() if k not in ("rows", "out_dir")}
+    return {**made_by, "settings": settings}

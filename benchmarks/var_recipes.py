@@ -11,7 +11,8 @@ the base with one thing changed. Measures the weights that each run kept: cross-
 tokens and on the last scale, the step of the best, and how far samples lie from val images rebuilt by the
 VQ-VAE (kernel distance under a small network trained once on the training images). Prints a table and writes
 <out-dir>/results.json, recipes.png and a run folder a row. Run the same command again to go on; rows that are
-done are not trained again. The test split is not read. Results so far: docs/var_recipes.md.
+done are not trained again. Calls with other --rows, also at the same time, add to the table. The test split
+is not read. Results so far: docs/var_recipes.md.
 """
 
 import sys
@@ -26,13 +27,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train_var
+from benchmarks.measure import add_row
 from models import VAR, VQVAE
 from models.helpers import image_seeds
 from usvar import cli, distributed, extractor, images, judging, plots, provenance, training
 from usvar.checkpoints import load_var, load_vqvae
 from usvar.errors import InputError
 from usvar.evaluation import kernel_distance
-from usvar.files import write_json
 from usvar.plots import COLOURS, plt
 
 BASE = "base"
@@ -265,12 +266,12 @@ def main(s: Settings) -> None:
         train_var.main(run)
         model = load_var(run.out_dir / "ar-ckpt-best.pth", vqvae, device).model
         distance, spread = measure(draw(s, run, model, vqvae.model, label_N))
-        table[name] = numbers(run) | {"distance": distance, "distance_spread": spread}
-        record = provenance.made_by("var_recipes.py", s)
-        write_json(
-            s.out_dir / "results.json",
-            {"made_by": record, "changes": provenance.plain(RECIPES), "rows": table},
-        )
+        content = {
+            "made_by": provenance.made_by("var_recipes.py", s),
+            "changes": provenance.plain(RECIPES),
+        }
+        row = numbers(run) | {"distance": distance, "distance_spread": spread}
+        table = add_row(s.out_dir / "results.json", content, name, row)
         draw_table(s.out_dir / "recipes.png", table)
     print_table(table)
     print(f"done: {s.out_dir / 'results.json'}, {s.out_dir / 'recipes.png'}")

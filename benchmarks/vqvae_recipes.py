@@ -8,7 +8,7 @@
 Trains each row by train_vqvae.py and measures its best.pth: PSNR, SSIM and spectrum on val; use and
 perplexity of the codes over the training images. Prints a table and writes <out-dir>/results.json,
 recipes.png and a run folder a row. Run the same command again to go on; rows that are done are not trained
-again. The test split is not read.
+again. Calls with other --rows, also at the same time, add to the table. The test split is not read.
 """
 
 import sys
@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import sample_vqvae
 import train_vqvae
+from benchmarks.measure import add_row
 from models import VQVAE
 from models.quant import code_counts, perplexity, usage
 from usvar import cli, distributed, images, judging, losses, plots, provenance, training
@@ -34,7 +35,6 @@ from usvar.checkpoints import load_vqvae
 from usvar.errors import InputError
 from usvar.evaluation import kernel_distance
 from usvar.extractor import Extractor, features, train_extractor
-from usvar.files import write_json
 
 # Of the predecessor's recipe; VQ is added to a sum of squared errors as it is, see `recipes`.
 PREDECESSOR = {
@@ -351,16 +351,12 @@ def main(s: Settings) -> None:
         run = train_settings(s, name, rows[name], side)
         print(f"--- {name}")
         train_vqvae.main(run)
-        table[name] = measure(run, judged)
-        write_json(
-            s.out_dir / "results.json",
-            {
-                "made_by": provenance.made_by("vqvae_recipes.py", s),
-                "extractor_sha256": judged.extractor.sha256(),
-                "changes": provenance.plain(rows),
-                "rows": table,
-            },
-        )
+        content = {
+            "made_by": provenance.made_by("vqvae_recipes.py", s),
+            "extractor_sha256": judged.extractor.sha256(),
+            "changes": provenance.plain(rows),
+        }
+        table = add_row(s.out_dir / "results.json", content, name, measure(run, judged))
         draw(s.out_dir / "recipes.png", table)
     if not table:
         raise InputError("no row is left to train: give other --rows")

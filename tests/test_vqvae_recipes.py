@@ -8,6 +8,7 @@ import torch
 
 import train_vqvae
 from benchmarks import vqvae_recipes
+from benchmarks.measure import add_row
 from usvar import images, judging
 from usvar.checkpoints import load_vqvae, read_checkpoint
 from usvar.errors import InputError
@@ -46,6 +47,19 @@ def test_the_rows_differ_as_they_say_and_see_as_many_images(run, tiny_data):
     last = read_checkpoint(out / "predecessor" / "last.pth")
     assert 0.9 < last["model"]["quantize.embedding.weight"].std() < 1.1
     assert torch.equal(last["ema"]["decoder.conv_in.weight"], last["model"]["decoder.conv_in.weight"])
+
+
+def test_a_row_asked_for_later_joins_those_with_the_same_settings_alone(tmp_path):
+    def content(steps: int, rows: list[str]) -> dict:
+        settings = {"rows": rows, "out_dir": "here", "steps": steps}
+        return {"made_by": {"settings": settings, "code_revision": "a"}, "changes": {"x": {}, "y": {}}}
+
+    path = tmp_path / "results.json"
+    assert add_row(path, content(5, ["y"]), "y", {"psnr": 1}) == {"y": {"psnr": 1}}
+    assert list(add_row(path, content(5, ["x"]), "x", {"psnr": 2})) == ["x", "y"]
+    assert add_row(path, content(5, ["y"]), "y", {"psnr": 3})["y"] == {"psnr": 3}
+    assert json.loads(path.read_text())["rows"] == {"x": {"psnr": 2}, "y": {"psnr": 3}}
+    assert add_row(path, content(6, ["x"]), "x", {"psnr": 4}) == {"x": {"psnr": 4}}
 
 
 def test_numbers_are_those_of_the_kept_weights(run, tiny_data):
