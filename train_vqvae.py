@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._functorch import config as functorch_config
 from tqdm import tqdm
 
 from models import VQVAE
@@ -202,7 +201,7 @@ class Settings:
     # Forward pass: auto (bfloat16 where the device has it), float32 or bfloat16; the quantiser is float32.
     precision: str = "auto"
 
-    # Compile the network with torch.compile: slower to start, faster to run on a GPU.
+    # Compile the levels of encoder and decoder with torch.compile: slower to start, faster to run on a GPU.
     compile: bool = False
 
     # Seed of weights, batches and augmentation.
@@ -279,7 +278,7 @@ def backward(
 
     Args:
         s: the weights, and the number of pieces.
-        network: the model as it is called, compiled or wrapped for several processes.
+        network: the model as it is called, wrapped for several processes.
         model: the same, bare.
         discriminator: None before the adversarial loss begins.
         perceptual: None without one.
@@ -449,9 +448,7 @@ def main(s: Settings) -> None:
     # With few scales, some of the four shared phi serve none of them.
     network: nn.Module = world.wrap(model, some_unused=True)
     if s.compile:
-        network = torch.compile(network)
-        # The adaptive weight goes backward through the compiled graph before the loss does.
-        functorch_config.donated_buffer = not s.adversarial_weight
+        model.compile_levels()
     trained, discriminator = [model], None
     if s.adversarial_weight:
         # Not wrapped as the network is: `backward` averages its gradients over processes.

@@ -10,7 +10,7 @@ Axes: B images, l tokens of one scale, L tokens of all scales (coarse first), V 
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -353,3 +353,19 @@ class DropPath(nn.Module):
 
     def extra_repr(self) -> str:
         return f"drop_prob={self.drop_prob}"
+
+
+def compile_each(modules: Iterable[nn.Module], graphs: int, backend: str = "inductor") -> None:
+    """Compile modules one by one by torch.compile, for shapes that stay.
+
+    Args:
+        modules: compiled in place, so that names and weights stay where they are.
+        graphs: at least as many as all of them need together: dynamo counts them so, and gives up silently
+            beyond its limit.
+        backend: of torch.compile.
+    """
+    import torch._dynamo  # only here, for it takes seconds to import
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, graphs)
+    for module in modules:
+        module.compile(backend=backend, dynamic=False)

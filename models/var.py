@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.basic_var import AdaLNBeforeHead, AdaLNSelfAttn, KeyValueCache, Linear
 from models.helpers import (
+    compile_each,
     filter_top_k_top_p,
     gumbel_noise,
     head_cross_entropy,
@@ -412,14 +413,7 @@ class VAR(nn.Module):
         Args:
             backend: of torch.compile.
         """
-        import torch._dynamo  # only here, for it takes seconds to import
-
-        # Dynamo counts the graphs of all blocks and scales together, and gives up silently beyond its limit.
-        torch._dynamo.config.recompile_limit = max(
-            torch._dynamo.config.recompile_limit, 8 * len(self.patch_nums)
-        )
-        for block in self.blocks:
-            block.compile(backend=backend, dynamic=False)
+        compile_each(self.blocks, 8 * len(self.patch_nums), backend)
 
     def _labels(self, label_B: int | Sequence[int] | Tensor, B: int) -> Tensor:
         """One label an image, with "no class" as num_classes."""

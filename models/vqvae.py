@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.basic_vae import GROUPS, Decoder, Encoder
+from models.basic_vae import GROUPS, Decoder, Encoder, Level, Middle
+from models.helpers import compile_each
 from models.quant import VectorQuantizer2
 
 # Widths of the five levels as multiples of ch; four halvings make the latent grid 1/16 of the image.
@@ -186,6 +187,18 @@ class VQVAE(nn.Module):
             self.img_to_features(x), to_fhat=True, v_patch_nums=v_patch_nums
         )
         return self.fhat_to_img(sums[-1]) if last_one else [self.fhat_to_img(f_hat) for f_hat in sums]
+
+    def compile_levels(self, backend: str = "inductor") -> None:
+        """Compile the levels of encoder and decoder by torch.compile, for shapes that stay.
+
+        In parts, because a trainer may ask for the gradient of the last layer alone (VQGAN's adaptive
+        weight): through a compiled whole that would be a backward pass through all of it.
+
+        Args:
+            backend: of torch.compile.
+        """
+        parts = [module for module in self.modules() if isinstance(module, Level | Middle)]
+        compile_each(parts, 8 * len(parts), backend)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
         """Load weights; hit counts of another number of scales are left out.

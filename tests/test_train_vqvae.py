@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 
 import train_vqvae
 from models import VQVAE
@@ -502,6 +503,22 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tiny_da
     kept = read_checkpoint(tmp_path / "last.pth")
     assert kept["step"] < 4
     assert all(tensor.isfinite().all() for tensor in kept["ema"].values())
+
+
+def test_compiled_levels_train_the_same(with_all_losses, tiny_data, tmp_path, monkeypatch):
+    """With the backend that needs no compiler, and an adversarial loss."""
+    own = VQVAE.compile_levels
+    monkeypatch.setattr(VQVAE, "compile_levels", lambda model: own(model, backend="aot_eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    train_vqvae.main(settings(tiny_data, tmp_path, **ALL_LOSSES, compile=True))
+    counters = torch._dynamo.utils.counters
+    # Twelve in training, more without gradients: codebook start and revival.
+    assert counters["stats"]["unique_graphs"] >= 12 and not counters["graph_break"]
+    first, second = (read_checkpoint(out / "last.pth")["model"] for out in (with_all_losses, tmp_path))
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("device", ["meta", "cuda"])
