@@ -20,7 +20,7 @@ python data_preprocessing/prepare_datasets.py --raw-root "$out/raw" --out-root "
 say "3/9 train the multi-scale VQ-VAE"
 python train_vqvae.py --data-root "$out/processed" --out-dir "$out/vqvae" --ch 32 --vocab-size 512 \
     --patch-nums 1 2 3 4 --batch-size 8 --steps 1050 --learning-rate 1.5e-3 --ema-decay 0.99 \
-    --log-every 50 --eval-every 350 --save-every 100
+    --adversarial-weight 0 --log-every 50 --eval-every 350 --save-every 100
 
 say "4/9 how well it rebuilds"
 python sample_vqvae.py --data-root "$out/processed" --vqvae "$out/vqvae/best.pth" --out-dir "$out/reconstructions"
