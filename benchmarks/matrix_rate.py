@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -26,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.measure import as_record, build, cost_of
 from benchmarks.training import Step
+from models import VQVAE
 from usvar import cli, training
 from usvar.distributed import World
 from usvar.errors import InputError
@@ -94,10 +94,11 @@ def fastest(work: Callable[[], Any], device: torch.device, repeats: int) -> floa
     return min(cost_of(work, device).wall_s for _ in range(repeats))
 
 
-def vqvae_step(s: Settings, vae: nn.Module, device: torch.device) -> Callable[[], None]:
-    """A training step of the VQ-VAE on random images, without figures and log."""
+def vqvae_step(s: Settings, vae: VQVAE, device: torch.device) -> Callable[[], None]:
+    """A training step of the VQ-VAE with its base loss on random images, without figures and log."""
     vae = vae.train().requires_grad_()
-    network = torch.compile(vae) if s.compile else vae
+    if s.compile:
+        vae.compile_levels()
     optimiser = torch.optim.AdamW(vae.parameters(), lr=1e-4, fused=True)
     guard = training.StepGuard(vae.parameters(), optimiser, 1.0, World(0, 1, device))
     side = vae.downsample * s.patch_nums[-1]
@@ -105,7 +106,7 @@ def vqvae_step(s: Settings, vae: nn.Module, device: torch.device) -> Callable[[]
 
     def step() -> None:
         with training.autocast(device, getattr(torch, s.dtype)):
-            rebuilt_B3HW, _, vq = network(image_B3HW)
+            rebuilt_B3HW, _, vq = vae(image_B3HW)
         loss = (rebuilt_B3HW.float() - image_B3HW).square().mean() + vq
         loss.backward()
         guard.step(0, 1e-4, loss)

@@ -302,5 +302,6 @@ def add_row(path: Path, content: dict[str, Any], name: str, numbers: dict[str, A
 
 
 def _comparable(made_by: dict[str, Any]) -> dict[str, Any]:
+    """The record without what may differ between calls that fill one table."""
     settings = {k: v for k, v in made_by["settings"].items() if k not in ("rows", "out_dir")}
     return {**made_by, "settings": settings}
