@@ -478,9 +478,8 @@ def main(s: Settings) -> None:
         image_B3HW = images.to_model_range(pixels_BHW, device)
         if s.augment:
             # One channel is augmented, then shown three times.
-            image_B3HW = augment(image_B3HW[:, :1], parameters_B4.to(device, non_blocking=True)).expand(
-                -1, 3, -1, -1
-            )
+            parameters_B4 = parameters_B4.to(device, non_blocking=True)
+            image_B3HW = augment(image_B3HW[:, :1], parameters_B4).expand(-1, 3, -1, -1)
         return image_B3HW.contiguous(memory_format=layout)
 
     # Where it starts: at a checkpoint, at another model's weights, or with a codebook made from real images.
