@@ -44,6 +44,7 @@ from usvar.checkpoints import (
 from usvar.codebook import encode, revive_codes, start_codebook, take_weights
 from usvar.errors import InputError, RunError
 from usvar.files import atomic_path
+from usvar.muon import Muon
 from usvar.vqvae_figures import draw_codebook, draw_curves, draw_reconstructions
 
 # Settings that do not change the numbers: they may differ when a run goes on.
@@ -111,7 +112,7 @@ class Settings:
     vgg: Path | None = None
 
     # Weight of the adversarial loss, times the ratio of gradients at the last layer (VQGAN's equation 7).
-    adversarial_weight: float = 0.5
+    adversarial_weight: float = 0.25
 
     # Share of the steps before the discriminator and its loss begin, 0 to 1; best.pth starts anew there.
     adversarial_start: float = 0.5
@@ -144,8 +145,11 @@ class Settings:
     # Optimiser steps in all.
     steps: int = 30_000
 
-    # Highest learning rate of AdamW.
+    # Highest learning rate.
     learning_rate: float = 3e-4
+
+    # How many times longer than AdamW's the steps of kernels are, which Muon then makes; 0: AdamW makes all.
+    muon_rate: float = 8.0
 
     # Share of the steps spent on linear warm-up, 0 to 1.
     warmup: float = 0.02
@@ -153,7 +157,7 @@ class Settings:
     # Learning rate at the last step as a share of the highest.
     final_rate: float = 0.02
 
-    # Momenta of AdamW.
+    # Momenta of AdamW, which trains all that is no kernel, and the discriminator.
     betas: tuple[float, float] = (0.9, 0.95)
 
     # Decay of kernels (not of biases, gains and codes).
@@ -252,7 +256,7 @@ def check(s: Settings, side: int, processes: int = 1) -> None:
     limits = dict.fromkeys((*at_least_1, "log_every", "eval_every", "save_every"), (1, float("inf")))
     limits |= dict.fromkeys(("class_balance", "data_set_balance", "adversarial_start"), (0, 1))
     weights = ("l1_weight", "ssim_weight", "perceptual_weight", "adversarial_weight", "lecam_weight")
-    limits |= dict.fromkeys(weights, (0, float("inf")))
+    limits |= dict.fromkeys((*weights, "muon_rate"), (0, float("inf")))
     for name, (least, most) in limits.items():
         if not least <= (value := getattr(s, name)) <= most:
             wanted = f"{least} to {most}" if most == 1 else f"{least} or more"
@@ -450,16 +454,13 @@ def main(s: Settings) -> None:
     if s.compile:
         model.compile_levels()
     trained, discriminator = [model], None
+    groups = training.decay_groups(model, s.weight_decay, s.muon_rate)
     if s.adversarial_weight:
         # Not wrapped as the network is: `backward` averages its gradients over processes.
         discriminator = PatchDiscriminator(s.ch).to(device, memory_format=layout)
         trained.append(discriminator)
-    optimiser = torch.optim.AdamW(
-        [group for module in trained for group in training.decay_groups(module, s.weight_decay)],
-        lr=s.learning_rate,
-        betas=s.betas,
-        fused=True,
-    )
+        groups += training.decay_groups(discriminator, s.weight_decay)
+    optimiser = Muon(groups, s.learning_rate, s.betas, dtype)
     sampler = training.BalancedSampler(
         train_files.label_N, s.class_balance, s.seed, images.data_sets(train_files), s.data_set_balance
     )

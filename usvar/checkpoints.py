@@ -269,8 +269,9 @@ def restore(
             f"{path} has an optimiser's state of another model ({error}): start in another --out-dir"
         ) from error
     momenta = 0
+    of_muon = {p for group in optimiser.param_groups if group.get("muon_rate") for p in group["params"]}
     for parameter, state in optimiser.state.items():
-        for name in ("step", "exp_avg", "exp_avg_sq"):
+        for name in ("momentum_buffer",) if parameter in of_muon else ("step", "exp_avg", "exp_avg_sq"):
             shape = parameter.shape if name != "step" else torch.Size()
             if not isinstance(state.get(name), Tensor) or state[name].shape != shape:
                 raise InputError(

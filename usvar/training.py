@@ -139,15 +139,24 @@ def ema_update(
         target.copy_(source)
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW: matrices and kernels decay; biases, gains and embeddings do not."""
+def decay_groups(model: nn.Module, weight_decay: float, muon_rate: float = 0.0) -> list[dict[str, Any]]:
+    """Parameter groups of an optimiser: matrices and kernels decay; biases, gains and embeddings do not.
+
+    Args:
+        model: whose parameters are trained.
+        weight_decay: of the first group.
+        muon_rate: of the first group too, for `muon.Muon`; 0 leaves it to AdamW.
+    """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     decayed, kept = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_kernel = name.endswith("weight") and parameter.ndim >= 2 and id(parameter) not in embeddings
             (decayed if is_kernel else kept).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [
+        {"params": decayed, "weight_decay": weight_decay, "muon_rate": muon_rate},
+        {"params": kept, "weight_decay": 0.0, "muon_rate": 0.0},
+    ]
 
 
 def amp_dtype(device: torch.device, precision: str) -> torch.dtype:
