@@ -30,6 +30,7 @@ from usvar import cli, training
 from usvar.distributed import World
 from usvar.errors import InputError
 from usvar.files import write_json
+from usvar.muon import Muon
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def vqvae_step(s: Settings, vae: VQVAE, device: torch.device) -> Callable[[], No
     vae = vae.train().requires_grad_()
     if s.compile:
         vae.compile_levels()
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=1e-4, fused=True)
+    groups = training.decay_groups(vae, weight_decay=0.01, muon_rate=8.0)
+    optimiser = Muon(groups, lr=1e-4, betas=(0.9, 0.95), dtype=getattr(torch, s.dtype))
     guard = training.StepGuard(vae.parameters(), optimiser, 1.0, World(0, 1, device))
     side = vae.downsample * s.patch_nums[-1]
     image_B3HW = torch.rand(s.vqvae_batch, 3, side, side, device=device) * 2 - 1

@@ -1,8 +1,10 @@
 """What the benchmarks of the networks share: time and memory of two ways to do one thing, side by side."""
 
 import ctypes
+import fcntl
 import gc
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -292,12 +294,18 @@ def add_row(path: Path, content: dict[str, Any], name: str, numbers: dict[str, A
         All rows, in the order of content["changes"].
     """
     found = {name: numbers}
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if _comparable(before["made_by"]) == _comparable(content["made_by"]):
-            found = before["rows"] | found
-    rows = {name: found[name] for name in content["changes"] if name in found}
-    write_json(path, {**content, "rows": rows})
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        # Read and written as one, or of two rows done at the same moment one would be lost.
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if path.is_file():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            if _comparable(before["made_by"]) == _comparable(content["made_by"]):
+                found = before["rows"] | found
+        rows = {name: found[name] for name in content["changes"] if name in found}
+        write_json(path, {**content, "rows": rows})
+    finally:
+        os.close(folder)
     return rows
 
 

@@ -1,6 +1,7 @@
 """The benchmark of VQ-VAE recipes: what each row changes, and its numbers against the files it leaves."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -60,6 +61,14 @@ def test_a_row_asked_for_later_joins_those_with_the_same_settings_alone(tmp_path
     assert add_row(path, content(5, ["y"]), "y", {"psnr": 3})["y"] == {"psnr": 3}
     assert json.loads(path.read_text())["rows"] == {"x": {"psnr": 2}, "y": {"psnr": 3}}
     assert add_row(path, content(6, ["x"]), "x", {"psnr": 4}) == {"x": {"psnr": 4}}
+
+
+def test_rows_done_at_the_same_moment_are_all_kept(tmp_path):
+    names = [str(i) for i in range(40)]
+    content = {"made_by": {"settings": {}}, "changes": {name: {} for name in names}}
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: add_row(tmp_path / "results.json", content, name, {}), names))
+    assert list(json.loads((tmp_path / "results.json").read_text())["rows"]) == names
 
 
 def test_numbers_are_those_of_the_kept_weights(run, tiny_data):
