@@ -30,6 +30,7 @@ from usvar import cli, distributed, images, plots, provenance, tokens, training
 from usvar.checkpoints import is_whole, load_vqvae, read_last, restore, save_checkpoint, save_last
 from usvar.errors import InputError, RunError
 from usvar.files import write_json
+from usvar.muon import Muon
 from usvar.var_figures import draw_curves
 
 # Settings that do not change the numbers: they may differ when a run goes on.
@@ -112,8 +113,12 @@ class Settings:
     # Validations in a row without a lower cross-entropy after which training stops early; 0 never does.
     patience: int = 0
 
-    # Highest learning rate of AdamW.
+    # Highest learning rate.
     learning_rate: float = 3e-4
+
+    # How many times longer than AdamW's the steps of the blocks' matrices are, which Muon then makes; 0:
+    # AdamW makes all.
+    muon_rate: float = 8.0
 
     # Share of the steps spent on linear warm-up, 0 to 1.
     warmup: float = 0.02
@@ -121,7 +126,7 @@ class Settings:
     # Learning rate at the last step as a share of the highest.
     final_rate: float = 0.05
 
-    # Momenta of AdamW.
+    # Momenta of AdamW, which trains embeddings, head, biases and gains.
     betas: tuple[float, float] = (0.9, 0.95)
 
     # Decay of kernels (not of biases, gains and embeddings).
@@ -185,7 +190,7 @@ def check(s: Settings, train: tokens.TokenMaps, val: tokens.TokenMaps, processes
     """Refuse settings and splits that do not fit each other, before anything is written."""
     if s.width % s.heads:
         raise InputError(f"--width {s.width} does not divide by --heads {s.heads}: choose a multiple")
-    limits = dict.fromkeys(("head_chunk", "patience"), 0)
+    limits = dict.fromkeys(("head_chunk", "patience", "muon_rate"), 0)
     limits |= dict.fromkeys(
         ("depth", "batch_size", "accumulate", "steps", "log_every", "eval_every", "save_every"), 1
     )
@@ -366,12 +371,8 @@ def main(s: Settings) -> None:
     network: nn.Module = world.wrap(model)
     if s.compile:
         network = torch.compile(network)
-    optimiser = torch.optim.AdamW(
-        training.decay_groups(model, s.weight_decay),
-        lr=s.learning_rate,
-        betas=s.betas,
-        fused=True,
-    )
+    groups = training.decay_groups(model, s.weight_decay, s.muon_rate, model.blocks)
+    optimiser = Muon(groups, s.learning_rate, s.betas, dtype)
     sampler = training.BalancedSampler(train.label_N, s.class_balance, s.seed)
     meter, start, best, stale, skipped = training.Meter(), 0, float("inf"), 0, 0
     if last:

@@ -88,9 +88,19 @@ def test_averaged_weights_move_toward_the_model_s():
 
 def test_only_kernels_decay():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2), torch.nn.Embedding(3, 2))
-    decayed, kept = training.decay_groups(model, 0.1)
+    none, decayed, kept = training.decay_groups(model, 0.1)
     assert [tuple(p.shape) for p in decayed["params"]] == [(2, 2)] and decayed["weight_decay"] == 0.1
-    assert len(kept["params"]) == 4 and kept["weight_decay"] == 0
+    assert len(kept["params"]) == 4 and kept["weight_decay"] == 0 and not none["params"]
+
+
+def test_muon_trains_the_kernels_of_its_part():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 4), torch.nn.Embedding(3, 2))
+    by_muon, decayed, kept = training.decay_groups(model, 0.1, muon_rate=2.0, muon_part=model[1])
+    assert [tuple(p.shape) for p in by_muon["params"]] == [(4, 3)]
+    assert by_muon["muon_rate"] == 2 and by_muon["weight_decay"] == 0.1
+    assert [tuple(p.shape) for p in decayed["params"]] == [(3, 2)] and len(kept["params"]) == 3
+    by_muon, decayed, _ = training.decay_groups(model, 0.1, muon_rate=2.0)
+    assert len(by_muon["params"]) == 2 and not decayed["params"]
 
 
 def test_the_seconds_of_a_step_leave_pauses_out(monkeypatch):

@@ -97,21 +97,23 @@ class Muon(torch.optim.AdamW):
 
     def _move(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
         """Move parameters of one shape together: many small products one by one would leave a GPU idle."""
-        momenta = []
         for parameter in parameters:
-            state = self.state[parameter]
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            momenta.append(state["momentum_buffer"])
-        # With a non-finite gradient nothing may change; where and not a product, for 0 times NaN is NaN.
-        is_left_out = torch.zeros((), device=momenta[0].device) if self.found_inf is None else self.found_inf
-        new = torch._foreach_add(torch._foreach_mul(momenta, MOMENTUM), gradients)
-        # Nesterov's look ahead.
-        ahead = torch._foreach_add(gradients, torch._foreach_mul(new, MOMENTUM))
-        step_NOI = orthogonalised(torch.stack([x.flatten(1) for x in ahead]).to(self.dtype)).float()
+            if not self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        gradient_NOI, old_NOI = (torch.stack([x.flatten(1) for x in xs]) for xs in (gradients, momenta))
+        new_NOI = MOMENTUM * old_NOI + gradient_NOI
+        ahead_NOI = gradient_NOI + MOMENTUM * new_NOI  # Nesterov
+        step_NOI = orthogonalised(ahead_NOI.to(self.dtype)).float()
+        decay = torch.full((), group["lr"] * group["weight_decay"], device=step_NOI.device)
+        if self.found_inf is not None:
+            # Of a gradient that is not finite nothing may stay: where and no product, for 0 times NaN is NaN.
+            is_left_out = self.found_inf > 0
+            new_NOI = torch.where(is_left_out, old_NOI, new_NOI)
+            step_NOI = torch.where(is_left_out, 0.0, step_NOI)
+            decay = torch.where(is_left_out, 0.0, decay)
         length = group["lr"] * group["muon_rate"] * ADAMW_RMS * max(step_NOI.shape[1:]) ** 0.5
-        keep = 1 - group["lr"] * group["weight_decay"]
-        for parameter, momentum, fresh, step_OI in zip(parameters, momenta, new, step_NOI, strict=True):
-            moved = keep * parameter - length * step_OI.view_as(parameter)
-            parameter.copy_(torch.where(is_left_out > 0, parameter, moved))
-            momentum.copy_(torch.where(is_left_out > 0, momentum, fresh))
+        torch._foreach_copy_(momenta, [x.view_as(p) for x, p in zip(new_NOI, parameters, strict=True)])
+        torch._foreach_mul_(parameters, 1 - decay)
+        steps = [x.view_as(p) for x, p in zip(step_NOI, parameters, strict=True)]
+        torch._foreach_add_(parameters, steps, alpha=-length)

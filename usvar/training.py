@@ -139,23 +139,32 @@ def ema_update(
         target.copy_(source)
 
 
-def decay_groups(model: nn.Module, weight_decay: float, muon_rate: float = 0.0) -> list[dict[str, Any]]:
+def decay_groups(
+    model: nn.Module, weight_decay: float, muon_rate: float = 0.0, muon_part: nn.Module | None = None
+) -> list[dict[str, Any]]:
     """Parameter groups of an optimiser: matrices and kernels decay; biases, gains and embeddings do not.
 
     Args:
         model: whose parameters are trained.
-        weight_decay: of the first group.
-        muon_rate: of the first group too, for `muon.Muon`; 0 leaves it to AdamW.
+        weight_decay: of what decays.
+        muon_rate: of `muon.Muon`; 0 leaves everything to AdamW.
+        muon_part: the part of the model whose matrices and kernels Muon trains; None: the whole.
+
+    Returns:
+        What Muon trains, what else decays, and what does not.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    decayed, kept = [], []
+    of_part = {id(parameter) for parameter in (muon_part or model).parameters()}
+    by_muon, decayed, kept = [], [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_kernel = name.endswith("weight") and parameter.ndim >= 2 and id(parameter) not in embeddings
-            (decayed if is_kernel else kept).append(parameter)
+            is_of_muon = muon_rate and id(parameter) in of_part
+            (kept if not is_kernel else by_muon if is_of_muon else decayed).append(parameter)
     return [
-        {"params": decayed, "weight_decay": weight_decay, "muon_rate": muon_rate},
-        {"params": kept, "weight_decay": 0.0, "muon_rate": 0.0},
+        {"params": by_muon, "weight_decay": weight_decay, "muon_rate": muon_rate},
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": kept, "weight_decay": 0.0},
     ]
 
 
