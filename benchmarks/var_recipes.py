@@ -42,6 +42,9 @@ BASE = "base"
 RECIPES: dict[str, dict[str, Any]] = {
     BASE: {},
     "base, another seed": {"seed": 1},
+    "AdamW alone": {"muon_rate": 0.0},
+    "AdamW alone, rate 2e-3": {"muon_rate": 0.0, "learning_rate": 2e-3},
+    "Muon 4 times AdamW": {"muon_rate": 4.0},
     "label smoothing 0.1": {"label_smoothing": 0.1},
     "dropout 0.1": {"drop_rate": 0.1},
     "drop path 0.1": {"drop_path_rate": 0.1},
@@ -85,7 +88,7 @@ class Settings:
     heads: int = 4
 
     # Highest learning rate.
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
 
     # Decay of the averaged weights, which are measured.
     ema_decay: float = 0.98
@@ -122,7 +125,7 @@ def check(s: Settings) -> tuple[str, ...]:
 
 def train_settings(s: Settings, name: str) -> train_var.Settings:
     """Settings of a row's run. The base has none of the remedies."""
-    changes = {"drop_path_rate": 0.0, "seed": s.seed} | RECIPES[name]
+    changes = {"drop_path_rate": 0.0, "seed": s.seed, "learning_rate": s.learning_rate} | RECIPES[name]
     if "seed" in RECIPES[name]:
         changes["seed"] = s.seed + RECIPES[name]["seed"]
     return train_var.Settings(
@@ -134,7 +137,6 @@ def train_settings(s: Settings, name: str) -> train_var.Settings:
         heads=s.heads,
         batch_size=s.batch_size,
         steps=s.steps,
-        learning_rate=s.learning_rate,
         ema_decay=s.ema_decay,
         eval_every=max(1, s.steps // s.evaluations),
         log_every=max(1, s.steps // 20),
