@@ -64,6 +64,18 @@ def straight(tiny_tokens, tiny_vqvae, tmp_path_factory) -> Path:
     return out
 
 
+def test_muon_trains_the_blocks_matrices_and_nothing_else(straight, tiny_vqvae):
+    var = load_var(straight / "ar-ckpt-best.pth", load_vqvae(tiny_vqvae))
+    last = read_checkpoint(straight / "ar-ckpt-last.pth")
+    by_muon, *by_adamw = last["optimiser"]["param_groups"]
+    matrices = [p for p in var.model.blocks.parameters() if p.ndim == 2]
+    assert by_muon["muon_rate"] == train_var.Settings.muon_rate and len(by_muon["params"]) == len(matrices)
+    state = last["optimiser"]["state"]
+    shapes = [state[i]["momentum_buffer"].shape for i in by_muon["params"]]
+    assert sorted(shapes) == sorted(p.shape for p in matrices)
+    assert all("exp_avg" in state[i] for group in by_adamw for i in group["params"])
+
+
 def test_a_run_writes_what_the_next_stages_read(straight, tiny_vqvae):
     for name in ("loss_curves", "loss_per_scale", "samples"):
         assert (straight / f"{name}.png").stat().st_size > 5000

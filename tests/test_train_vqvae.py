@@ -92,6 +92,19 @@ def straight(tiny_data, tmp_path_factory) -> Path:
     return out
 
 
+def test_muon_trains_all_kernels_and_nothing_else(straight):
+    model = load_vqvae(straight / "best.pth").model
+    last = read_checkpoint(straight / "last.pth")
+    by_muon, *by_adamw = last["optimiser"]["param_groups"]
+    kernels = [p for p in model.parameters() if p.ndim == 4]
+    assert by_muon["muon_rate"] == train_vqvae.Settings.muon_rate and len(by_muon["params"]) == len(kernels)
+    # Some phi serve no scale of so few and have no momentum yet.
+    state = last["optimiser"]["state"]
+    shapes = [state[i]["momentum_buffer"].shape for i in by_muon["params"] if i in state]
+    assert len(shapes) > 80 and set(shapes) <= {p.shape for p in kernels}
+    assert all("exp_avg" in state[i] for group in by_adamw for i in group["params"] if i in state)
+
+
 def test_a_run_writes_what_the_next_stages_read(straight, tiny_data):
     figures = ("loss_curves", "quality_curves", "reconstructions")
     for name in (*figures, "codebook_usage", "codebook_perplexity", "codebook_vectors"):
