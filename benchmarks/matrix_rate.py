@@ -23,6 +23,7 @@ from tqdm import tqdm
 # A script's own folder is on the path, the repository's root is not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import train_vqvae
 from benchmarks.measure import as_record, build, cost_of
 from benchmarks.training import Step
 from models import VQVAE
@@ -95,25 +96,30 @@ def fastest(work: Callable[[], Any], device: torch.device, repeats: int) -> floa
     return min(cost_of(work, device).wall_s for _ in range(repeats))
 
 
-def vqvae_step(s: Settings, vae: VQVAE, device: torch.device) -> Callable[[], None]:
-    """A training step of the VQ-VAE with its base loss on random images, without figures and log."""
+def vqvae_step(
+    s: Settings, vae: VQVAE, device: torch.device
+) -> tuple[Callable[[], None], Callable[[], torch.Tensor]]:
+    """A training step of the VQ-VAE with its base loss on random images, and the same without the optimiser."""
     vae = vae.train().requires_grad_()
     if s.compile:
         vae.compile_levels()
-    groups = training.decay_groups(vae, weight_decay=0.01, muon_rate=8.0)
+    groups = training.decay_groups(vae, weight_decay=0.01, muon_rate=train_vqvae.Settings.muon_rate)
     optimiser = Muon(groups, lr=1e-4, betas=(0.9, 0.95), dtype=getattr(torch, s.dtype))
     guard = training.StepGuard(vae.parameters(), optimiser, 1.0, World(0, 1, device))
     side = vae.downsample * s.patch_nums[-1]
     image_B3HW = torch.rand(s.vqvae_batch, 3, side, side, device=device) * 2 - 1
 
-    def step() -> None:
+    def backward() -> torch.Tensor:
         with training.autocast(device, getattr(torch, s.dtype)):
             rebuilt_B3HW, _, vq = vae(image_B3HW)
         loss = (rebuilt_B3HW.float() - image_B3HW).square().mean() + vq
         loss.backward()
-        guard.step(0, 1e-4, loss)
+        return loss
 
-    return step
+    def step() -> None:
+        guard.step(0, 1e-4, backward())
+
+    return step, backward
 
 
 def main(s: Settings) -> None:
@@ -136,18 +142,20 @@ def main(s: Settings) -> None:
     rate, matrix_side = matrix_rate(s, device)
     print(f"{s.dtype} matrices of {matrix_side} x {matrix_side}: {rate / 1e12:.3g} TFLOP/s")
     on_tokens = Step(s, vae, var, device, **({"compile": True} if s.compile else {}))
+    train, without_optimiser = vqvae_step(s, vae, device)
     work = {
         "tokenise": (tokenise, s.vqvae_batch),
         "sample and decode": (sample, s.batch),
         "training step, transformer": (on_tokens.run, s.batch),
         # Last: it lets the VQ-VAE, which the others use, train.
-        "training step, VQ-VAE": (vqvae_step(s, vae, device), s.vqvae_batch),
+        "training step, VQ-VAE": (train, s.vqvae_batch),
     }
     rows = {}
     for name, (call, images) in tqdm(work.items(), desc="measure", file=sys.stdout):
         vae.train(name == "training step, VQ-VAE")
         with FlopCounterMode(display=False) as counter:
-            call()
+            # Of the networks alone: Muon's products are many for one image, and few for a real batch.
+            (without_optimiser if call is train else call)()
         operations = counter.get_total_flops()
         seconds = fastest(call, device, s.repeats)
         rows[name] = {

@@ -4,10 +4,10 @@
     python benchmarks/training.py --published path/to/VAR             # a checkout of the published package
     python benchmarks/training.py --device cuda --dtype bfloat16 --batch 64 --published path/to/VAR
 
-A step is the teacher-forcing input from token ids, forward, cross-entropy, backward, clipping and AdamW. Both
-ways of a row run in turn from the same random weights; that loss and gradients are the same is checked first.
-Writes training.json and training.png to <out-dir>. The published trainer also runs the VQ-VAE's encoder in
-each step; that is a row of its own.
+A step is the teacher-forcing input from token ids, forward, cross-entropy, backward, clipping and AdamW (in
+one row Muon, as train_var.py has it). Both ways of a row run in turn from the same random weights; that loss
+and gradients are the same is checked first. Writes training.json and training.png to <out-dir>. The published
+trainer also runs the VQ-VAE's encoder in each step; that is a row of its own.
 """
 
 import copy
@@ -24,12 +24,14 @@ import torch.nn.functional as F
 # A script's own folder is on the path, the repository's root is not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import train_var
 from benchmarks.measure import Cost, Pair, as_record, build, cost_of, measure, report, start_packages, summary
 from models import VAR, VQVAE
 from models.basic_var import linear
 from models.helpers import split_scales
 from usvar import cli, training
 from usvar.distributed import World
+from usvar.muon import Muon
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ class Step:
         self.encode = ways.get("encode", False)
         self.dtype = ways.get("dtype", torch.bfloat16 if s.dtype == "bfloat16" else torch.float32)
         self.network = torch.compile(self.model, dynamic=False) if ways.get("compile") else self.model
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        # With a rate of 0 it is fused AdamW, as the published trainer has it.
+        groups = training.decay_groups(self.model, 0.05, ways.get("muon_rate", 0.0), self.model.blocks)
+        self.optimiser = Muon(groups, lr=1e-4, betas=(0.9, 0.95), dtype=self.dtype)
         self.guard = training.StepGuard(self.model.parameters(), self.optimiser, 2.0, World(0, 1, device))
         stream = torch.Generator().manual_seed(0)
         self.label_B = (torch.arange(s.batch) % self.model.num_classes).to(device)
@@ -135,6 +139,7 @@ def fast_paths(s: Settings, vae: VQVAE, var: VAR, device: torch.device) -> list[
         "step: loss undivided -> in chunks": ({}, {"chunk": s.chunk}),
         "step: activations kept -> made again": ({}, {"recompute": True}),
         "step: both for memory": ({}, {"chunk": s.chunk, "recompute": True}),
+        "step: AdamW -> Muon for the blocks": ({}, {"muon_rate": train_var.Settings.muon_rate}),
         "step: float32 -> bfloat16": ({"dtype": torch.float32}, {"dtype": torch.bfloat16}),
     }
     if s.compile:

@@ -19,7 +19,7 @@ TINY += ["--patch-nums", "1", "2", "3"]
 
 
 @pytest.mark.parametrize(
-    ("name", "flags", "rows"), [("sampling", ["--top-k", "20"], 11), ("training", ["--chunk", "10"], 7)]
+    ("name", "flags", "rows"), [("sampling", ["--top-k", "20"], 11), ("training", ["--chunk", "10"], 8)]
 )
 def test_a_tiny_run_measures_each_fast_path_and_a_checkout(name, flags, rows, tmp_path):
     """This repository is a drop-in, so it serves as the published package; the weights go both ways."""
