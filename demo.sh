@@ -19,8 +19,8 @@ python data_preprocessing/prepare_datasets.py --raw-root "$out/raw" --out-root "
 
 say "3/9 train the multi-scale VQ-VAE"
 python train_vqvae.py --data-root "$out/processed" --out-dir "$out/vqvae" --ch 32 --vocab-size 512 \
-    --patch-nums 1 2 3 4 --batch-size 8 --steps 1050 --learning-rate 1.5e-3 --ema-decay 0.99 \
-    --adversarial-weight 0 --log-every 50 --eval-every 350 --save-every 100
+    --patch-nums 1 2 3 4 --batch-size 8 --steps 900 --ema-decay 0.99 --adversarial-weight 0 \
+    --log-every 50 --eval-every 300 --save-every 100
 
 say "4/9 how well it rebuilds"
 python sample_vqvae.py --data-root "$out/processed" --vqvae "$out/vqvae/best.pth" --out-dir "$out/reconstructions"
@@ -32,7 +32,7 @@ python tokenize_multiscale_maps.py --data-root "$out/processed" --vqvae "$out/vq
 say "6/9 train the transformer"
 python train_var.py --tokens-dir "$out/tokens" --vqvae "$out/vqvae/best.pth" --out-dir "$out/var" \
     --depth 4 --width 128 --heads 4 --batch-size 32 --steps 600 --learning-rate 1e-3 --ema-decay 0.99 \
-    --log-every 50 --eval-every 200 --save-every 200
+    --log-every 50 --eval-every 100 --save-every 200
 
 say "7/9 generate: sweep over K, with and without a real prefix"
 python sample_var.py --var "$out/var/ar-ckpt-best.pth" --vqvae "$out/vqvae/best.pth" --tokens-dir "$out/tokens" \

@@ -99,7 +99,7 @@ def fastest(work: Callable[[], Any], device: torch.device, repeats: int) -> floa
 def vqvae_step(
     s: Settings, vae: VQVAE, device: torch.device
 ) -> tuple[Callable[[], None], Callable[[], torch.Tensor]]:
-    """A training step of the VQ-VAE with its base loss on random images, and the same without the optimiser."""
+    """A training step of the VQ-VAE with its base loss on random images, and it without the optimiser."""
     vae = vae.train().requires_grad_()
     if s.compile:
         vae.compile_levels()
