@@ -112,7 +112,8 @@ class Package:
         if request.get("encode"):
             size = self.var.patch_nums[-1] * 16
             image_B3HW = torch.zeros(request["batch"], 3, size, size, device=self.device)
-            with torch.no_grad(), self.autocast():
+            # In float32, as the published trainer does it: its quantiser mixes no precisions.
+            with torch.no_grad():
                 idx_BL = torch.cat(self.vae.img_to_idxBl(image_B3HW), dim=1)
         loss = F.cross_entropy(self.forward(label_B, idx_BL).flatten(0, 1), idx_BL.flatten())
         loss.backward()

@@ -120,7 +120,8 @@ def fast_paths(s: Settings, vae: VQVAE, var: VAR, device: torch.device) -> list[
                 return work()
 
         if equal:
-            tolerance = 1e-4 if dtypes == (torch.float32, torch.float32) else 3e-2
+            # A decoder of random weights multiplies the rounding of bfloat16; a wrong path is off by 1.
+            tolerance = 1e-4 if dtypes == (torch.float32, torch.float32) else 0.1
             check_equal(name, run(slow, dtypes[0]), run(fast, dtypes[1]), tolerance)
         costs = [
             lambda memory, work=work, dtype=dtype: cost_of(lambda: run(work, dtype), device, memory)
