@@ -105,10 +105,6 @@ class Settings:
     # Weight of 1 - structural similarity.
     ssim_weight: float = 0.0
 
-    # Weight of the distance of log power spectra, of the whole image, and of windows of 16 pixels.
-    spectrum_weight: float = 0.0
-    spectrum_local: float = 0.0
-
     # Weight of the distance of VGG16's features (ImageNet's weights), the perceptual loss.
     perceptual_weight: float = 0.0
 
@@ -225,8 +221,6 @@ class Settings:
         """Weights of the losses on top that need no discriminator; those without a weight left out."""
         weights = {
             "l1": self.l1_weight,
-            "spectrum": self.spectrum_weight,
-            "spectrum_local": self.spectrum_local,
             "dissimilarity": self.ssim_weight,
             "perceptual": self.perceptual_weight,
         }

@@ -63,9 +63,6 @@ def further_terms(
     terms = {}
     if "l1" in weights:
         terms["l1"] = l1(image_B3HW, rebuilt_B3HW)
-    for name in weights:
-        if name.startswith("spectrum"):
-            terms[name] = spectrum_distance(image_B3HW, rebuilt_B3HW, 16 * name.endswith("local"))
     if "dissimilarity" in weights:
         terms["dissimilarity"] = dissimilarity(image_B3HW, rebuilt_B3HW)
     if "perceptual" in weights:
@@ -233,28 +230,3 @@ def follow_scores(discriminator: PatchDiscriminator, scores_2: Tensor, is_made: 
     """Move the averages that LeCam compares with toward the newest mean scores, if the step was made."""
     means_2 = discriminator.mean_scores_2
     means_2.copy_(torch.where(is_made, means_2.lerp(scores_2, 1 - SCORE_DECAY), means_2))
-
-
-def spectrum_rings(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Hann window (H, W), and the ring of spatial frequency of each value that rfft2 gives, flat."""
-    frequency_HW = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None])
-    ring_HW = (frequency_HW * side).round().long().clamp(max=side // 2 + 1)
-    window_HW = torch.outer(torch.hann_window(side), torch.hann_window(side))
-    return window_HW.to(device), ring_HW.flatten().to(device)
-
-
-def spectrum_distance(image_BCHW: Tensor, rebuilt_BCHW: Tensor, window: int) -> Tensor:
-    """Mean over rings of |ln power of rebuilt - ln power of original|, of the whole image or of windows."""
-    powers = []
-    for x_BCHW in (image_BCHW, rebuilt_BCHW):
-        x = (x_BCHW.float().mean(1) + 1) / 2
-        if window:
-            x = x.unfold(1, window, window // 2).unfold(2, window, window // 2).flatten(1, 2).flatten(0, 1)
-        side = x.shape[-1]
-        window_HW, ring_N = spectrum_rings(side, x.device)
-        x = (x - x.mean((1, 2), keepdim=True)) * window_HW
-        power_BN = torch.fft.rfft2(x, norm="ortho").abs().square().flatten(1)
-        total = power_BN.new_zeros(len(x), side // 2 + 2).index_add(1, ring_N, power_BN)
-        power_BF = (total / torch.bincount(ring_N, minlength=side // 2 + 2))[:, 1 : side // 2 + 1]
-        powers.append((power_BF + 1e-6).log())
-    return (powers[0] - powers[1]).abs().mean()

@@ -40,7 +40,7 @@ def draw_curves(folder: Path, patch_nums: Sequence[int], further_losses: Sequenc
     labels = {"sse": "SSE", "vq": "VQ", "l1": "L1", "dissimilarity": "1 - SSIM"}
     shown = ("sse", "vq", *further_losses, "total")
     panels = {
-        titles.get(name, name): {
+        titles[name]: {
             f"{split} {labels.get(name, name)}": series(f"{split}_{name}") for split in ("train", "val")
         }
         for name in shown
