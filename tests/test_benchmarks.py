@@ -18,13 +18,14 @@ TINY = ["--repeats=1", "--batch=2", "--width=64", "--depth=2", "--vqvae-width=32
 TINY += ["--patch-nums", "1", "2", "3"]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("name", "flags", "rows"), [("sampling", ["--top-k", "20"], 11), ("training", ["--chunk", "10"], 8)]
 )
-def test_a_tiny_run_measures_each_fast_path_and_a_checkout(name, flags, rows, tmp_path):
+def test_a_tiny_run_measures_each_fast_path_and_a_checkout(name, flags, rows, dtype, tmp_path):
     """This repository is a drop-in, so it serves as the published package; the weights go both ways."""
     command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", *TINY, *flags]
-    command += ["--out-dir", tmp_path, "--published", ROOT]
+    command += ["--dtype", dtype, "--out-dir", tmp_path, "--published", ROOT]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
