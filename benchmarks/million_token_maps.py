@@ -1,7 +1,7 @@
 """A million token maps: does memory grow with the number of them?
 
     python benchmarks/million_token_maps.py                                 # 1,000,000 maps, 2.8 GB on disk
-    python benchmarks/million_token_maps.py --maps 200000 --folder /tmp/maps
+    python benchmarks/million_token_maps.py --maps 200000 --folder runs/maps
 
 Makes up token maps of the mission's size (680 tokens, 2,048 codes, 20 classes), writes them as
 tokenize_multiscale_maps.py does, and trains a small transformer for some steps with train_var.py, each in a

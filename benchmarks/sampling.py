@@ -114,14 +114,14 @@ def fast_paths(s: Settings, vae: VQVAE, var: VAR, device: torch.device) -> list[
         fast: Callable[[], Any],
         equal: bool = True,
         dtypes: tuple[torch.dtype, torch.dtype] = (amp, amp),
+        rounding: float = 3e-2,
     ) -> Pair:
         def run(work: Callable[[], Any], dtype: torch.dtype) -> Any:
             with torch.no_grad(), training.autocast(device, dtype):
                 return work()
 
         if equal:
-            # A decoder of random weights multiplies the rounding of bfloat16; a wrong path is off by 1.
-            tolerance = 1e-4 if dtypes == (torch.float32, torch.float32) else 0.1
+            tolerance = 1e-4 if dtypes == (torch.float32, torch.float32) else rounding
             check_equal(name, run(slow, dtypes[0]), run(fast, dtypes[1]), tolerance)
         costs = [
             lambda memory, work=work, dtype=dtype: cost_of(lambda: run(work, dtype), device, memory)
@@ -196,6 +196,8 @@ def fast_paths(s: Settings, vae: VQVAE, var: VAR, device: torch.device) -> list[
             "decoding: channels first -> last",
             lambda: vae.fhat_to_img(f_hat, channels_last=False),
             lambda: vae.fhat_to_img(f_hat, channels_last=True),
+            # A decoder of random weights multiplies bfloat16's rounding, which differs by layout.
+            rounding=0.1,
         ),
         pair(
             "decoding: float32 -> bfloat16",
