@@ -46,21 +46,19 @@ def onednn_is_faster() -> bool:
     )
 
 
-# Below so many rows the copies into oneDNN's tensors cost more than they save.
-LEAST_ROWS = 64
-
-
 def _onednn_matmul(a_NK: Tensor, b_MK: Tensor, bias_M: Tensor | None = None) -> Tensor:
-    """a @ b.T + bias, float32, without gradients."""
-    bias = None if bias_M is None else bias_M.contiguous().to_mkldnn()
-    return F.linear(a_NK.contiguous().to_mkldnn(), b_MK.contiguous().to_mkldnn(), bias).to_dense()
+    """a @ b.T + bias, float32, without gradients. Transposed views are fine, a is copied if it is one."""
+    # PyTorch's own name for oneDNN's product of ordinary tensors, which torch.compile calls; F.linear takes
+    # oneDNN's tensors only, and copies into and out of them cost a tenth of a training step.
+    return torch.ops.mkldnn._linear_pointwise(a_NK, b_MK, bias_M, "none", [], "")
 
 
 class _OneDNNLinear(torch.autograd.Function):
-    """F.linear and its gradients, all three products by oneDNN, whose own backward takes other layouts."""
+    """F.linear and its gradients, all three products by oneDNN."""
 
     @staticmethod
     def forward(ctx, x_NK: Tensor, weight_MK: Tensor, bias_M: Tensor | None) -> Tensor:
+        x_NK, weight_MK = x_NK.contiguous(), weight_MK.contiguous()
         ctx.save_for_backward(x_NK, weight_MK)
         return _onednn_matmul(x_NK, weight_MK, bias_M)
 
@@ -69,9 +67,15 @@ class _OneDNNLinear(torch.autograd.Function):
     def backward(ctx, grad_NM: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x_NK, weight_MK = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
+        grad_NM, grad_weight_MK = grad_NM.contiguous(), None
+        if for_weight and grad_NM.shape[1] > x_NK.shape[1]:
+            # The left view is copied, so let it be the smaller one.
+            grad_weight_MK = _onednn_matmul(x_NK.T, grad_NM.T).T
+        elif for_weight:
+            grad_weight_MK = _onednn_matmul(grad_NM.T, x_NK.T)
         return (
             _onednn_matmul(grad_NM, weight_MK.T) if for_x else None,
-            _onednn_matmul(grad_NM.T, x_NK.T) if for_weight else None,
+            grad_weight_MK,
             grad_NM.sum(dim=0) if for_bias else None,
         )
 
@@ -90,7 +94,7 @@ def linear(x: Tensor, weight_MK: Tensor, bias_M: Tensor | None = None) -> Tensor
     if (
         x.device.type != "cpu"
         or x.dtype != torch.float32
-        or x.numel() < LEAST_ROWS * x.shape[-1]
+        or not x.numel()
         or torch.compiler.is_compiling()
         or torch.is_autocast_enabled("cpu")
         or not onednn_is_faster()
@@ -216,7 +220,8 @@ class SelfAttention(nn.Module):
         """
         bias = torch.cat([self.q_bias, self.zero_k_bias, self.v_bias])
         qkv = linear(x_BlD, self.mat_qkv.weight, bias)
-        q, k, v = rearrange(qkv, "B l (n H d) -> n B H l d", n=3, H=self.num_heads)
+        # In three parts first: the gradient of that is one copy.
+        q, k, v = (rearrange(x, "B l (H d) -> B H l d", H=self.num_heads) for x in qkv.chunk(3, dim=-1))
         if self.attn_l2_norm:
             # Normalising runs in float32 under autocast; attention wants one dtype.
             scale_1H11 = self.scale_mul_1H11.clamp_max(math.log(MAX_SCALE)).exp()
@@ -226,14 +231,19 @@ class SelfAttention(nn.Module):
             k, v = cache.extend(k, v)
         settings = {"dropout_p": self.attn_drop if self.training else 0.0, "scale": self.scale}
         if spans is None:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_bias, **settings)
+            parts = [F.scaled_dot_product_attention(q, k, v, attn_mask=attn_bias, **settings)]
         else:
-            parts = [
-                F.scaled_dot_product_attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end], **settings)
-                for start, end in spans
-            ]
-            y = torch.cat(parts, dim=2)
-        return self.proj_drop(self.proj(rearrange(y, "B H l d -> B l (H d)")))
+            parts = []
+            # From the last scale to the first, each prefix cut from the one before and not from the whole: the
+            # gradient of a cut is padded to the length of what it was cut from.
+            for q_part, (_, end) in zip(
+                reversed(q.split([end - start for start, end in spans], dim=2)), reversed(spans), strict=True
+            ):
+                if end < k.shape[2]:
+                    k, v = k[:, :, :end], v[:, :, :end]
+                parts.insert(0, F.scaled_dot_product_attention(q_part, k, v, **settings))
+        y_BlD = torch.cat([rearrange(part, "B H l d -> B l (H d)") for part in parts], dim=1)
+        return self.proj_drop(self.proj(y_BlD))
 
     def extra_repr(self) -> str:
         return f"block {self.block_idx}, l2-norm={self.attn_l2_norm}"

@@ -161,29 +161,32 @@ def test_scale_by_scale_equals_a_mask_with_gradients(attn_l2_norm, patch_nums):
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
+@pytest.mark.parametrize("out", [40, 24, 16])
 @pytest.mark.parametrize("bias", [False, True])
-def test_products_by_onednn_are_those_of_a_linear_layer_with_gradients(bias, monkeypatch):
+def test_products_by_onednn_are_those_of_a_linear_layer_with_gradients(bias, out, monkeypatch):
     monkeypatch.setattr(basic_var, "onednn_is_faster", lambda: True)
     used = []
     whole = basic_var._onednn_matmul
     monkeypatch.setattr(basic_var, "_onednn_matmul", lambda *a: used.append(1) or whole(*a))
     torch.manual_seed(0)
-    layer = basic_var.Linear(24, 40, bias=bias)
-    x, weight = torch.randn(3, 50, 24), torch.randn(3, 50, 40)
+    layer = basic_var.Linear(24, out, bias=bias)
+    x, weight = torch.randn(3, 50, 24), torch.randn(3, 50, out)
     results = []
     for function in (F.linear, basic_var.linear):
         leaf = x.clone().requires_grad_()
         layer.zero_grad()
-        y = function(leaf, layer.weight, layer.bias)
-        (y * weight).sum().backward()
-        results.append([y.detach(), leaf.grad, *(p.grad.clone() for p in layer.parameters())])
-    assert len(used) == 3, "forward and two products backward"
+        # Also from a view of every second row, and with a gradient that is one number in memory.
+        y, y_of_view = (function(z, layer.weight, layer.bias) for z in (leaf, leaf[:, ::2]))
+        ((y * weight).sum() + y_of_view.sum()).backward()
+        parameters = (p.grad.clone() for p in layer.parameters())
+        results.append([y.detach(), y_of_view.detach(), leaf.grad, *parameters])
+    assert len(used) == 6, "forward and two products backward, twice"
     for plain, fast in zip(*results, strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(layer(x), results[0][0], rtol=1e-5, atol=1e-5)
-    # A few rows, another dtype and autocast take the usual way.
+    # No rows, another dtype and autocast take the usual way.
     used.clear()
-    layer(x[:1, :5])
+    assert layer(x[:, :0]).shape == (3, 0, out)
     basic_var.linear(x.double(), layer.weight.double())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
