@@ -234,8 +234,8 @@ class SelfAttention(nn.Module):
             parts = [F.scaled_dot_product_attention(q, k, v, attn_mask=attn_bias, **settings)]
         else:
             parts = []
-            # From the last scale to the first, each prefix cut from the one before and not from the whole: the
-            # gradient of a cut is padded to the length of what it was cut from.
+            # From the last scale to the first, each prefix cut from the one before and not from the whole:
+            # the gradient of a cut is padded to the length of what it was cut from.
             for q_part, (_, end) in zip(
                 reversed(q.split([end - start for start, end in spans], dim=2)), reversed(spans), strict=True
             ):
