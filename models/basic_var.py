@@ -231,18 +231,18 @@ class SelfAttention(nn.Module):
             k, v = cache.extend(k, v)
         settings = {"dropout_p": self.attn_drop if self.training else 0.0, "scale": self.scale}
         if spans is None:
-            parts = [F.scaled_dot_product_attention(q, k, v, attn_mask=attn_bias, **settings)]
+            y_BHld = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_bias, **settings)
+            y_BlD = rearrange(y_BHld, "B H l d -> B l (H d)")
         else:
-            parts = []
             # From the last scale to the first, each prefix cut from the one before and not from the whole:
             # the gradient of a cut is padded to the length of what it was cut from.
-            for q_part, (_, end) in zip(
-                reversed(q.split([end - start for start, end in spans], dim=2)), reversed(spans), strict=True
-            ):
+            parts_BlD = []
+            for start, end in reversed(spans):
                 if end < k.shape[2]:
-                    k, v = k[:, :, :end], v[:, :, :end]
-                parts.insert(0, F.scaled_dot_product_attention(q_part, k, v, **settings))
-        y_BlD = torch.cat([rearrange(part, "B H l d -> B l (H d)") for part in parts], dim=1)
+                    q, k, v = q[:, :, :end], k[:, :, :end], v[:, :, :end]
+                y_BHld = F.scaled_dot_product_attention(q[:, :, start:], k, v, **settings)
+                parts_BlD.append(rearrange(y_BHld, "B H l d -> B l (H d)"))
+            y_BlD = torch.cat(parts_BlD[::-1], dim=1)
         return self.proj_drop(self.proj(y_BlD))
 
     def extra_repr(self) -> str:
