@@ -47,7 +47,7 @@ def onednn_is_faster() -> bool:
 
 
 def _onednn_matmul(a_NK: Tensor, b_MK: Tensor, bias_M: Tensor | None = None) -> Tensor:
-    """a @ b.T + bias, float32, without gradients. Transposed views are fine, a is copied if it is one."""
+    """a @ b.T + bias, float32, without gradients. Views of any strides are fine; a is copied if it is one."""
     # PyTorch's own name for oneDNN's product of ordinary tensors, which torch.compile calls; F.linear takes
     # oneDNN's tensors only, and copies into and out of them cost a tenth of a training step.
     return torch.ops.mkldnn._linear_pointwise(a_NK, b_MK, bias_M, "none", [], "")
@@ -58,7 +58,6 @@ class _OneDNNLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x_NK: Tensor, weight_MK: Tensor, bias_M: Tensor | None) -> Tensor:
-        x_NK, weight_MK = x_NK.contiguous(), weight_MK.contiguous()
         ctx.save_for_backward(x_NK, weight_MK)
         return _onednn_matmul(x_NK, weight_MK, bias_M)
 
@@ -67,7 +66,7 @@ class _OneDNNLinear(torch.autograd.Function):
     def backward(ctx, grad_NM: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x_NK, weight_MK = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
-        grad_NM, grad_weight_MK = grad_NM.contiguous(), None
+        grad_weight_MK = None
         if for_weight and grad_NM.shape[1] > x_NK.shape[1]:
             # The left view is copied, so let it be the smaller one.
             grad_weight_MK = _onednn_matmul(x_NK.T, grad_NM.T).T
