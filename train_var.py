@@ -171,7 +171,7 @@ class Settings:
     # auto (a GPU if there is one), cpu, cuda or cuda:1.
     device: str = "auto"
 
-    # Forward pass: auto (bfloat16 where the device has it), float32 or bfloat16.
+    # Forward pass: auto (bfloat16 where that is faster), float32 or bfloat16.
     precision: str = "auto"
 
     # Compile the network with torch.compile: slower to start, faster to run on a GPU.
@@ -326,6 +326,7 @@ def main(s: Settings) -> None:
     """Train, validate, save, and go on from ar-ckpt-last.pth when there is one."""
     world = distributed.start(s.device)
     device, share = world.device, world.share(s.batch_size)
+    training.keep_freed_memory(device)
     dtype = training.amp_dtype(device, s.precision)
     vqvae = load_vqvae(s.vqvae, device)
     vae: VQVAE = vqvae.model

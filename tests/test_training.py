@@ -3,7 +3,11 @@
 import itertools
 import json
 import os
+import platform
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,12 +205,51 @@ def test_a_batch_must_divide_by_the_processes():
         World(0, 4, torch.device("cpu")).share(6)
 
 
-def test_precision_words():
-    able = torch.cpu.get_capabilities()
-    native = able.get("avx512_bf16") or able.get("amx_bf16")
-    wanted = torch.bfloat16 if native else torch.float32
+@pytest.mark.parametrize(
+    ("able", "wanted"),
+    [
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True}, torch.bfloat16),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True}, torch.float32),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, torch.bfloat16),
+        ({"cpu_name": "Intel Xeon"}, torch.float32),
+        ({}, torch.float32),  # another architecture
+    ],
+)
+def test_auto_precision_is_the_faster_one(monkeypatch, able, wanted):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     assert training.amp_dtype(torch.device("cpu"), "auto") == wanted
+
+
+def test_precision_words():
     assert training.amp_dtype(torch.device("cpu"), "float32") == torch.float32
     assert training.amp_dtype(torch.device("cpu"), "bfloat16") == torch.bfloat16
     with pytest.raises(InputError, match="half"):
         training.amp_dtype(torch.device("cpu"), "half")
+
+
+FAULTS = """
+import resource, sys, torch
+from usvar import training
+
+def work():
+    for _ in range(10):
+        torch.ones(10_000_000)  # 40 MB, 9,766 pages
+
+if sys.argv[1] == "keep":
+    training.keep_freed_memory(torch.device("cpu"))
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is asked to keep memory")
+def test_memory_freed_on_a_cpu_is_kept_for_the_next_step():
+    """In processes of their own: what malloc is told holds for the whole process."""
+    root = Path(__file__).parent.parent
+    given_back, kept = (
+        int(subprocess.check_output([sys.executable, "-c", FAULTS, word], cwd=root))
+        for word in ("give back", "keep")
+    )
+    assert kept < 0.1 * given_back
