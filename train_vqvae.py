@@ -443,8 +443,7 @@ def main(s: Settings) -> None:
 
     # Networks, the optimiser, and the batch of a step.
     torch.manual_seed(s.seed)
-    # Channels last is the faster layout on GPUs and the slower one on CPUs.
-    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    layout = training.image_layout(device)
     model = VQVAE(**arguments, test_mode=False).to(device, memory_format=layout)
     for module in model.modules():
         if isinstance(module, Level):

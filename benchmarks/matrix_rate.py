@@ -100,7 +100,7 @@ def vqvae_step(
     s: Settings, vae: VQVAE, device: torch.device
 ) -> tuple[Callable[[], None], Callable[[], torch.Tensor]]:
     """A training step of the VQ-VAE with its base loss on random images, and it without the optimiser."""
-    vae = vae.train().requires_grad_()
+    vae = vae.train().requires_grad_().to(memory_format=training.image_layout(device))
     if s.compile:
         vae.compile_levels()
     groups = training.decay_groups(vae, weight_decay=0.01, muon_rate=train_vqvae.Settings.muon_rate)

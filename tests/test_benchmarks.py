@@ -1,7 +1,8 @@
-"""benchmarks/sampling.py and benchmarks/training.py: one tiny run each, beside a second checkout."""
+"""benchmarks/sampling.py, training.py and kept_memory.py: one tiny run each, beside a second checkout."""
 
 import gc
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import measure, sampling
+from benchmarks import kept_memory, measure, sampling
 from benchmarks.measure import Cost, Pair, Worker, cost_of
 from usvar.errors import InputError
 
@@ -36,6 +37,16 @@ def test_a_tiny_run_measures_each_fast_path_and_a_checkout(name, flags, rows, dt
     assert beside["made_by"]["checks"] == {"logits_relative_error": 0.0, "same_best_code": 1.0}
     assert (tmp_path / f"{name}.png").is_file() and (tmp_path / f"{name}_published.png").is_file()
     assert all(title in done.stdout for title in (*found, *beside["rows"]))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is asked to keep memory")
+def test_kept_memory_meets_fewer_page_faults(tmp_path):
+    tiny = {"batch": 1, "depth": 1, "width": 64, "vqvae_width": 32, "vocab_size": 64, "patch_nums": (1, 4)}
+    kept_memory.main(kept_memory.Settings(tmp_path, vqvae_batch=4, repeats=2, **tiny))
+    rows = json.loads((tmp_path / "kept_memory.json").read_text())["rows"]
+    assert all(way["wall_s"] > 0 < way["cpu_s"] for row in rows.values() for way in row.values())
+    faults = {way: numbers["page_faults"] for way, numbers in rows["training step, VQ-VAE"].items()}
+    assert faults["kept"] < 0.2 * faults["given back"]
 
 
 def test_no_checkout_is_one_line_and_code_2(tmp_path):

@@ -189,6 +189,11 @@ def amp_dtype(device: torch.device, precision: str) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and has_bf16) else torch.float32
 
 
+def image_layout(device: torch.device) -> torch.memory_format:
+    """In which order the VQ-VAE trains fastest: channels last on GPUs; on CPUs that takes twice the time."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
 def keep_freed_memory(device: torch.device) -> None:
     """On a CPU, have the C library keep what tensors free for the next step, as PyTorch does on a GPU.
 

@@ -1,0 +1,141 @@
+"""Training on a CPU with freed memory given back to the system, and kept for the next step.
+
+    python benchmarks/kept_memory.py                                   # the mission's size, minutes
+    python benchmarks/kept_memory.py --vqvae-width 32 --vqvae-batch 2
+
+A training step of the VQ-VAE and one of the transformer, without and with `training.keep_freed_memory`, each
+way twice, by turns, in a process of its own. Prints the median time of a step (wall, and CPU of all threads),
+page faults a step (4 kB each, which the system clears first) and the most memory that the process had. Writes
+kept_memory.json to <out-dir>. Linux with glibc only.
+"""
+
+import multiprocessing
+import resource
+import statistics
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+# A script's own folder is on the path, the repository's root is not.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import matrix_rate
+from benchmarks.measure import as_record, build, cost_of, resident_mb
+from benchmarks.training import Step
+from usvar import cli, training
+from usvar.errors import RunError
+from usvar.files import write_json
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Networks of the mission's size, batches for two cores."""
+
+    # The JSON file.
+    out_dir: Path = Path("runs/benchmarks")
+
+    # Of the networks.
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    # Token maps in a step of the transformer.
+    batch: int = 8
+
+    # Images in a step of the VQ-VAE.
+    vqvae_batch: int = 4
+
+    # Transformer blocks.
+    depth: int = 6
+
+    # Width of the transformer, a multiple of 64 (a head's width).
+    width: int = 384
+
+    # Width of the VQ-VAE's finest level, a multiple of 32.
+    vqvae_width: int = 64
+
+    # Codes.
+    vocab_size: int = 2048
+
+    # Tokens a side of each scale.
+    patch_nums: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+
+    # Steps that are measured in each process, after two that are not.
+    repeats: int = 4
+
+
+def work(s: Settings, keep: bool, result: Any) -> None:
+    """Times, page faults and memory of both steps, in a process that has done nothing else."""
+    device = torch.device("cpu")
+    if keep:
+        training.keep_freed_memory(device)
+    sizes = matrix_rate.Settings(**asdict(s))
+    vae, var, _ = build(sizes, device)
+    steps = {
+        "training step, transformer": Step(sizes, vae, var, device).run,
+        "training step, VQ-VAE": matrix_rate.vqvae_step(sizes, vae, device)[0],
+    }
+    rows = {}
+    for name, step in steps.items():
+        for _ in range(2):  # the first takes memory, the second what the first one's gaps were too small for
+            step()
+        costs, peaks_mb = [], []
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(s.repeats):
+            costs.append(cost_of(step, device))
+            peaks_mb.append(resident_mb("VmHWM"))
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+        rows[name] = {
+            "wall_s": [cost.wall_s for cost in costs],
+            "cpu_s": [cost.cpu_s for cost in costs],
+            "page_faults": faults / s.repeats,
+            "peak_mb": max(peaks_mb),
+        }
+    result.put(rows)
+
+
+def measured(s: Settings, keep: bool) -> dict[str, dict[str, Any]]:
+    """`work` in a new process: what malloc is told holds for the whole process."""
+    context = multiprocessing.get_context("spawn")
+    result = context.SimpleQueue()
+    process = context.Process(target=work, args=(s, keep, result))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RunError(f"a process ended with code {process.exitcode}: its own lines stand above")
+    return result.get()
+
+
+def main(s: Settings) -> None:
+    """Both ways twice, a table, a file."""
+    runs = {"given back": [], "kept": []}
+    for _ in range(2):
+        for way, found in runs.items():
+            found.append(measured(s, keep=way == "kept"))
+    rows: dict[str, dict[str, Any]] = {}
+    for name in runs["kept"][0]:
+        rows[name] = {
+            way: {
+                "wall_s": statistics.median(t for run in found for t in run[name]["wall_s"]),
+                "cpu_s": statistics.median(t for run in found for t in run[name]["cpu_s"]),
+                "page_faults": statistics.mean(run[name]["page_faults"] for run in found),
+                "peak_mb": max(run[name]["peak_mb"] for run in found),
+            }
+            for way, found in runs.items()
+        }
+        before, after = rows[name]["given back"], rows[name]["kept"]
+        print(
+            f"{name}: {before['wall_s']:.3f} -> {after['wall_s']:.3f} s "
+            f"({before['wall_s'] / after['wall_s']:.2f} times), CPU {before['cpu_s']:.3f} -> "
+            f"{after['cpu_s']:.3f} s ({before['cpu_s'] / after['cpu_s']:.2f} times), "
+            f"{before['page_faults']:,.0f} -> {after['page_faults']:,.0f} page faults, "
+            f"{before['peak_mb']:,.0f} -> {after['peak_mb']:,.0f} MB"
+        )
+    record = as_record(s, "benchmarks/kept_memory.py", {})
+    write_json(s.out_dir / "kept_memory.json", {"made_by": record, "rows": rows})
+    print(f"see {s.out_dir / 'kept_memory.json'}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Settings, __doc__)
