@@ -147,10 +147,16 @@ def tokenise_split(
     share = share[~done_N[share]]
     step = max(1, s.batch_size // world.size)
     progress = tqdm(total=len(share), desc=f"tokenise {split}", disable=not world.is_main, file=sys.stdout)
-    # Pictures are read in a thread while the device works on the batch before.
     batches = [share[i : i + step] for i in range(0, len(share), step)]
+
+    def read_rows(rows: np.ndarray) -> np.ndarray:
+        # The views of a picture follow each other: it is read once.
+        pictures, place_B = np.unique(rows // views, return_inverse=True)
+        return images.read_images(files, pictures.tolist(), size)[place_B]
+
+    # Pictures are read in a thread while the device works on the batch before.
     read = in_order(
-        lambda rows: images.read_images(files, (rows // views).tolist(), size),
+        read_rows,
         batches,
         threads=1,
         ahead=2,

@@ -190,7 +190,8 @@ def check(s: Settings, train: tokens.TokenMaps, val: tokens.TokenMaps, processes
     """Refuse settings and splits that do not fit each other, before anything is written."""
     if s.width % s.heads:
         raise InputError(f"--width {s.width} does not divide by --heads {s.heads}: choose a multiple")
-    limits = dict.fromkeys(("head_chunk", "patience", "muon_rate"), 0)
+    tokens.check_drawing(s.cfg, s.top_k, s.top_p, 1.0)
+    limits = dict.fromkeys(("head_chunk", "patience", "muon_rate", "samples_per_class"), 0)
     limits |= dict.fromkeys(
         ("depth", "batch_size", "accumulate", "steps", "log_every", "eval_every", "save_every"), 1
     )
@@ -199,7 +200,7 @@ def check(s: Settings, train: tokens.TokenMaps, val: tokens.TokenMaps, processes
             raise InputError(
                 f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted {least} or more"
             )
-    for name in ("class_drop", "drop_rate", "drop_path_rate", "label_smoothing", "class_balance", "top_p"):
+    for name in ("class_drop", "drop_rate", "drop_path_rate", "label_smoothing", "class_balance"):
         if not 0 <= getattr(s, name) <= 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted 0 to 1")
     if s.batch_size % (processes * s.accumulate):
@@ -244,7 +245,8 @@ def backward(
 
     Args:
         s, network, vae: settings, the transformer and the VQ-VAE with the codebook.
-        batch: tokens (B, L), classes (B,), and whether the class is hidden (B,).
+        batch: tokens (B, L), classes (B,), whether the class is hidden (B,), and which branches are skipped
+            (B, depth, 2).
         spans: of the scales.
         dtype: of the forward pass.
 
@@ -253,7 +255,7 @@ def backward(
     """
     pieces = list(zip(*(x.chunk(s.accumulate) for x in batch), strict=True))
     loss, seen_2S = 0.0, 0.0
-    for i, (idx_BL, label_B, drop_B) in enumerate(pieces):
+    for i, (idx_BL, label_B, drop_B, path_drop_BN2) in enumerate(pieces):
         with distributed.sum_gradients(network, now=i + 1 == len(pieces)):
             with torch.no_grad():
                 input_BLC = vae.quantize.idxBl_to_var_input(split_scales(idx_BL, vae.quantize.v_patch_nums))
@@ -265,6 +267,7 @@ def backward(
                     target_BL=idx_BL,
                     label_smoothing=s.label_smoothing,
                     chunk=s.head_chunk,
+                    path_drop_BN2=path_drop_BN2,
                 )
             piece_loss = mean_over_tokens(scale_means(loss_BL, spans), spans) / len(pieces)
             piece_loss.backward()
@@ -398,7 +401,10 @@ def main(s: Settings) -> None:
                 "steps again from the checkpoint before it"
             )
         hint = "" if start >= s.steps else "; --patience 0 goes on"
-        print(f"nothing to do: {done}, as {last_path} says{hint}")
+        if run:
+            print(f"nothing to do: {done}, as {last_path} says{hint}")
+            run.close()
+        world.close()
         return
 
     baselines = {
@@ -423,12 +429,16 @@ def main(s: Settings) -> None:
         rows = sampler.batch(step, s.batch_size)
         return [f"{train.path_N[row]} view {train.view_N[row]}" for row in rows]
 
+    path_chance_N1 = torch.tensor([[block.drop_path.drop_prob] for block in model.blocks])
+
     def load(step: int) -> tuple[Tensor, ...]:
         rows = sampler.batch(step, s.batch_size)[share]
+        # Drawn for the whole batch: the same with any number of processes and pieces.
         generator = training.step_generator(s.seed, training.STREAM_DROP, step)
         drop_B = torch.rand(s.batch_size, generator=generator) < s.class_drop
-        batch = (tokens.as_tensor(train.idx_NL, rows), torch.from_numpy(train.label_N[rows]), drop_B[share])
-        return training.pinned(batch, device)
+        path_drop_BN2 = torch.rand(s.batch_size, s.depth, 2, generator=generator) < path_chance_N1
+        idx_BL, label_B = tokens.as_tensor(train.idx_NL, rows), torch.from_numpy(train.label_N[rows])
+        return training.pinned((idx_BL, label_B, drop_B[share], path_drop_BN2[share]), device)
 
     guard = training.StepGuard(model.parameters(), optimiser, s.clip, world, s.max_skipped_steps, skipped)
 
@@ -444,7 +454,7 @@ def main(s: Settings) -> None:
     with training.StopSignal() as stop:
         for step, batch, _ in training.prefetch(load, range(start, s.steps), s.read_limit_s, train.file):
             rate = training.learning_rate(step, s.learning_rate, s.warmup_steps, s.steps, s.final_rate)
-            # Dropout and stochastic depth draw from torch's own stream: seeded by step, it need not be saved.
+            # Dropout draws from torch's own stream: seeded by step, it need not be saved.
             torch.manual_seed(training.step_seed(s.seed, training.STREAM_NETWORK, step, world.rank))
             network.train()
             batch = [x.to(device, non_blocking=True) for x in batch]
@@ -481,26 +491,27 @@ def main(s: Settings) -> None:
                         f"loss {means['train_mean']:.3f} last scale {means['train_last']:.3f} "
                         f"{s.batch_size / seconds:.1f} images/s"
                     )
-            if validates:
-                scores = validate(s, averaged, vae, val, world, dtype)
-                stale += 1
-                if scores["val_mean"] < best:
-                    best, stale = scores["val_mean"], 0
+            with meter.paused():
+                if validates:
+                    scores = validate(s, averaged, vae, val, world, dtype)
+                    stale += 1
+                    if scores["val_mean"] < best:
+                        best, stale = scores["val_mean"], 0
+                        if run:
+                            content = {"model": averaged.state_dict(), "config": config, "made_by": record}
+                            save_checkpoint(best_path, {**content, "step": done, "val": scores})
+                    is_over = is_over or world.any(0 < s.patience <= stale)
                     if run:
-                        content = {"model": averaged.state_dict(), "config": config, "made_by": record}
-                        save_checkpoint(best_path, {**content, "step": done, "val": scores})
-                is_over = is_over or world.any(0 < s.patience <= stale)
-                if run:
-                    run.log({"step": done, **scores})
-                    draw_curves(s.out_dir, train.patch_nums, baselines)
-                    if s.samples_per_class:
-                        draw_samples(s, averaged, vae, train.classes, done)
-                    progress.write(
-                        f"step {done}: val cross-entropy {scores['val_mean']:.3f} nats a token, last scale "
-                        f"{scores['val_last']:.3f}, right {scores['val_accuracy']:.1%}"
-                    )
-            if saves or is_over or stopping:
-                save(done)
+                        run.log({"step": done, **scores})
+                        draw_curves(s.out_dir, train.patch_nums, baselines)
+                        if s.samples_per_class:
+                            draw_samples(s, averaged, vae, train.classes, done)
+                        progress.write(
+                            f"step {done}: val cross-entropy {scores['val_mean']:.3f} nats a token, "
+                            f"last scale {scores['val_last']:.3f}, right {scores['val_accuracy']:.1%}"
+                        )
+                if saves or is_over or stopping:
+                    save(done)
             if is_over:
                 break
             if stopping:
@@ -511,8 +522,12 @@ def main(s: Settings) -> None:
                 )
     progress.close()
     world.close()
-    early = "" if done == s.steps else f"stopped early at step {done}, {stale} validations after the best; "
-    print(f"done: {early}{best_path} (val cross-entropy {best:.3f} nats a token), figures in {s.out_dir}")
+    if run:
+        run.close()
+        early = (
+            "" if done == s.steps else f"stopped early at step {done}, {stale} validations after the best; "
+        )
+        print(f"done: {early}{best_path} (val cross-entropy {best:.3f} nats a token), figures in {s.out_dir}")
 
 
 if __name__ == "__main__":

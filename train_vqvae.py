@@ -327,7 +327,8 @@ def backward(
             means[name] = means[name] + share if name in means else share
     if discriminator:
         for parameter in discriminator.parameters():
-            parameter.grad = world.mean(parameter.grad.contiguous())
+            # Copied back, for fused AdamW wants gradients in the layout of the weights, sums want plain rows.
+            parameter.grad.copy_(world.mean(parameter.grad.contiguous()))
         means["judging_norm"] = nn.utils.clip_grad_norm_(discriminator.parameters(), s.clip)
     return means
 
@@ -430,6 +431,10 @@ def main(s: Settings) -> None:
             raise InputError(
                 f"{last_path} was trained on other classes or sizes than {s.data_root} holds now"
             )
+        if not s.init_from:
+            # Named no more, but what goes on comes from it.
+            record["inputs"] |= last["made_by"]["inputs"]
+            record["settings"]["init_from"] = last["made_by"]["settings"].get("init_from")
     source = load_vqvae(s.init_from, device).model if s.init_from and not last else None
     if source and (width := source.encoder.conv_in.out_channels) != s.ch:
         raise InputError(f"{s.init_from} has width {width}, --ch {s.ch} was given: give --ch {width}")
@@ -520,7 +525,10 @@ def main(s: Settings) -> None:
                 f"{best_path} is missing or damaged, and all {s.steps} steps are done: delete "
                 f"{last_path.name} to train the last steps again from the checkpoint before it"
             )
-        print(f"nothing to do: {last_path} has all {s.steps} steps")
+        if run:
+            print(f"nothing to do: {last_path} has all {s.steps} steps")
+            run.close()
+        world.close()
         return
 
     guard = training.StepGuard(model.parameters(), optimiser, s.clip, world, s.max_skipped_steps, skipped)
@@ -637,7 +645,7 @@ def main(s: Settings) -> None:
     world.close()
     if run:
         run.close()
-    print(f"done: {best_path} (val total {best:.0f}), figures in {s.out_dir}")
+        print(f"done: {best_path} (val total {best:.0f}), figures in {s.out_dir}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
 """Blocks of the transformer: attention and feed-forward, both scaled and shifted by the class (adaLN).
 
 Sources: W. Peebles and S. Xie, "Scalable Diffusion Models with Transformers" (2023), section 3.2, for adaLN;
-    K. Tian
-et al., "Visual Autoregressive Modeling" (2024), section 4. The layout of weights is that of the published
-checkpoints.
+K. Tian et al., "Visual Autoregressive Modeling" (2024), section 4. The layout of weights is that of the
+published checkpoints.
 
 Axes: B images, l tokens at hand (one scale or several), L tokens of all scales, D width; in attention H
-    heads,
-d a head's width.
+heads, d a head's width.
 """
 
 import functools
@@ -309,13 +307,22 @@ class AdaLNSelfAttn(nn.Module):
         attn_bias: Tensor | None = None,
         cache: KeyValueCache | None = None,
         spans: Sequence[tuple[int, int]] | None = None,
+        path_drop_B2: Tensor | None = None,
     ) -> Tensor:
-        """Run both branches; modulation_B16D comes from self.modulation, the rest is as in SelfAttention."""
+        """Run both branches.
+
+        Args:
+            x_BlD: token features.
+            modulation_B16D: from self.modulation.
+            attn_bias, cache, spans: as in SelfAttention.
+            path_drop_B2: bool, which images skip which branch in training; None draws it.
+        """
+        drop1_B, drop2_B = (None, None) if path_drop_B2 is None else path_drop_B2.unbind(1)
         gain1, gain2, scale1, scale2, shift1, shift2 = modulation_B16D.unbind(2)
         h_BlD = self.ln_wo_grad(x_BlD) * (1 + scale1) + shift1
-        x_BlD = x_BlD + self.drop_path(self.attn(h_BlD, attn_bias, cache, spans) * gain1)
+        x_BlD = x_BlD + self.drop_path(self.attn(h_BlD, attn_bias, cache, spans) * gain1, drop1_B)
         h_BlD = self.ln_wo_grad(x_BlD) * (1 + scale2) + shift2
-        return x_BlD + self.drop_path(self.ffn(h_BlD) * gain2)
+        return x_BlD + self.drop_path(self.ffn(h_BlD) * gain2, drop2_B)
 
     def extra_repr(self) -> str:
         return f"shared_aln={self.shared_aln}"

@@ -322,7 +322,11 @@ def gumbel_softmax_with_rng(
 
 
 def drop_path(
-    x: Tensor, drop_prob: float = 0.0, training: bool = False, scale_by_keep: bool = True
+    x: Tensor,
+    drop_prob: float = 0.0,
+    training: bool = False,
+    scale_by_keep: bool = True,
+    dropped_B: Tensor | None = None,
 ) -> Tensor:
     """Zero the whole branch of some images (stochastic depth).
 
@@ -331,11 +335,12 @@ def drop_path(
         drop_prob: chance that an image loses the branch.
         training: False returns x as it is.
         scale_by_keep: divide what stays by 1 - drop_prob, so that the mean is kept.
+        dropped_B: bool, which images lose it; None draws them.
     """
     if drop_prob == 0.0 or not training:
         return x
     keep = 1.0 - drop_prob
-    kept_B = torch.rand(x.shape[0], device=x.device) < keep
+    kept_B = torch.rand(x.shape[0], device=x.device) < keep if dropped_B is None else ~dropped_B
     factor = kept_B.to(x.dtype) / (keep if scale_by_keep and keep > 0.0 else 1.0)
     return x * factor.view(-1, *[1] * (x.dim() - 1))
 
@@ -348,8 +353,8 @@ class DropPath(nn.Module):
         self.drop_prob = drop_prob
         self.scale_by_keep = scale_by_keep
 
-    def forward(self, x: Tensor) -> Tensor:
-        return drop_path(x, self.drop_prob, self.training, self.scale_by_keep)
+    def forward(self, x: Tensor, dropped_B: Tensor | None = None) -> Tensor:
+        return drop_path(x, self.drop_prob, self.training, self.scale_by_keep, dropped_B)
 
     def extra_repr(self) -> str:
         return f"drop_prob={self.drop_prob}"

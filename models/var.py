@@ -160,6 +160,7 @@ class VAR(nn.Module):
         target_BL: Tensor | None = None,
         label_smoothing: float = 0.0,
         chunk: int = 0,
+        path_drop_BN2: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Predict every token from the coarser scales of the same image (teacher forcing).
 
@@ -175,6 +176,8 @@ class VAR(nn.Module):
                 of its own, because DistributedDataParallel and torch.compile see only forward.
             label_smoothing: share of the target spread over all codes, 0 to 1; only with target_BL.
             chunk: tokens whose logits are held at once; 0 is all; only with target_BL.
+            path_drop_BN2: bool (B, depth, 2), where an image skips a block's attention or feed-forward part
+                in training. None draws it here; a trainer of several processes gives it, as class_drop_B.
 
         Returns:
             float32 logits (B, L, V), or with target_BL loss, cross-entropy in nats and hit of each token, all
@@ -203,16 +206,18 @@ class VAR(nn.Module):
             x_BLD = x_BLD + 0 * (self.word_embed.weight.sum() + self.word_embed.bias.sum())
         x_BLD = x_BLD + self._place_embedding()[:, :end]
         if self.attend_by_scale:
-            attention = {"spans": [span for span in self.begin_ends if span[1] <= end]}
+            more = {"spans": [span for span in self.begin_ends if span[1] <= end]}
         else:
-            attention = {"attn_bias": self.attn_bias_for_masking[:, :, :end, :end]}
+            more = {"attn_bias": self.attn_bias_for_masking[:, :, :end, :end]}
         shared = self.shared_ada_lin(cond_BD)
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
             modulation_B16D = block.modulation(shared)
+            if path_drop_BN2 is not None:
+                more["path_drop_B2"] = path_drop_BN2[:, i]
             if self.recompute_blocks and torch.is_grad_enabled():
-                x_BLD = checkpoint(block, x_BLD, modulation_B16D, use_reentrant=False, **attention)
+                x_BLD = checkpoint(block, x_BLD, modulation_B16D, use_reentrant=False, **more)
             else:
-                x_BLD = block(x_BLD, modulation_B16D, **attention)
+                x_BLD = block(x_BLD, modulation_B16D, **more)
         if target_BL is None:
             return self.get_logits(x_BLD, cond_BD)
         h_BLD = self.head_nm(x_BLD.float(), cond_BD).float()

@@ -1,8 +1,7 @@
 """Multi-scale VQ-VAE: image to token maps and back.
 
 Source: K. Tian et al., "Visual Autoregressive Modeling" (2024), section 3.3. A drop-in for the published
-    class: same
-constructor, methods and state_dict.
+class: same constructor, methods and state_dict.
 
 Axes: B images, C channels, H W pixels, h w latent grid, l tokens of one scale, S scales.
 """

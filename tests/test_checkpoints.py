@@ -1,5 +1,6 @@
 """Checkpoints: atomic, weights only, strict; published layouts read from their shapes."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,33 @@ def test_a_failed_save_keeps_the_earlier_checkpoint(tmp_path):
         checkpoints.save_checkpoint(path, {"step": lambda: 2})
     assert checkpoints.read_checkpoint(path) == {"step": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["last.pth"]
+
+
+def test_momenta_take_the_layout_of_the_weights(tmp_path):
+    """A GPU's run is channels last, a CPU's is not; fused AdamW walks both as they lie in memory."""
+
+    def trained(layout: torch.memory_format) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = torch.nn.Conv2d(3, 4, 3).to(memory_format=layout)
+        return model, torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+
+    def step(model: torch.nn.Module, optimiser: torch.optim.Optimizer, seed: int) -> None:
+        image_B3HW = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+        model(image_B3HW).square().sum().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    before, its = trained(torch.channels_last)
+    step(before, its, 0)
+    saved = {
+        "model": {name: value.clone() for name, value in before.state_dict().items()},
+        "optimiser": copy.deepcopy(its.state_dict()),
+        "step": 1,
+    }
+    saved["ema"] = saved["model"]
+    after, own = trained(torch.contiguous_format)
+    checkpoints.restore(tmp_path / "last.pth", saved, after, copy.deepcopy(after), own)
+    for model, optimiser in ((before, its), (after, own)):
+        step(model, optimiser, 1)
+    assert own.state[after.weight]["exp_avg"].stride() == after.weight.stride()
+    torch.testing.assert_close(after.weight, before.weight, rtol=0, atol=1e-5)

@@ -192,7 +192,11 @@ def test_drop_path_zeroes_whole_images_keeps_the_mean_and_rests_in_eval_mode():
     torch.testing.assert_close(y.unique(), torch.tensor([0.0, 1 / 0.75]))
     assert float(y.mean()) == pytest.approx(1.0, abs=0.02)
     assert set(drop_path(x, 0.25, training=True, scale_by_keep=False).unique().tolist()) == {0.0, 1.0}
+    dropped_B = torch.arange(20_000) < 5_000
+    given = drop_path(x, 0.25, training=True, dropped_B=dropped_B)
+    assert torch.equal(given[:, 0, 0], torch.where(dropped_B, 0.0, 1 / 0.75))
     module = DropPath(0.25)
+    assert torch.equal(module(x, dropped_B), given)
     assert not torch.equal(module.train()(x), x)
     assert torch.equal(module.eval()(x), x)
     assert torch.equal(drop_path(x, 1.0, training=True), torch.zeros_like(x))

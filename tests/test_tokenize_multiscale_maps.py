@@ -59,6 +59,19 @@ def test_views_differ_in_training_only_and_do_not_depend_on_the_batch(made, tiny
     assert (tokens.read_token_maps(tmp_path / "train").idx_NL == maps.idx_NL).mean() > 0.995
 
 
+def test_a_picture_is_read_once_for_all_its_views(made, tiny_data, tiny_vqvae, tmp_path, monkeypatch):
+    read, own = [], images.read_images
+    monkeypatch.setattr(
+        images, "read_images", lambda files, rows, *more: read.append(list(rows)) or own(files, rows, *more)
+    )
+    script.main(settings(tiny_data, tiny_vqvae, tmp_path, batch_size=6, views=3))
+    maps = tokens.read_token_maps(tmp_path / "train")
+    count = len(set(maps.path_N))
+    batches = read[: -(-len(maps) // 6)]  # six rows of three views are two pictures
+    assert [row for rows in batches for row in rows] == list(range(count))
+    assert (maps.idx_NL == tokens.read_token_maps(made / "train").idx_NL).mean() > 0.995
+
+
 def test_a_stopped_run_goes_on_and_a_finished_one_says_so(
     made, tiny_data, tiny_vqvae, tmp_path, monkeypatch, capsys
 ):

@@ -191,7 +191,8 @@ def last_weights(out: Path) -> dict[str, torch.Tensor]:
     return read_checkpoint(out / "ar-ckpt-last.pth")["model"]
 
 
-CALM = {"drop_rate": 0.0, "drop_path_rate": 0.0, "steps": 3, "log_every": 1}
+# Stochastic depth and class dropout are drawn for the whole batch, dropout is not.
+CALM = {"drop_rate": 0.0, "drop_path_rate": 0.5, "depth": 2, "steps": 3, "log_every": 1}
 
 
 @pytest.mark.parametrize(
@@ -236,7 +237,7 @@ def test_gradients_of_processes_are_added_up_once_a_step(tiny_tokens, tiny_vqvae
 
     maps = tokens.read_token_maps(tiny_tokens / "train")
     idx_BL = tokens.as_tensor(maps.idx_NL, range(4))
-    batch = (idx_BL, torch.zeros(4, dtype=torch.long), torch.zeros(4, dtype=torch.bool))
+    batch = (idx_BL, torch.zeros(4, dtype=torch.long), torch.zeros(4) > 0, torch.zeros(4, 1, 2) > 0)
     s = settings(tiny_tokens, tiny_vqvae, tmp_path, accumulate=4)
     spans = scale_spans(maps.patch_nums)
     train_var.backward(s, Network(), load_vqvae(tiny_vqvae).model, batch, spans, torch.float32)
@@ -246,8 +247,8 @@ def test_gradients_of_processes_are_added_up_once_a_step(tiny_tokens, tiny_vqvae
 def whole_step(tiny_tokens: Path, tiny_vqvae: Path, out: Path, device: torch.device) -> Callable[[], None]:
     """A function that does all of a training step but loading, on networks that are on the device."""
     maps = tokens.read_token_maps(tiny_tokens / "train")
-    batch = (tokens.as_tensor(maps.idx_NL, range(4)), torch.zeros(4, dtype=torch.long), torch.zeros(4) > 0)
-    batch = [x.to(device) for x in batch]
+    idx_BL, label_B = tokens.as_tensor(maps.idx_NL, range(4)), torch.zeros(4, dtype=torch.long)
+    batch = [x.to(device) for x in (idx_BL, label_B, torch.zeros(4) > 0, torch.zeros(4, 1, 2) > 0)]
     model, vae = load_var_of(tiny_vqvae).to(device), load_vqvae(tiny_vqvae).model.to(device)
     s = settings(tiny_tokens, tiny_vqvae, out, accumulate=2, head_chunk=8, recompute=True)
     spans, dtype = scale_spans(maps.patch_nums), torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -359,9 +360,10 @@ def test_a_finished_run_says_so(straight, tiny_tokens, tiny_vqvae, capsys):
 def test_two_processes_give_the_curve_of_one(tiny_tokens, tiny_vqvae, tmp_path):
     """Half the batch each, in two pieces; gradients are added up behind the second.
 
-    Class dropout is drawn for the whole batch; other dropout differs by process and piece.
+    Class dropout and stochastic depth are drawn for the whole batch; dropout differs by process and piece.
     """
-    one = settings(tiny_tokens, tiny_vqvae, tmp_path / "one", drop_rate=0.0, drop_path_rate=0.0)
+    calm = {"drop_rate": 0.0, "drop_path_rate": 0.5, "depth": 2}
+    one = settings(tiny_tokens, tiny_vqvae, tmp_path / "one", **calm)
     two = replace(one, out_dir=tmp_path / "two", accumulate=2)
     train_var.main(one)
     flags = [
@@ -451,6 +453,8 @@ def test_classes_in_another_order_are_refused(tiny_tokens, tiny_vqvae, tmp_path)
         ({"depth": 0}, "--depth 0"),
         ({"class_drop": 1.5}, "--class-drop 1.5"),
         ({"top_p": -0.1}, "--top-p -0.1"),
+        ({"top_k": -1}, "--top-k -1"),
+        ({"samples_per_class": -1}, "--samples-per-class -1 was given, wanted 0 or more"),
         ({"patience": -1}, "--patience -1 was given, wanted 0 or more"),
         ({"head_chunk": -5}, "--head-chunk -5 was given, wanted 0 or more"),
         ({"accumulate": 0}, "--accumulate 0 was given, wanted 1 or more"),

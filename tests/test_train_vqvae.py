@@ -291,7 +291,11 @@ def test_fine_tuning_starts_at_the_weights_of_a_checkpoint(straight, tiny_data, 
     assert len(after["made_by"]["inputs"]["init_from"]["sha256"]) == 64
     rows = training.read_log(tmp_path / "log.jsonl")
     assert "32 of 32 codes kept, 0 start anew" in rows[0]["note"] and rows[0]["note"].endswith("anew: none")
-    train_vqvae.main(dataclasses.replace(chosen, init_from=None))  # its weights are in last.pth
+    # Its weights are in last.pth: it need not be named again, and is still known.
+    train_vqvae.main(dataclasses.replace(chosen, init_from=None))
+    record = json.loads((tmp_path / "settings.json").read_text())
+    assert record["inputs"] == after["made_by"]["inputs"]
+    assert record["settings"]["init_from"] == str(straight / "best.pth")
 
 
 @pytest.mark.parametrize(
@@ -532,6 +536,22 @@ def test_compiled_levels_train_the_same(with_all_losses, tiny_data, tmp_path, mo
     assert first.keys() == second.keys()
     for key, value in first.items():
         torch.testing.assert_close(second[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_have_the_layout_of_the_weights(tmp_path):
+    """On a GPU both networks are channels last, and fused AdamW there refuses gradients that are not."""
+    world = World(0, 1, torch.device("cpu"))
+    s = settings(tmp_path, tmp_path, adversarial_weight=0.1)
+    model = VQVAE(vocab_size=32, z_channels=4, ch=32, v_patch_nums=s.patch_nums, test_mode=False)
+    discriminator = PatchDiscriminator(32)
+    for network in (model, discriminator):
+        network.to(memory_format=torch.channels_last)
+    image_B3HW = torch.rand(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    train_vqvae.backward(s, model, model, discriminator, None, image_B3HW, world, torch.float32)
+    for network in (model, discriminator):
+        for name, parameter in network.named_parameters():
+            if parameter.grad is not None:
+                assert parameter.grad.stride() == parameter.stride(), name
 
 
 @pytest.mark.parametrize("device", ["meta", "cuda"])

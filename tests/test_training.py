@@ -220,6 +220,12 @@ def test_auto_precision_is_the_faster_one(monkeypatch, able, wanted):
     assert training.amp_dtype(torch.device("cpu"), "auto") == wanted
 
 
+def test_auto_precision_takes_no_emulated_bf16(monkeypatch):
+    """A GPU before Ampere only emulates it."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert training.amp_dtype(torch.device("cuda"), "auto") == torch.float32
+
+
 def test_precision_words():
     assert training.amp_dtype(torch.device("cpu"), "float32") == torch.float32
     assert training.amp_dtype(torch.device("cpu"), "bfloat16") == torch.bfloat16

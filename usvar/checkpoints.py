@@ -278,6 +278,9 @@ def restore(
                     f"{path} has an optimiser's state without {name!r} of shape {tuple(shape)}: it belongs "
                     "to another model; start in another --out-dir"
                 )
+            if name != "step":
+                # In the layout of the weights, which differs between a GPU's run and a CPU's.
+                state[name] = torch.empty_like(parameter, requires_grad=False).copy_(state[name])
             momenta += 1
     if last["step"] and not momenta:
         raise InputError(f"{path} has an empty optimiser's state: start in another --out-dir")

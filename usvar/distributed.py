@@ -145,6 +145,8 @@ def start(device: str = "auto") -> World:
             raise InputError(f"GPU {local} was asked for, {torch.cuda.device_count()} are here")
         torch.cuda.set_device(local)
         chosen = torch.device("cuda", local)
+        # What is to be float32, such as the quantiser, is not rounded to TF32's 10 bits by convolutions.
+        torch.backends.cudnn.allow_tf32 = False
     if size > 1:
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, rank=rank, world_size=size)

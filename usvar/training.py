@@ -179,7 +179,7 @@ def amp_dtype(device: torch.device, precision: str) -> torch.dtype:
     if precision not in ("auto", "float32", "bfloat16"):
         raise InputError(f"--precision {precision} was given, wanted auto, float32 or bfloat16")
     if device.type == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported()
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         # Without these instructions bf16 is emulated. AVX-512's reach twice float32's rate on AMD's cores and
         # half of it on Intel's, where AMX is the fast way.
