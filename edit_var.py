@@ -11,7 +11,6 @@ seed, before_after.png, and edit.json. Edited images hold real pixels: they are 
 score may take them for such.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,19 +97,9 @@ def check(s: Settings) -> None:
             f"{'neither --box nor' if s.box is None else 'both --box and'} --mask was given, wanted one: "
             "say which part of the image is meant"
         )
-    for name in ("variants", "batch_size"):
-        if getattr(s, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted 1 or more")
-    if not 0 <= s.overlap < 1 or s.feather < 0:
-        raise InputError(
-            f"--overlap {s.overlap:g} --feather {s.feather} were given, wanted overlap from 0 to below 1 and "
-            "feather of 0 or more"
-        )
-    if not (math.isfinite(s.cfg) and math.isfinite(s.temperature)):
-        raise InputError(
-            f"--cfg {s.cfg} --temperature {s.temperature} were given, wanted numbers: cfg of 0 or more, "
-            "temperature above 0"
-        )
+    cli.require(s, "1 or more", "variants", "batch_size")
+    cli.require(s, "0 to below 1", "overlap")
+    cli.require(s, "0 or more", "feather", "seed")
     tokens.check_drawing(s.cfg, s.top_k, s.top_p, s.temperature)
 
 
@@ -263,12 +252,12 @@ def main(s: Settings) -> None:
     label = class_label(s, loaded)
     size = model.patch_nums[-1] * vae.downsample
     if not s.image.is_file():
-        raise InputError(f"--image {s.image} is missing: give a prepared picture")
+        raise InputError(f"--image {s.image} is no file: give a prepared picture")
     image_HW = images.read_image(s.image)
     if image_HW.shape != (size, size):
         raise InputError(
             f"{s.image} is {image_HW.shape[1]} x {image_HW.shape[0]}, the models take {size} x {size}: "
-            f"run prepare_datasets.py with --size {size} on it"
+            f"put it into data/raw/<AnyName>/<Class>/ and run prepare_datasets.py with --size {size}"
         )
     change_HW = region_to_change(s, size)
 

@@ -140,18 +140,13 @@ class Settings:
 
 def check(s: Settings) -> None:
     """Refuse settings that make no sense before anything is read."""
-    least_of = {name: 1 for name in ("images_per_class", "extractor_steps", "classifier_steps", "neighbours")}
-    least_of |= {"likelihood_images": 1, "batch_size": 1, "classifier_seeds": 3}
-    least_of |= {"extractor_pixels": 32, "extractor_file_pixels": 1}
-    for name, least in least_of.items():
-        if getattr(s, name) < least:
-            raise InputError(
-                f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted {least} or more"
-            )
-    for name in ("judges", "extractor_file"):
-        path = getattr(s, name)
-        if path is not None and not path.is_file():
-            raise InputError(f"--{name.replace('_', '-')} {path} is missing: leave it out, or correct it")
+    cli.require(s, "1 or more", "neighbours", "extractor_steps", "classifier_steps", "batch_size")
+    cli.require(s, "1 or more", "images_per_class", "likelihood_images", "extractor_file_pixels")
+    cli.require(s, "3 or more", "classifier_seeds")
+    cli.require(s, "32 to 1024", "extractor_pixels")
+    cli.require(s, "0 or more", "seed")
+    judging.require_file("--judges", s.judges)
+    judging.require_file("--extractor-file", s.extractor_file)
     tokens.check_drawing(s.cfg, s.top_k, s.top_p, s.temperature)
 
 
@@ -285,8 +280,8 @@ def all_distances(
 
 def agreement(distances: dict[str, Any], extractors: list[str]) -> dict[str, Any]:
     """Whether all extractors put the sets in the same order of kernel distance, as far as they tell them
-    apart."""
-    opposite = []
+    apart; None where fewer than two sets have a distance."""
+    opposite, compared = [], 0
     for where in next(iter(distances.values())):
         tables = {
             extractor: {
@@ -298,11 +293,12 @@ def agreement(distances: dict[str, Any], extractors: list[str]) -> dict[str, Any
         }
         first, *others = extractors
         for other in others:
+            compared += len(tables[first].keys() & tables[other].keys()) > 1
             for nearer, farther in evaluation.disagreements(tables[first], tables[other]):
                 opposite.append(
                     {"where": where, "by": first, "nearer": nearer, "farther": farther, "not_by": other}
                 )
-    return {"agree": not opposite, "opposite": opposite}
+    return {"agree": not opposite if compared else None, "opposite": opposite}
 
 
 def best_and_worst(

@@ -191,23 +191,9 @@ def check(s: Settings, var: Loaded, maps: dict[str, tokens.TokenMaps]) -> None:
     """Refuse settings and files that do not fit each other, before anything is written."""
     classes, S = maps["train"].classes, len(maps["train"].patch_nums)
     boundaries = scale_boundaries(maps["train"].patch_nums)
-    for name, least in (
-        ("images_per_class", 1),
-        ("figure_rows", 1),
-        ("batch_size", 1),
-        ("variety", 0),
-        ("decode_chunk", 0),
-    ):
-        if getattr(s, name) < least:
-            raise InputError(
-                f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted {least} or more"
-            )
-    if not (math.isfinite(s.cfg) and s.cfg >= 0):
-        raise InputError(f"--cfg {s.cfg} was given, wanted 0 (no guidance) or more")
-    if s.top_k < 0:
-        raise InputError(f"--top-k {s.top_k} was given, wanted 0 (all codes) or more")
-    if not 0 <= s.top_p <= 1:
-        raise InputError(f"--top-p {s.top_p} was given, wanted 0 to 1")
+    cli.require(s, "1 or more", "images_per_class", "figure_rows", "batch_size")
+    cli.require(s, "0 or more", "variety", "decode_chunk", "cfg", "top_k", "seed")
+    cli.require(s, "0 to 1", "top_p")
     if len(s.temperature) not in (1, S) or not all(math.isfinite(t) and t > 0 for t in s.temperature):
         raise InputError(
             f"--temperature {' '.join(map(str, s.temperature))} was given, wanted one number above 0, "

@@ -67,11 +67,8 @@ class Settings:
 
 def check(s: Settings, vqvae: Loaded) -> list[images.ImageFiles]:
     """The splits' images, after refusing settings and images that do not fit, before anything is written."""
-    for name, least in (("by_scale", 0), ("images_per_class", 1), ("worst", 1), ("batch_size", 1)):
-        if getattr(s, name) < least:
-            raise InputError(
-                f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted {least} or more"
-            )
+    cli.require(s, "1 or more", "images_per_class", "worst", "batch_size")
+    cli.require(s, "0 or more", "by_scale")
     if not s.splits or (unknown := [split for split in s.splits if split not in images.SPLITS]):
         found = unknown[0] if s.splits else "nothing"
         raise InputError(f"--splits {found} was given, wanted some of {', '.join(images.SPLITS)}")

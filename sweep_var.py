@@ -115,13 +115,12 @@ START = Drawing(cfg=1.5, top_k=0, top_p=0.95, temperature=1.0)
 
 def check(s: Settings, boundaries: list[int]) -> None:
     """Refuse settings that make no sense before anything is written."""
-    least_of = {"images_per_class": s.neighbours + 1, "extractor_steps": 1, "classifier_steps": 1}
-    least_of |= {"neighbours": 1, "batch_size": 1, "classifier_seeds": 3, "extractor_pixels": 32}
-    for name, least in least_of.items():
-        if getattr(s, name) < least:
-            raise InputError(
-                f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted {least} or more"
-            )
+    cli.require(s, "1 or more", "neighbours", "extractor_steps", "classifier_steps", "batch_size")
+    cli.require(s, f"{s.neighbours + 1} or more", "images_per_class")
+    cli.require(s, "3 or more", "classifier_seeds")
+    cli.require(s, "32 to 1024", "extractor_pixels")
+    cli.require(s, "0 or more", "seed")
+    judging.require_file("--judges", s.judges)
     for name in DRAWING:
         if not getattr(s, name):
             raise InputError(f"--{name.replace('_', '-')} was given without a value: give one or more")

@@ -230,10 +230,9 @@ def report(split: str, idx_NL: np.ndarray, patch_nums: tuple[int, ...], vocab_si
 
 def main(s: Settings) -> None:
     """Tokenise the three splits."""
-    if s.views < 1 or s.batch_size < 1:
-        raise InputError(
-            f"--views {s.views} and --batch-size {s.batch_size} were given, wanted 1 or more each"
-        )
+    cli.require(s, "1 or more", "views", "batch_size")
+    cli.require(s, "above 0", "read_limit_s")
+    cli.require(s, "0 or more", "seed")
     world = distributed.start(s.device)
     images.find_classes(s.data_root)
     vqvae = checkpoints.load_vqvae(s.vqvae, world.device)

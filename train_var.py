@@ -188,21 +188,16 @@ class Settings:
 
 def check(s: Settings, train: tokens.TokenMaps, val: tokens.TokenMaps, processes: int) -> None:
     """Refuse settings and splits that do not fit each other, before anything is written."""
+    cli.require(s, "1 or more", "width", "heads")
     if s.width % s.heads:
         raise InputError(f"--width {s.width} does not divide by --heads {s.heads}: choose a multiple")
     tokens.check_drawing(s.cfg, s.top_k, s.top_p, 1.0)
-    limits = dict.fromkeys(("head_chunk", "patience", "muon_rate", "samples_per_class"), 0)
-    limits |= dict.fromkeys(
-        ("depth", "batch_size", "accumulate", "steps", "log_every", "eval_every", "save_every"), 1
-    )
-    for name, least in limits.items():
-        if getattr(s, name) < least:
-            raise InputError(
-                f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted {least} or more"
-            )
-    for name in ("class_drop", "drop_rate", "drop_path_rate", "label_smoothing", "class_balance"):
-        if not 0 <= getattr(s, name) <= 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted 0 to 1")
+    cli.require(s, "1 or more", "depth", "batch_size", "accumulate", "steps")
+    cli.require(s, "1 or more", "log_every", "eval_every", "save_every")
+    cli.require(s, "0 or more", "head_chunk", "patience", "samples_per_class")
+    cli.require(s, "0 to 1", "class_drop", "label_smoothing", "class_balance")
+    cli.require(s, "0 to below 1", "drop_rate", "drop_path_rate")
+    training.check_optimiser(s)
     if s.batch_size % (processes * s.accumulate):
         raise InputError(
             f"--batch-size {s.batch_size} does not divide by {processes} processes times --accumulate "

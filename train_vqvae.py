@@ -242,25 +242,24 @@ def check(s: Settings, side: int, processes: int = 1) -> None:
             "--tensorboard True was given, but its package is not installed: pip install tensorboard, "
             "or leave it off"
         )
-    if side % 16 or s.patch_nums[-1] != side // 16 or list(s.patch_nums) != sorted(set(s.patch_nums)):
+    is_rising = list(s.patch_nums) == sorted({n for n in s.patch_nums if n > 0})
+    if side % 16 or not s.patch_nums or s.patch_nums[-1] != side // 16 or not is_rising:
         fitting = [n for n in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16) if n < side // 16] + [side // 16]
         raise InputError(
             f"patch numbers {' '.join(map(str, s.patch_nums))} do not fit images of {side} x {side} pixels, "
             f"wanted rising numbers that end at {side}/16: give --patch-nums {' '.join(map(str, fitting))}"
         )
-    if s.ch % 32:
+    if s.ch % 32 or s.ch < 32:
         raise InputError(
             f"--ch {s.ch} was given, wanted a multiple of 32 (group normalisation has 32 groups)"
         )
-    at_least_1 = ("vocab_size", "z_channels", "batch_size", "accumulate", "steps")
-    limits = dict.fromkeys((*at_least_1, "log_every", "eval_every", "save_every"), (1, float("inf")))
-    limits |= dict.fromkeys(("class_balance", "data_set_balance", "adversarial_start"), (0, 1))
-    weights = ("l1_weight", "ssim_weight", "perceptual_weight", "adversarial_weight", "lecam_weight")
-    limits |= dict.fromkeys((*weights, "muon_rate"), (0, float("inf")))
-    for name, (least, most) in limits.items():
-        if not least <= (value := getattr(s, name)) <= most:
-            wanted = f"{least} to {most}" if most == 1 else f"{least} or more"
-            raise InputError(f"--{name.replace('_', '-')} {value} was given, wanted {wanted}")
+    cli.require(s, "2 or more", "vocab_size")
+    cli.require(s, "1 or more", "z_channels", "batch_size", "accumulate", "steps", "workers")
+    cli.require(s, "1 or more", "codebook_start_images", "log_every", "eval_every", "save_every")
+    cli.require(s, "0 to 1", "class_balance", "data_set_balance", "adversarial_start", "revive_until")
+    cli.require(s, "0 or more", "vq_weight", "l1_weight", "ssim_weight", "perceptual_weight")
+    cli.require(s, "0 or more", "adversarial_weight", "lecam_weight", "beta", "revive_every", "revive_below")
+    training.check_optimiser(s)
     if s.batch_size % (processes * s.accumulate):
         raise InputError(
             f"--batch-size {s.batch_size} does not divide by {processes} processes times --accumulate "

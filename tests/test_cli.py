@@ -118,3 +118,44 @@ def test_a_stop_by_signal_ends_with_128_plus_its_number(monkeypatch, capsys):
         run(main, monkeypatch)
     assert stop.value.code == 143
     assert "step 3 is saved" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fitting", "others"),
+    [
+        ("1 or more", (1, 7), (0, -1)),
+        ("above 0", (1e-9, 3.0), (0, -0.5, float("nan"))),
+        ("0 to 1", (0, 0.5, 1), (-0.1, 1.1, float("nan"))),
+        ("0 to below 1", (0, 0.99), (1.0, -0.1)),
+        ("32 to 1024", (32, 1024), (31, 1025)),
+    ],
+)
+def test_numbers_out_of_range_are_refused(wanted, fitting, others):
+    @dataclass
+    class Numbers:
+        some_rate: object
+
+    for number in (*fitting, None, fitting, ()):
+        cli.require(Numbers(number), wanted, "some_rate")
+    for number in others:
+        for value in (number, (fitting[0], number)):
+            with pytest.raises(InputError, match=f"^--some-rate {number} was given, wanted {wanted}$"):
+                cli.require(Numbers(value), wanted, "some_rate")
+
+
+def test_an_out_dir_that_is_a_file_is_refused_before_the_script_starts(tmp_path, capsys):
+    @dataclass(frozen=True)
+    class WithOutput:
+        """Settings of a script that writes."""
+
+        # Where to.
+        out_dir: Path = Path("runs")
+
+    (tmp_path / "file").write_text("kept")
+    for wrong in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(SystemExit) as stop:
+            cli.parse(WithOutput, None, ["--out-dir", str(wrong)])
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and said.count("\n") == 1
+        assert f"--out-dir {wrong} was given, but {tmp_path / 'file'} is a file" in said
+    assert cli.parse(WithOutput, None, ["--out-dir", str(tmp_path / "new" / "folder")])

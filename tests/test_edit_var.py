@@ -151,10 +151,10 @@ def saved(path: Path, array: np.ndarray) -> Path:
         ({"box": (0, 0, 65, 9)}, "reaches outside"),
         ({"box": (0, 0, 64, 64)}, "marks the whole image"),
         ({"class_name": "Lung"}, "known are Heart, Kidney, Liver"),
-        ({"image": Path("missing.png")}, "is missing"),
+        ({"image": Path("missing.png")}, "is no file"),
         ({"variants": 0}, "wanted 1 or more"),
-        ({"cfg": -1.0}, "wanted cfg"),
-        ({"overlap": 1.0}, "wanted overlap"),
+        ({"cfg": -1.0}, "--cfg -1 was given, wanted 0 or more"),
+        ({"overlap": 1.0}, "--overlap 1.0 was given, wanted 0 to below 1"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_is_written(settings, change, message):
@@ -204,10 +204,10 @@ def test_from_the_command_line_a_wrong_class_is_one_line_and_code_2(settings, mo
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cfg": "-1"}, "wanted cfg and top-k of 0 or more"),
+        ({"cfg": "-1"}, "--cfg -1 was given, wanted 0 or more"),
         ({"cfg": "nan"}, "--cfg nan"),
         ({"temperature": "inf"}, "--temperature inf"),
-        ({"top-p": "1.5"}, "top-p from 0 to 1"),
+        ({"top-p": "1.5"}, "--top-p 1.5 was given, wanted 0 to 1"),
         ({"var": "half"}, "half.pth is damaged"),
         ({"vqvae": "half"}, "half.pth is damaged"),
         ({"mask": "black"}, "marks nothing"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,7 +129,9 @@ def test_samples_and_evaluation_are_drawn_as_chosen(settings, chosen, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"top_p": (0.9, 1.5)}, "top-p from 0 to 1"),
+        ({"judges": Path("nothing.pth")}, "--judges nothing.pth is no file"),
+        ({"extractor_pixels": 100_000}, "--extractor-pixels 100000 was given, wanted 32 to 1024"),
+        ({"top_p": (0.9, 1.5)}, "--top-p 1.5 was given, wanted 0 to 1"),
         ({"images_per_class": 3}, "wanted 4 or more"),
         ({"prefix_tokens": (3,)}, "wanted some of 0 1 5"),
         ({"prefix_tokens": (21,)}, "wanted some of 0 1 5"),

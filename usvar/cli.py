@@ -102,7 +102,7 @@ def parse(settings_class: type[S], description: str | None, arguments: list[str]
     """Flags to settings; a wrong flag is one line on stderr and exit code 2.
 
     No setting of any script is NaN or infinite, and ranges are checked with comparisons that NaN passes, so
-    those are refused here for all.
+    those are refused here for all, and so is an --out-dir that is a file.
 
     tyro explains a wrong flag in a framed box of many lines. We keep its first statement and its
     suggestions, in one line that a log file or a terminal shows whole.
@@ -124,7 +124,37 @@ def parse(settings_class: type[S], description: str | None, arguments: list[str]
                 flag = f"--{name.replace('_', '-')}"
                 print(f"error: {flag} {number} was given, wanted a finite number", file=sys.stderr)
                 raise SystemExit(2)
+    out = getattr(settings, "out_dir", None)
+    nearest = next((path for path in (out, *out.parents) if path.exists()), None) if out else None
+    if nearest and not nearest.is_dir():
+        print(f"error: --out-dir {out} was given, but {nearest} is a file: name a folder", file=sys.stderr)
+        raise SystemExit(2)
     return settings
+
+
+def require(settings: Any, wanted: str, *names: str) -> None:
+    """Refuse numbers that are out of range.
+
+        cli.require(s, "1 or more", "steps", "batch_size")
+        cli.require(s, "0 to below 1", "betas")
+
+    Args:
+        settings: the dataclass.
+        wanted: "1 or more", "above 0", "0 to 1" or "0 to below 1", with any numbers.
+        names: fields of it: a number, several, or None.
+
+    Raises:
+        InputError: names the first flag that is out of range, what it is and what was wanted.
+    """
+    is_above, least, to = re.fullmatch(r"(above )?([\d.]+)(?: or more| to (.+))?", wanted).groups()
+    most = to.removeprefix("below ") if to else "inf"
+    for name in names:
+        value = getattr(settings, name)
+        for number in value if isinstance(value, tuple) else () if value is None else (value,):
+            fits_below = number > float(least) if is_above else number >= float(least)
+            fits_above = number < float(most) if to and to != most else number <= float(most)
+            if not (fits_below and fits_above):  # NaN fits nowhere
+                raise InputError(f"--{name.replace('_', '-')} {number} was given, wanted {wanted}")
 
 
 def _flag_error(box: str) -> str:

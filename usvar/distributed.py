@@ -137,6 +137,8 @@ def start(device: str = "auto") -> World:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise InputError(f"--device {device} is not a device, wanted auto, cpu or cuda") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {device} was given, wanted auto, cpu or cuda")
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
             raise InputError(f"--device {device} was asked for, but torch sees no GPU here: use --device cpu")

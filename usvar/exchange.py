@@ -141,7 +141,9 @@ def load(
         ) from error
 
 
-def from_checkpoints(vqvae: Path, var: Path | None = None, device: torch.device | str = "cpu") -> Models:
+def from_checkpoints(
+    vqvae: str | Path, var: str | Path | None = None, device: torch.device | str = "cpu"
+) -> Models:
     """Load models from the checkpoints that the training scripts wrote, or from published ones.
 
     Args:
@@ -152,8 +154,8 @@ def from_checkpoints(vqvae: Path, var: Path | None = None, device: torch.device 
     Raises:
         InputError: see checkpoints.load_vqvae and load_var.
     """
-    loaded = load_vqvae(vqvae, device)
-    return Models(loaded, load_var(var, loaded, device) if var else None)
+    loaded = load_vqvae(Path(vqvae), device)
+    return Models(loaded, load_var(Path(var), loaded, device) if var else None)
 
 
 def read(path: Path, device: torch.device | str = "cpu") -> Models:
@@ -192,13 +194,13 @@ def read(path: Path, device: torch.device | str = "cpu") -> Models:
 
 @torch.no_grad()
 def generate(
-    models: Models, labels: Sequence[str | int], *, seed: int = 0, batch_size: int = 32, **sampling: Any
+    models: Models, labels: str | Sequence[str | int], *, seed: int = 0, batch_size: int = 32, **sampling: Any
 ) -> Tensor:
     """Generate one image for each label.
 
     Args:
         models: with a transformer.
-        labels: class names, or numbers; -1 is "no class".
+        labels: class names, or numbers; -1 is "no class". A single name is one image.
         seed: image i depends on the seed, on i and on its label, not on the others or the batch.
         batch_size: images at once; bounds the memory.
         sampling: cfg, top_k, top_p, temperature, greedy, more_smooth of VAR.generate_tokens.
@@ -212,6 +214,8 @@ def generate(
     """
     if models.var is None:
         raise InputError("these models hold no transformer, wanted one: load them with a var")
+    if isinstance(labels, str):
+        labels = [labels]
     if not len(labels):
         raise InputError("no labels were given, wanted one for each image")
     model, vae, names = models.var.model, models.vqvae.model, models.var.classes or ()

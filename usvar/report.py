@@ -147,6 +147,8 @@ def percent(value: float | None) -> str:
 
 def agreement_words(agreed: dict[str, Any]) -> str:
     """Whether the extractors put the sets in one order, in a sentence."""
+    if agreed["agree"] is None:
+        return "There is nothing on which the extractors could agree: too few images were compared."
     if agreed["agree"]:
         return "The extractors agree on the order of the sets, as far as they tell them apart."
     first = agreed["opposite"][0]

@@ -6,6 +6,7 @@ million token maps costs the batch, not the million. Whatever looks at all of th
 """
 
 import json
+import math
 import struct
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -273,13 +274,17 @@ def check_drawing(cfg: float, top_k: int, top_p: float, temperature: float) -> N
     """Refuse settings with which no token can be drawn.
 
     Raises:
-        InputError: names the four settings and their ranges.
+        InputError: names the first that is out of range.
     """
-    if cfg < 0 or top_k < 0 or not 0 <= top_p <= 1 or temperature <= 0:
-        raise InputError(
-            f"--cfg {cfg:g} --top-k {top_k} --top-p {top_p:g} --temperature {temperature:g} were "
-            "given, wanted cfg and top-k of 0 or more, top-p from 0 to 1, temperature above 0"
-        )
+    given = {
+        f"--cfg {cfg:g}": ("0 or more", 0 <= cfg < math.inf),
+        f"--top-k {top_k}": ("0 or more", top_k >= 0),
+        f"--top-p {top_p:g}": ("0 to 1", 0 <= top_p <= 1),
+        f"--temperature {temperature:g}": ("above 0", 0 < temperature < math.inf),
+    }
+    for flag, (wanted, fits) in given.items():
+        if not fits:
+            raise InputError(f"{flag} was given, wanted {wanted}")
 
 
 def as_tensor(idx_NL: np.ndarray, rows: Sequence[int] | np.ndarray) -> Tensor:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from usvar import cli
 from usvar.distributed import World
 from usvar.errors import InputError
 from usvar.files import full_disk_named, lock_folder, remove_stale_temporaries, write_json, write_text
@@ -168,6 +169,18 @@ def decay_groups(
         {"params": decayed, "weight_decay": weight_decay},
         {"params": kept, "weight_decay": 0.0},
     ]
+
+
+def check_optimiser(settings: Any) -> None:
+    """Refuse settings of the optimiser, the schedule and the seed that make no sense, for both trainers.
+
+    Raises:
+        InputError: names the flag.
+    """
+    cli.require(settings, "above 0", "learning_rate", "clip", "read_limit_s")
+    cli.require(settings, "0 to 1", "warmup", "final_rate")
+    cli.require(settings, "0 to below 1", "betas", "ema_decay")
+    cli.require(settings, "0 or more", "muon_rate", "weight_decay", "max_skipped_steps", "seed")
 
 
 def amp_dtype(device: torch.device, precision: str) -> torch.dtype:
