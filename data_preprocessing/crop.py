@@ -184,6 +184,8 @@ def _from_outline(grey_HW: np.ndarray, outline: list[tuple[float, float]]) -> Fr
     """
     height, width = grey_HW.shape
     points_P2 = np.clip(np.asarray(outline, dtype=float), 0, [width - 1, height - 1])
+    if len(points_P2) < 3 or _polygon_area(points_P2) < 1:
+        return None
     box = _clip_box(points_P2.min(0), points_P2.max(0), width, height)
     kept = _mask(box, tuple(map(tuple, points_P2)))
     left, top, right, bottom = box
@@ -453,6 +455,8 @@ def _fit_sector(kept_HW: np.ndarray, echo_HW: np.ndarray) -> tuple[_Sector, tupl
     below_HW = np.maximum.accumulate(held_HW, 0) & np.maximum.accumulate(held_HW[::-1], 0)[::-1]
     share_HW = np.maximum(share_HW, below_HW)
     coarse_HW = _cells(share_HW, 2)
+    if not (coarse_HW > 0.5).any():  # so small an area fills no cell
+        return None
     proposed = []
     for apex in _apexes(edge_E2, inner_E2, kept_HW, tolerance):
         agreement, limits = _Polar(coarse_HW, 2 * CELL, apex).fit()

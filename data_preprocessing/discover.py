@@ -140,7 +140,7 @@ class Files:
         """The files whose relative path starts with `folder`, which is "" or ends in a slash."""
         # "0" comes next after the slash.
         after = f"{folder[:-1]}0" if folder else "\U0010ffff"
-        rows = self._db.execute("SELECT * FROM file WHERE relative BETWEEN ? AND ?", (folder, after))
+        rows = self._db.execute("SELECT * FROM file WHERE relative >= ? AND relative < ?", (folder, after))
         for relative, size, modified_ns in rows:
             yield File(self.folder / relative, relative, size, modified_ns)
 
@@ -217,12 +217,15 @@ def discover(raw_root: Path, include: Sequence[str] = (), found: Found | None = 
     if {path.name.lower() for path in folders} & {"train", "training"}:
         _read_own(raw_root, raw_root, found)
     else:
-        # A folder of the same pictures under another name may hold the original's name too.
+        # A folder of the same pictures under another name may hold the original's name too. It is left out
+        # only where the original's folder does hold pictures.
+        twice = {entry.same_as for entries in entries_of.values() for entry in entries}
         present = {
             entry.name
-            for entries in entries_of.values()
+            for folder, entries in entries_of.items()
             for i, entry in enumerate(entries)
             if entry.name not in {outer.same_as for outer in entries[:i]}
+            and (entry.name not in twice or _has_records(entry, folder))
         }
         for folder in folders:
             _read_folder(raw_root, folder, entries_of[folder], present, frozenset(include), found)
@@ -254,11 +257,15 @@ def _refuse_a_set_itself(raw_root: Path) -> None:
     """Read as class folders, a data set's own folder would give masks as pictures and no patients."""
     known = [entry for entry in CATALOGUE if _is_called(entry, {plain_name(raw_root.resolve().name)})]
     for entry in known:
-        if _read_entry(entry, raw_root, Files(raw_root), frozenset(), [], Found()).records:
+        if _has_records(entry, raw_root):
             raise InputError(
                 f"--raw-root {raw_root} is the folder of {entry.name} itself, wanted the one that holds it: "
                 f"give --raw-root {raw_root.resolve().parent}"
             )
+
+
+def _has_records(entry: DataSet, folder: Path) -> bool:
+    return _read_entry(entry, folder, Files(folder), frozenset(), [], Found()).records > 0
 
 
 def _is_called(entry: DataSet, names: set[str]) -> bool:
@@ -293,6 +300,7 @@ def _read_folder(
                 why = next(iter(tally.rejected))
                 said.append(f"{tally.rejected.total()} rejected, the first: {why}")
             found.notes.append("; ".join(said))
+            found.notes += [f"WARNING: {folder.name}: {entry.name}, {why}" for why in tally.warnings]
     own = not taken and _read_own(raw_root, folder, found)
     if own and not entries:
         return
@@ -354,6 +362,7 @@ class Tally:
     records: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
+    warnings: list[str] = field(default_factory=list)
 
 
 def _read_entry(
@@ -368,7 +377,7 @@ def _read_entry(
     tally = Tally()
     for layout in entry.layouts:
         ending = re.compile(rf"(?:^|/)(?:{layout.pattern})$", re.IGNORECASE)
-        facts = None
+        facts, officially = None, Counter()
         for file in files:
             source = f"{folder.name}/{file.relative}"
             # The folder's own name may be part of the pattern.
@@ -400,8 +409,14 @@ def _read_entry(
                         record = replace(record, take="even", labels="")
                     found.add(record)
                     tally.records += 1
+                    officially[bool(record.split)] += 1
         if facts is not None:
             taken.append(ending)
+        if layout.splits and layout.facts and officially[False] and not officially[True]:
+            tally.warnings.append(
+                "its official split is drawn anew, for the list of it is not in this folder: "
+                f"put it beside the pictures ({entry.unpack})"
+            )
     return tally
 
 

@@ -13,7 +13,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 
 from data_preprocessing.discover import Found, Record
@@ -22,6 +22,8 @@ from data_preprocessing.splits import Place
 from data_preprocessing.work import Look
 
 INDEX = ".index.sqlite"
+# Frames of one file that are in memory together.
+PART = 32
 # A change in one of these files makes the index and all outputs stale.
 VERSIONED = ("crop.py", "flags.py", "index.py", "near_copies.py", "readers.py", "work.py")
 
@@ -120,9 +122,9 @@ class Index:
         self.db.execute("INSERT INTO picture VALUES (NULL, ?, ?, ?, ?, ?, ?)", words)
 
     def unseen(self) -> Iterator[list[Record]]:
-        """Pictures that nobody looked at, those of one file together: it is opened once."""
+        """Pictures that nobody looked at, those of one file together, at most PART of them."""
         rows = self.db.execute("SELECT source, record FROM unseen ORDER BY n")
-        for _, part in groupby(rows, key=lambda row: row[0]):
+        for part in _parts(rows):
             yield [Record.from_json(record) for _, record in part]
 
     def add_look(self, record: Record, look: Look) -> None:
@@ -173,9 +175,9 @@ class Index:
         return self.db.execute("SELECT 1 FROM output WHERE file = ?", (file,)).fetchone() is not None
 
     def unwritten(self) -> Iterator[list[tuple[Record, Look, str]]]:
-        """Pictures whose images are missing, with the image's path; those of one raw file together."""
+        """Pictures whose images are missing, with the image's path; of one raw file at most PART together."""
         rows = self.db.execute("SELECT source, record, look, file FROM unwritten ORDER BY n")
-        for _, part in groupby(rows, key=lambda row: row[0]):
+        for part in _parts(rows):
             yield [(Record.from_json(r), Look.from_json(json.loads(seen)), file) for _, r, seen, file in part]
 
     def add_output(self, record: Record, file: str, size: int, sha256: str, length: int) -> None:
@@ -190,6 +192,13 @@ class Index:
         for path, record, look, split, part, size, sha256 in rows:
             seen = Look.from_json(json.loads(look))
             yield path, Record.from_json(record), seen, Place(split, part), size, sha256
+
+
+def _parts(rows: Iterable[tuple]) -> Iterator[list[tuple]]:
+    """Rows of one source, which comes first in them, at most PART at a time."""
+    for _, of_one in groupby(rows, key=lambda row: row[0]):
+        while part := list(islice(of_one, PART)):
+            yield part
 
 
 def stamp() -> str:

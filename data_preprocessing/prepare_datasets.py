@@ -166,8 +166,9 @@ def prepare(settings: Settings, found: Found, new_name: dict[str, str], index: I
     unreadable = len(found.rejected)
     if unreadable > settings.max_rejected * seen:
         refuse(found.rejected, seen, settings)
+    # No class goes missing without a word: neither an empty folder nor one of which nothing can be used.
     empty = found.empty_classes if settings.selection == "all" else []
-    must_have = tuple(sorted(set(empty) - set(settings.exclude_classes)))
+    must_have = tuple(sorted({*new_name.values(), *empty} - set(settings.exclude_classes)))
     plan = make_plan(
         (picture(record, look) for record, look in index.readable()), settings.seed, settings.cap, must_have
     )

@@ -41,6 +41,8 @@ SHARES = (0.8, 0.1, 0.1)
 # on one side: there it may be the next moment of one examination, or even, at 0.88, another person's picture.
 # Of planted copies, 98.8% reach this.
 CONFLICT_CORRELATION = 0.93
+# A class of fewer groups than this gets some pictures of each before the cap is full.
+FEW_GROUPS = 30
 # Columns of label_conflicts.csv.
 CONFLICT = [
     *("source", "class", "dataset", "other_source", "other_class", "other_dataset"),
@@ -152,6 +154,8 @@ class Plan:
     conflict: list[tuple[int, int, int, float]] = field(default_factory=list)
     # n -> reason, of pictures that are dropped for their labels.
     conflicting: dict[int, str] = field(default_factory=dict)
+    # n -> reason, of copies of pictures whose class says more, "Breast-Benign" more than "Breast".
+    vague: dict[int, str] = field(default_factory=dict)
     # What the search for near copies did.
     search: Copies | None = None
 
@@ -163,11 +167,12 @@ class Plan:
 
     def dropped(self) -> Iterator[tuple[str, str]]:
         """Source and reason of each exact copy and each copy with another label."""
+        for_labels = self.vague | self.conflicting
         for first, second, kind, _ in self.copy_C:
-            if KINDS[kind] == "exact" and second not in self.conflicting:
+            if KINDS[kind] == "exact" and second not in for_labels:
                 kept = self.pictures.word("source", first)
                 yield self.pictures.word("source", second), f"exact copy of {kept}"
-        for n, why in self.conflicting.items():
+        for n, why in for_labels.items():
             yield self.pictures.word("source", n), why
 
     def copies(self) -> Iterator[tuple[str, str, str, float]]:
@@ -236,24 +241,32 @@ def _without_copies(pictures: Pictures) -> tuple[np.ndarray, Plan]:
     start_P = np.flatnonzero(np.diff(content_N[order_N], prepend=-1))
     stop_P = np.append(start_P[1:], len(order_N))
 
+    def members(content: int) -> list[int]:
+        return order_N[start_P[content] : stop_P[content]].tolist()
+
+    # Of exact copies with several labels, the one that says most holds, if there is one.
+    label_P = np.minimum.reduceat(label_N[order_N], start_P)
+    mixed = (label_P != np.maximum.reduceat(label_N[order_N], start_P)).nonzero()[0].tolist()
+    for content in mixed:
+        label_P[content] = _most_exact(pictures.labels, {int(label_N[n]) for n in members(content)})
+    says_less_N = label_N != label_P[content_N]
+
     # Exact copies join the patients they come from; the most held-out official split of the copies holds.
-    kept_P = np.lexsort((number_N["place"], -number_N["official"], content_N))[start_P]
+    kept_P = np.lexsort((number_N["place"], -number_N["official"], says_less_N, content_N))[start_P]
     second_C = order_N[kept_P[content_N[order_N]] != order_N]
     copy_C = np.zeros(len(second_C), COPY)
     copy_C["first"], copy_C["second"], copy_C["correlation"] = kept_P[content_N[second_C]], second_C, 1
     plan = Plan(pictures, np.full(len(pictures), -1, np.int8), own_N, copy_C)
-
-    def members(content: int) -> list[int]:
-        return order_N[start_P[content] : stop_P[content]].tolist()
 
     def names_of(*contents: int) -> str:
         numbers = {label_N[n] for content in contents for n in members(content)}
         return ", ".join(pictures.labels[label] for label in sorted(numbers))
 
     # Equal sets of labels get equal numbers.
-    label_P = np.minimum.reduceat(label_N[order_N], start_P)
     several: dict[str, int] = {}
-    for content in (label_P != np.maximum.reduceat(label_N[order_N], start_P)).nonzero()[0].tolist():
+    for content in mixed:
+        if label_P[content] >= 0:
+            continue
         names = names_of(content)
         label_P[content] = several.setdefault(names, len(pictures.labels) + len(several))
         plan.conflict += _conflicts(pictures, members(content), members(content), "exact", 1.0)
@@ -277,6 +290,14 @@ def _without_copies(pictures: Pictures) -> tuple[np.ndarray, Plan]:
     for number in (near_C["correlation"] >= CONFLICT_CORRELATION).nonzero()[0].tolist():
         first, second = plan.search.pair_P2[number].tolist()
         kind, correlation = KINDS[near_C["kind"][number]], float(near_C["correlation"][number])
+        pair = {int(label_P[content]): content for content in (first, second)}
+        exact = -1 if max(pair) >= len(pictures.labels) else _most_exact(pictures.labels, set(pair))
+        if len(pair) == 2 and exact >= 0:
+            (less,) = pair.keys() - {exact}
+            other = pictures.word("source", kept_P[pair[exact]])
+            why = f"{kind} copy of {other}, whose class {pictures.labels[exact]} says more"
+            plan.vague |= dict.fromkeys(members(pair[less]), why)
+            continue
         conflicts = _conflicts(pictures, members(first), members(second), kind, correlation)
         plan.conflict += conflicts
         if conflicts:
@@ -285,7 +306,14 @@ def _without_copies(pictures: Pictures) -> tuple[np.ndarray, Plan]:
     plan.copy_C = np.concatenate([copy_C, near_C])
     link_C2 = own_N[np.stack([plan.copy_C["first"], plan.copy_C["second"]], 1)]
     plan.group_N = _join_groups(pictures.groups, link_C2)[own_N]
-    return kept_P[~np.isin(kept_P, list(plan.conflicting))], plan
+    return kept_P[~np.isin(kept_P, list(plan.vague | plan.conflicting))], plan
+
+
+def _most_exact(labels: list[str], numbers: set[int]) -> int:
+    """Of some labels the one that says all that the others say and more, -1 where none does."""
+    longest = max(numbers, key=lambda number: len(labels[number]))
+    says_less = [labels[longest].startswith(f"{labels[number]}-") for number in numbers - {longest}]
+    return longest if all(says_less) else -1
 
 
 def _own_group(picture: Picture) -> str:
@@ -350,9 +378,14 @@ def _draw(plan: Plan, kept_K: np.ndarray, seed: int, cap: int) -> np.ndarray:
         groups = defaultdict(list)
         for n, group in zip(member_K.tolist(), plan.group_N[member_K].tolist(), strict=True):
             groups[group].append(n)
-        # A group larger than a third of its class's quota (one long video) is thinned, or it would fill it.
+        # Long videos are thinned, or a few of them would fill the quota of their class.
+        sizes = defaultdict(list)
+        for group in groups.values():
+            for label, size in Counter(label_N[group].tolist()).items():
+                sizes[label].append(size)
+        most = {label: _most_of_a_group(sizes[label], room[label]) for label in sizes}
         for number, group in groups.items():
-            limit = max(1, min(room[int(label_N[n])] for n in group) // 3)
+            limit = min(most[int(label_N[n])] for n in group)
             if len(group) > limit:
                 group.sort(key=lambda n: share_of(seed, "thin", pictures.word("sha256", n)))
                 groups[number] = group[:limit]
@@ -362,6 +395,23 @@ def _draw(plan: Plan, kept_K: np.ndarray, seed: int, cap: int) -> np.ndarray:
                 room.subtract(wanted)
                 drawn.append(np.array(groups[number]))
     return np.concatenate([np.empty(0, np.int64), *drawn])
+
+
+def _most_of_a_group(sizes: list[int], quota: int) -> int:
+    """How many pictures of a group are taken at most: a third of the quota, of few groups what lets all in.
+
+    Args:
+        sizes: pictures of each group of a class.
+        quota: of the class.
+    """
+    most, left = max(1, quota // 3), quota
+    if len(sizes) < FEW_GROUPS:
+        for i, size in enumerate(sorted(sizes)):
+            share = left // (len(sizes) - i)
+            if size > share:
+                return max(1, min(share, most))
+            left -= size
+    return most
 
 
 def _quotas(counts: Counter, cap: int) -> Counter:
@@ -457,6 +507,7 @@ def leak_report(plan: Plan) -> dict:
     pictures, search, split_N, copy_C = plan.pictures, plan.search, plan.split_N, plan.copy_C
     own_N, dataset_N, official_N = (pictures.number_N[name] for name in ("own", "dataset", "official"))
     pair_C2 = np.stack([copy_C["first"], copy_C["second"]], 1)
+    for_labels = list(plan.vague | plan.conflicting)
     exact, near, mirror = np.bincount(copy_C["kind"], minlength=len(KINDS)).tolist()
     by_sets = defaultdict(dict)
     among_C3 = np.column_stack([np.sort(dataset_N[pair_C2], 1), copy_C["kind"]])
@@ -476,7 +527,7 @@ def leak_report(plan: Plan) -> dict:
         "pictures_examined": len(pictures),
         "exact_copies": {
             "found": exact,
-            "dropped": int((~np.isin(copy_C["second"][copy_C["kind"] == 0], list(plan.conflicting))).sum()),
+            "dropped": int((~np.isin(copy_C["second"][copy_C["kind"] == 0], for_labels)).sum()),
         },
         "near_copies": {
             "hash_pairs_compared": search.compared,
@@ -491,6 +542,8 @@ def leak_report(plan: Plan) -> dict:
             name: dict(sorted(counts.items())) for name, counts in sorted(by_sets.items())
         },
         "label_conflicts": {"pairs": len(plan.conflict), "pictures_dropped": len(plan.conflicting)},
+        # Copies of pictures whose class says more, such as "Breast-Benign" instead of "Breast".
+        "vaguer_copies": {"pictures_dropped": len(plan.vague)},
         "groups": {
             "before_joining": pictures.groups,
             "after_joining": joined,

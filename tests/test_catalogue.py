@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from data_preprocessing.catalogue import CATALOGUE, INCLUDES, MISSION_CLASSES, classes_of, plain_name
+from data_preprocessing.catalogue import (
+    CATALOGUE,
+    INCLUDES,
+    MISSION_CLASSES,
+    classes_of,
+    plain_name,
+    read_outline,
+)
 from data_preprocessing.catalogue.__main__ import page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,3 +73,11 @@ def test_the_page_is_the_catalogue():
     """Made again by `python -m data_preprocessing.catalogue > docs/datasets.md`."""
     assert (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8") == page()
     assert all(f"`--include {word}`" in page() for word in INCLUDES)
+
+
+@pytest.mark.parametrize("text", ["[[1, 2], [3, NaN], [5, 6]]", "[[1, 2], [3, Infinity]]", "[1, 2]", "{"])
+def test_an_outline_with_a_fault_is_none(tmp_path, text):
+    (tmp_path / "outline.json").write_text(text)
+    assert read_outline(tmp_path / "outline.json") is None
+    (tmp_path / "outline.json").write_text("[[1, 2], [3, 4.5]]")
+    assert read_outline(tmp_path / "outline.json") == [(1.0, 2.0), (3.0, 4.5)]

@@ -201,6 +201,7 @@ def test_kidney_copies_masks_and_remarks(tmp_path, home):
         KIDNEYS[0]: "Transplant ",
         KIDNEYS[1]: "?transplant, dark image",
         KIDNEYS[7]: "Image taken for liver.\n",
+        KIDNEYS[3]: "transplant",  # a copy of number 2
     }
     write(labels / "reviewed_labels_1.csv", vgg(**comments))
     write(labels / "reviewed_labels_2.csv", vgg(**dict.fromkeys(KIDNEYS, "liver")))
@@ -211,6 +212,7 @@ def test_kidney_copies_masks_and_remarks(tmp_path, home):
     assert {record.source for record in found.records if record.remark == "transplant"} == {
         name(KIDNEYS[0]),
         name(KIDNEYS[1]),
+        name(KIDNEYS[2]),
     }
     assert {source: reason.split(" (--")[0] for source, reason in found.left_out.items()} == {
         name(KIDNEYS[3]): "second copies of pictures",

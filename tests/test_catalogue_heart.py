@@ -66,6 +66,19 @@ def test_camus_takes_ed_and_es_without_masks_and_sequences(tmp_path, folder):
     }
 
 
+def test_camus_without_its_lists_says_that_the_split_is_drawn(tmp_path):
+    """Two folders side by side in the raw root are two data sets."""
+    camus(tmp_path)
+    found = find(tmp_path)
+    assert {split for _, _, split in told(found).values()} == {""}
+    warning = "WARNING: database_nifti: CAMUS, its official split is drawn anew"
+    assert any(note.startswith(warning) for note in found.notes)
+    (tmp_path / "CAMUS").mkdir()
+    for name in ("database_nifti", "database_split"):
+        (tmp_path / name).rename(tmp_path / "CAMUS" / name)
+    assert not any("drawn anew" in note for note in find(tmp_path).notes)
+
+
 def test_camus_half_sequences_give_the_frames_between_ed_and_es(tmp_path):
     """Trap: the cfg counts from 1, and ES may come first. ED and ES are files of their own."""
     camus(tmp_path / "CAMUS")

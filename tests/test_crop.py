@@ -130,6 +130,9 @@ def test_published_outline_wins_and_a_wrong_one_is_noticed():
     frame = find_frame(image, "auto", liver)
     assert frame.kind == "fan" and (frame_mask(frame) & true).sum() >= 0.995 * true.sum()
     assert find_frame(image, "auto", [(1, 1), (5, 5)]).kind == "fan"
+    # On a nearly black picture a point covers as much as any outline.
+    dark = np.zeros((64, 64), np.uint8)
+    assert cut(dark, find_frame(dark, "auto", [(9, 9)] * 4)).size
 
 
 def test_the_middle_of_a_sector_lies_at_its_pixels():
@@ -352,6 +355,19 @@ def test_inside_is_what_cut_keeps():
     assert mask.shape == (bottom - top, right - left)
     assert ((cut(np.full(true.shape, 7, np.uint8), frame) == 7) == mask).all()
     assert crop.inside(Frame("rectangle", (1, 2, 5, 9))).all()
+
+
+def test_a_scan_area_smaller_than_a_cell_has_a_frame():
+    """A speckled triangle of a few pixels on black once ended the run."""
+    height, width = 35, 8
+    y, x = np.mgrid[:height, :width]
+    noise_HW = np.random.default_rng(0).integers(60, 256, (height, width))
+    for side in (64, 128, 256):
+        for place in range(side - height - 1):
+            grey_HW = np.zeros((side, side), np.uint8)
+            wedge_HW = np.where(abs(x - width / 2) > (y + 1) * width / height / 2, 0, noise_HW)
+            grey_HW[place : place + height, side // 2 : side // 2 + width] = wedge_HW
+            assert cut(grey_HW, find_frame(grey_HW, "auto")).size
 
 
 def test_small_pictures_of_any_kind_have_a_frame(tmp_path):

@@ -276,6 +276,23 @@ def test_the_same_pictures_under_another_name(tmp_path, monkeypatch, inner):
     assert found.records[0].dataset == "One"
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_original_without_pictures_hides_no_copy(tmp_path, monkeypatch, packed):
+    use(monkeypatch, COPY, ONE)
+    plant(tmp_path, "Copy/one/1_1.png")
+    (tmp_path / "One").mkdir()
+    if packed:
+        (tmp_path / "One" / "one.zip").write_bytes(b"zip")
+    assert told(find(tmp_path)) == {"Copy/one/1_1.png": ("One", "1", "")}
+
+
+def test_a_file_beside_a_class_folder_is_not_in_it(tmp_path):
+    """ "0" comes next after the slash."""
+    plant(tmp_path, "mine/Cyst/1.png")
+    (tmp_path / "mine" / "Cyst0").write_bytes(b"no picture")
+    assert sources(find(tmp_path)) == {"mine/Cyst/1.png"}
+
+
 def test_numbers_start_again_in_each_split_and_names_do_not(tmp_path, monkeypatch):
     layout = Layout(
         r"(?P<split>train|test)_part/(?P<group>\w+)-\d+\.png", "One", {"train": "train", "test": "test"}

@@ -65,6 +65,17 @@ def test_the_steps_of_a_run(tmp_path):
         assert index.knows_output("val/A/set__3.png") and not index.knows_output("val/A/set__2.png")
 
 
+def test_many_frames_of_one_file_come_in_parts(tmp_path, monkeypatch):
+    """A file of hundreds of patients would fill the memory."""
+    monkeypatch.setattr("data_preprocessing.index.PART", 3)
+    index = Index()
+    with index.opened(tmp_path):
+        film = [record(9, take="even", number=n, name=f"set__9_f{n}") for n in range(7)]
+        for each in (*film, record(10)):
+            index.add(each)
+        assert list(index.unseen()) == [film[:3], film[3:6], film[6:], [record(10)]]
+
+
 def test_what_is_known_serves_the_next_run_while_all_is_the_same(tmp_path):
     """An output stays for the same look, place and size, with its length on the disk."""
     places = [(f"set/{n}.png", Place("train", "g")) for n in range(4)]

@@ -328,6 +328,42 @@ def test_cap_takes_whole_groups_and_keeps_the_class_ratio():
     assert make_plan(pictures, 1, 200).places.keys() != plan.places.keys()
 
 
+def test_few_sweeps_all_get_into_the_cap():
+    """TG3K: sixteen sweeps of two hundred frames; four whole ones would fill the cap."""
+    pictures = [picture(i, group=f"sweep{i // 200}") for i in range(3200)]
+    plan = make_plan(pictures, 0, 1000)
+    groups = Counter(p.group for p in pictures if p.source in plan.places)
+    assert len(groups) == 16 and set(groups.values()) == {62}
+
+
+def test_a_copy_whose_class_says_less_is_dropped_alone():
+    """ "Breast" does not contradict "Breast-Benign": exact and near copies, the vaguer one goes."""
+    pictures = [picture(i, class_name="Breast-Benign", group=f"p{i}") for i in range(20)]
+    pictures += [picture(100 + i, class_name="Breast", dataset="vague") for i in range(10)]
+    pictures += [near(i, 200 + i, class_name="Breast", dataset="vague") for i in range(3)]
+    for i in range(3, 6):
+        sha256 = pictures[i].sha256
+        changes = {"sha256": sha256, "signature": pictures[i].signature, "split": "test"}
+        pictures.append(picture(300 + i, class_name="Breast", dataset="vague", **changes))
+    plan = make_plan(pictures, 0, 0)
+    assert not plan.conflicts
+    dropped = {f"set/{n}.png" for n in (200, 201, 202, 303, 304, 305)}
+    assert plan.dropped.keys() == dropped and plan.places.keys() == {p.source for p in pictures} - dropped
+    assert plan.dropped["set/200.png"] == "near copy of set/0.png, whose class Breast-Benign says more"
+    assert plan.dropped["set/303.png"] == "exact copy of set/3.png"
+    assert leak_report(plan.plan)["vaguer_copies"] == {"pictures_dropped": 3}
+    # Two that say different things, and one that says less than both.
+    more = [near(0, 400, class_name="Breast-Malignant", dataset="other")]
+    dropped = make_plan(pictures + more, 0, 0).dropped
+    assert "different labels" in dropped["set/400.png"] and "different labels" in dropped["set/0.png"]
+
+
+def test_a_class_of_which_nothing_is_left_is_named():
+    pictures = [picture(i) for i in range(9)]
+    with pytest.raises(InputError, match=r"in class B \(0 image\(s\) in 0 group\(s\)\)"):
+        splits.make_plan(pictures, 0, 0, extra_classes=("A", "B"))
+
+
 def test_a_long_video_does_not_fill_the_cap():
     pictures = [picture(i, group="long") for i in range(500)]
     pictures += [picture(1000 + i, group=f"p{i}") for i in range(60)]

@@ -21,8 +21,9 @@ def page() -> str:
     ]
     for e in CATALOGUE:
         count = e.true_count or e.seed_count or ""
-        classes = ", ".join(sorted(classes_of(e))) or "as its folders say"
-        cells = (e.name, e.organ, classes, e.labels, e.shape, e.access, str(count), e.groups)
+        read_as = next((other for other in CATALOGUE if other.name == e.same_as), e)
+        classes = ", ".join(sorted(classes_of(read_as))) or "as its folders say"
+        cells = (e.name, e.organ, classes, read_as.labels, e.shape, e.access, str(count), read_as.groups)
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "## Where to get them, and what to know"]
     for e in CATALOGUE:

@@ -98,8 +98,9 @@ def _kidney_lists(files: Iterable[File]) -> Facts:
     facts = {}
     for pictures in copies.values():
         kept = min(pictures)
+        # What is noted of one copy holds for all.
+        comment = " ".join(comments.get(key, "") for _, key in pictures)
         for picture in pictures:
-            comment = comments.get(picture[1], "")
             words = ["copies"] * (picture != kept) + ["other-organ"] * bool(
                 re.search("liver|spleen", comment)
             )

@@ -10,6 +10,7 @@ from data_preprocessing.catalogue.entry import DataSet, Facts, File, Layout, nam
 from data_preprocessing.tables import read_rows
 
 BREAST = {"benign": "Breast-Benign", "malignant": "Breast-Malignant", "normal": "Breast-Normal"}
+LESIONS = {"benign": "Breast-Benign", "malignant": "Breast-Malignant"}
 STILL = "(jpe?g|png)"
 
 
@@ -139,9 +140,9 @@ ENTRIES = (
         "BUID",
         "Breast",
         (
-            Layout(r"(?P<group>\d+ (?P<label>benign|malignant)) image\.bmp", BREAST),
+            Layout(r"(?P<group>\d+ (?P<label>benign|malignant)) image\.bmp", LESIONS),
             # The picture again, with the lesion drawn in.
-            Layout(r"(?P<group>\d+ (?P<label>benign|malignant)) lesion\.bmp", BREAST, include="overlays"),
+            Layout(r"(?P<group>\d+ (?P<label>benign|malignant)) lesion\.bmp", LESIONS, include="overlays"),
         ),
         aliases=("QAMEBI", "BLUI"),
         shape="rectangle",
@@ -159,10 +160,10 @@ ENTRIES = (
         "BUS_UC",
         "Breast",
         (
-            Layout(r"(?P<label>benign|malignant)/images/\d+\.png", BREAST, frame="full"),
+            Layout(r"(?P<label>benign|malignant)/images/\d+\.png", LESIONS, frame="full"),
             Layout(
                 r"all/images/(?P<key>\d+)\.png",
-                BREAST,
+                LESIONS,
                 frame="full",
                 facts=_bus_uc_repeats,
                 include="copies",
@@ -214,7 +215,7 @@ ENTRIES = (
             # The folds keep women whole. The first is the test part, as others take it.
             Layout(
                 r"(?P<key>bus_\d+-\w+)\.png",
-                BREAST,
+                LESIONS,
                 {"1": "test", "2": "train", "3": "train", "4": "train", "5": "train"},
                 facts=_bra_cases,
                 listed_only=True,
@@ -238,7 +239,7 @@ ENTRIES = (
         (
             Layout(
                 r"original/(?P<key>\d{6})\.png",
-                BREAST,
+                LESIONS,
                 frame="full",
                 facts=_udiat_types,
                 listed_only=True,
@@ -292,19 +293,19 @@ ENTRIES = (
             # Stems start again at 0 in each part.
             Layout(
                 rf"(?P<split>train)ingDataSet/BreastTumourImages/(?P<key>\d+)\.{STILL}",
-                BREAST,
+                LESIONS,
                 {"train": "train"},
                 facts=_s1_train,
             ),
             Layout(
                 rf"(?P<split>test)ingDataSet/Test-Expanded-BreastTumourImages/(?P<key>\d+)\.{STILL}",
-                BREAST,
+                LESIONS,
                 {"test": "test"},
                 facts=_s1_test,
             ),
             Layout(
                 rf"(?P<split>test)ingDataSet/Test-General-1-BreastTumourImages/(?P<key>\d+)\.{STILL}",
-                BREAST,
+                LESIONS,
                 {"test": "test"},
                 facts=_s1_repeats,
                 include="copies",

@@ -14,6 +14,7 @@ named groups of the pattern say what the path tells; lists beside the pictures (
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -190,6 +191,7 @@ def read_outline(path: Path) -> list[tuple[float, float]] | None:
     """A polygon stored as a JSON list of [x, y], or None when there is no usable one."""
     try:
         points = json.loads(path.read_text(encoding="utf-8"))
-        return [(float(x), float(y)) for x, y in points]
+        outline = [(float(x), float(y)) for x, y in points]
+        return outline if all(math.isfinite(value) for point in outline for value in point) else None
     except (OSError, ValueError, TypeError):
         return None
