@@ -362,12 +362,11 @@ def test_a_scan_area_smaller_than_a_cell_has_a_frame():
     height, width = 35, 8
     y, x = np.mgrid[:height, :width]
     noise_HW = np.random.default_rng(0).integers(60, 256, (height, width))
-    for side in (64, 128, 256):
-        for place in range(side - height - 1):
-            grey_HW = np.zeros((side, side), np.uint8)
-            wedge_HW = np.where(abs(x - width / 2) > (y + 1) * width / height / 2, 0, noise_HW)
-            grey_HW[place : place + height, side // 2 : side // 2 + width] = wedge_HW
-            assert cut(grey_HW, find_frame(grey_HW, "auto")).size
+    wedge_HW = np.where(abs(x - width / 2) > (y + 1) * width / height / 2, 0, noise_HW)
+    for left in range(70, 90):
+        grey_HW = np.zeros((128, 128), np.uint8)
+        grey_HW[32 : 32 + height, left : left + width] = wedge_HW
+        assert cut(grey_HW, find_frame(grey_HW, "auto")).size
 
 
 def test_small_pictures_of_any_kind_have_a_frame(tmp_path):
