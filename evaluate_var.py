@@ -584,7 +584,7 @@ def likelihood(s: Settings, models: Models) -> dict[str, Any]:
             float(image_N.std(ddof=1) / math.sqrt(len(rows))) if len(rows) > 1 else None
         )
     for name, nats_S in tokens.frequency_cross_entropies(maps["train"], maps["test"]).items():
-        numbers[f"test, {name} frequencies alone"] = {"images": numbers["test"]["images"]} | _bits(
+        numbers[f"test, {tokens.FREQUENCIES[name]} alone"] = {"images": numbers["test"]["images"]} | _bits(
             nats_S / math.log(2), length_S
         )
     return numbers

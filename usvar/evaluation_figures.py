@@ -172,7 +172,7 @@ def draw_confusions(path: Path, fidelity: dict[str, Any], classes: list[str]) ->
         axis.set_yticks(range(len(classes)), classes)
         axis.grid(False)
         axis.set(title=f"{title}, {fidelity[name]['images']} images", xlabel="taken for")
-    axes[0].set_ylabel("asked for")
+    axes[0].set_ylabel("true class, or the one asked for")
     figure.suptitle("Counts, by classifiers trained on real images", fontsize=9)
     plots.save(figure, path)
 
@@ -364,7 +364,8 @@ def draw_sweep(path: Path, sweep: dict[str, Any]) -> None:
                 panel.set_ylim(-0.02, 1.02)
             if column == 0:
                 panel.set_ylabel(title, fontsize=8)
-        axes[0, column].set_title(name.replace("_", " "), fontsize=9)
+        words = {"cfg": "guidance", "top_p": "top-p", "top_k": "top-k", "prefix_tokens": "prefix tokens K"}
+        axes[0, column].set_title(words.get(name, name), fontsize=9)
         if len({row["mode"] for row in found}) > 1:
             axes[0, column].legend(fontsize=7)
     figure.suptitle(

@@ -46,8 +46,10 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _write_out(axis: Axis) -> None:
-    """Ticks of a logarithmic axis as plain numbers, three a decade: values often stay within one."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    """Ticks of a logarithmic axis as plain numbers: a few within less than a decade, else three in each."""
+    low, high = axis.get_view_interval()
+    within = high < 10 * low
+    axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]) if within else LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

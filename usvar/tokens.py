@@ -29,6 +29,8 @@ FILE_NAME = "tokens_multiscale_maps.npz"
 BLOCK = 8192
 # Numbers in a table of counts (class, position, code): 256 MiB.
 MAX_COUNTS = 1 << 26
+# What figures call the two models of `frequency_scores`.
+FREQUENCIES = {"unigram": "codes' frequencies", "class_position": "class and position frequencies"}
 # An archive that others compressed is unpacked into memory; a larger one must be stored plainly.
 MAX_UNPACKED_BYTES = 1 << 31
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from usvar import plots, training
+from usvar import plots, tokens, training
 
 # A measure's names in the log: over all tokens and of each scale; and its unit.
 MEASURES = {
@@ -43,7 +43,7 @@ def draw_curves(
             key: np.array(nats if measure == "loss" else hits) for key, (nats, hits) in baselines.items()
         }
         heights = {
-            {"unigram": "codes' frequencies", "class_position": "class and position frequencies"}[key]: float(
+            tokens.FREQUENCIES[key]: float(
                 np.average(values_S, weights=lengths) if scale is None else values_S[scale]
             )
             for key, values_S in scores.items()
