@@ -16,7 +16,7 @@ size=128 views=4 per_class=4 judged=8
 box=(40 56 88 104)
 vqvae_size=(--ch 32 --patch-nums 1 2 3 4 5 6 8 --vocab-size 1024 --batch-size 8 --steps 2000
     --ema-decay 0.995 --log-every 20 --eval-every 200 --save-every 100)
-var_size=(--depth 6 --width 256 --heads 4 --batch-size 32 --steps 1600 --learning-rate 1e-3 --ema-decay 0.99
+var_size=(--depth 6 --width 256 --heads 4 --batch-size 32 --steps 1200 --learning-rate 1e-3 --ema-decay 0.99
     --log-every 20 --eval-every 100 --save-every 100)
 judges=(--extractor-steps 200 --classifier-steps 100 --extractor-pixels 64)
 sweep_size=(--images-per-class 5 --cfg 0 1.5 3 --top-p 0.95 --top-k 0 --temperature 0.9 1 --prefix-tokens 0 14 55)
