@@ -194,6 +194,8 @@ def check(s: Settings, var: Loaded, maps: dict[str, tokens.TokenMaps]) -> None:
     cli.require(s, "1 or more", "images_per_class", "figure_rows", "batch_size")
     cli.require(s, "0 or more", "variety", "decode_chunk", "cfg", "top_k", "seed")
     cli.require(s, "0 to 1", "top_p")
+    if s.data_root and not s.data_root.is_dir():
+        raise InputError(f"--data-root {s.data_root} is no folder: leave it out, or correct it")
     if len(s.temperature) not in (1, S) or not all(math.isfinite(t) and t > 0 for t in s.temperature):
         raise InputError(
             f"--temperature {' '.join(map(str, s.temperature))} was given, wanted one number above 0, "

@@ -202,14 +202,10 @@ def prepare(settings: Settings, found: Found, new_name: dict[str, str], index: I
 
 def check(settings: Settings) -> None:
     """Refuse settings that cannot work, before anything is read."""
-    if not 16 <= settings.size <= 1024:
-        raise InputError(f"--size {settings.size}, wanted 16 to 1024")
-    if settings.cap < 0 or settings.workers < 0:
-        raise InputError("--cap and --workers must be 0 or more")
-    if not 0 <= settings.max_rejected <= 1:
-        raise InputError(f"--max-rejected {settings.max_rejected}, wanted a share from 0 to 1")
-    if settings.frames < 1:
-        raise InputError(f"--frames {settings.frames}, wanted at least 1")
+    cli.require(settings, "16 to 1024", "size")
+    cli.require(settings, "0 or more", "cap", "workers")
+    cli.require(settings, "0 to 1", "max_rejected")
+    cli.require(settings, "1 or more", "frames")
     if unknown := sorted(set(settings.include) - set(catalogue.INCLUDES)):
         raise InputError(f"--include {unknown[0]}, known are {', '.join(catalogue.INCLUDES)}: see --list")
     if unknown := sorted(set(settings.exclude_flags) - set(FLAGS)):

@@ -855,16 +855,10 @@ def check(settings: Settings, record: dict, wanted: set[str], missing: int) -> N
         InputError: what is wrong and what to do.
     """
     s = settings
-    for name, low, high in (
-        ("images_per_class", 1, 10**6),
-        ("views_per_patient", 1, 100),
-        ("size", 64, 1024),
-    ):
-        if not low <= (value := getattr(s, name)) <= high:
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag} is {value}, wanted {low} to {high}: give another number")
-    if s.seed < 0 or s.workers < 0:
-        raise InputError(f"--seed {s.seed} --workers {s.workers}: wanted no negative number")
+    cli.require(s, "1 to 1000000", "images_per_class")
+    cli.require(s, "1 to 100", "views_per_patient")
+    cli.require(s, "64 to 1024", "size")
+    cli.require(s, "0 or more", "seed", "workers")
     if not s.classes or len(set(s.classes)) != len(s.classes):
         raise InputError(f"--classes names {list(s.classes)}, wanted each class once: name 1 to 6 classes")
     if s.out_root.exists() and not s.out_root.is_dir():

@@ -298,6 +298,7 @@ def test_greedy_and_published_smoothing_and_temperature_per_scale(base, tmp_path
         ({"prefix_tokens": (30,)}, "--prefix-tokens 30 is no scale boundary"),
         ({"modes": ("plain",), "prefix_tokens": (5,)}, "makes nothing"),
         ({"classes": ("Spleen",)}, "--classes Spleen was given, known are Heart, Kidney, Liver"),
+        ({"data_root": Path("nowhere")}, "--data-root nowhere is no folder"),
         ({"split": "vall"}, "--split vall was given"),
         ({"top_p": 1.01}, "--top-p 1.01 was given, wanted 0 to 1"),
         ({"top_p": float("nan")}, "--top-p nan"),
@@ -311,7 +312,7 @@ def test_greedy_and_published_smoothing_and_temperature_per_scale(base, tmp_path
         ({"precision": "half"}, "--precision half"),
         ({"var": Path("nowhere.pth")}, "nowhere.pth is missing"),
         ({"tokens_dir": Path("nowhere")}, "tokens_multiscale_maps.npz is missing"),
-        ({"data_root": Path("nowhere")}, "cannot be read"),
+        ({"data_root": Path(__file__).parent}, "cannot be read"),
     ],
 )
 def test_a_wrong_setting_is_refused_before_anything_is_written(wrong, message, base, tmp_path):

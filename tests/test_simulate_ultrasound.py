@@ -238,9 +238,9 @@ def test_the_data_set_on_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images_per_class": 0}, "--images-per-class is 0"),
-        ({"views_per_patient": 0}, "--views-per-patient is 0"),
-        ({"size": 20}, "--size is 20"),
+        ({"images_per_class": 0}, "--images-per-class 0 was given, wanted 1 to"),
+        ({"views_per_patient": 0}, "--views-per-patient 0 was given, wanted 1 to 100"),
+        ({"size": 20}, "--size 20 was given, wanted 64 to 1024"),
         ({"seed": -1}, "--seed -1"),
         ({"classes": ()}, "--classes"),
         ({"classes": ("Heart", "Heart")}, "--classes"),
