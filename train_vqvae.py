@@ -255,10 +255,11 @@ def check(s: Settings, side: int, processes: int = 1) -> None:
         )
     cli.require(s, "2 or more", "vocab_size")
     cli.require(s, "1 or more", "z_channels", "batch_size", "accumulate", "steps", "workers")
-    cli.require(s, "1 or more", "codebook_start_images", "log_every", "eval_every", "save_every")
+    cli.require(s, "1 or more", "log_every", "eval_every", "save_every")
     cli.require(s, "0 to 1", "class_balance", "data_set_balance", "adversarial_start", "revive_until")
+    cli.require(s, "0 or more", "codebook_start_images", "beta", "revive_every", "revive_below")
     cli.require(s, "0 or more", "vq_weight", "l1_weight", "ssim_weight", "perceptual_weight")
-    cli.require(s, "0 or more", "adversarial_weight", "lecam_weight", "beta", "revive_every", "revive_below")
+    cli.require(s, "0 or more", "adversarial_weight", "lecam_weight")
     training.check_optimiser(s)
     if s.batch_size % (processes * s.accumulate):
         raise InputError(

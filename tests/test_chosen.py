@@ -51,7 +51,7 @@ def test_a_flag_beside_the_file_is_refused_unless_it_says_the_same(tmp_path):
     ("changes", "message"),
     [
         ({"var_sha256": "b" * 64}, "chosen for a transformer with SHA-256 bbbb"),
-        ({"chosen": {"top_p": 1.5}}, "top-p from 0 to 1"),
+        ({"chosen": {"top_p": 1.5}}, "--top-p 1.5 was given, wanted 0 to 1"),
         ({"chosen": {"cfg": "much"}}, "holds no chosen settings"),
         ({"chosen": {"top_k": 1.5}}, "holds no chosen settings"),
         ({"chosen": {"temperature": float("nan")}}, "holds no chosen settings"),
