@@ -22,7 +22,7 @@ from torch import Tensor
 
 from models import VAR, VQVAE
 from models.helpers import image_seeds
-from usvar import checkpoints, cli, distributed, images, plots, provenance, tokens, training
+from usvar import checkpoints, checks, cli, distributed, images, plots, provenance, tokens, training
 from usvar.errors import InputError
 from usvar.files import write_json
 
@@ -97,9 +97,9 @@ def check(s: Settings) -> None:
             f"{'neither --box nor' if s.box is None else 'both --box and'} --mask was given, wanted one: "
             "say which part of the image is meant"
         )
-    cli.require(s, "1 or more", "variants", "batch_size")
-    cli.require(s, "0 to below 1", "overlap")
-    cli.require(s, "0 or more", "feather", "seed")
+    checks.require(s, "1 or more", "variants", "batch_size")
+    checks.require(s, "0 to below 1", "overlap")
+    checks.require(s, "0 or more", "feather", "seed")
     tokens.check_drawing(s.cfg, s.top_k, s.top_p, s.temperature)
 
 

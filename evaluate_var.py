@@ -26,6 +26,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from models.helpers import image_seeds, scale_spans, split_scales
 from usvar import (
+    checks,
     cli,
     copies,
     distributed,
@@ -140,13 +141,13 @@ class Settings:
 
 def check(s: Settings) -> None:
     """Refuse settings that make no sense before anything is read."""
-    cli.require(s, "1 or more", "neighbours", "extractor_steps", "classifier_steps", "batch_size")
-    cli.require(s, "1 or more", "images_per_class", "likelihood_images", "extractor_file_pixels")
-    cli.require(s, "3 or more", "classifier_seeds")
-    cli.require(s, "32 to 1024", "extractor_pixels")
-    cli.require(s, "0 or more", "seed")
-    judging.require_file("--judges", s.judges)
-    judging.require_file("--extractor-file", s.extractor_file)
+    checks.require(s, "1 or more", "neighbours", "extractor_steps", "classifier_steps", "batch_size")
+    checks.require(s, "1 or more", "images_per_class", "likelihood_images", "extractor_file_pixels")
+    checks.require(s, "3 or more", "classifier_seeds")
+    checks.require(s, "32 to 1024", "extractor_pixels")
+    checks.require(s, "0 or more", "seed")
+    checks.require_file("--judges", s.judges)
+    checks.require_file("--extractor-file", s.extractor_file)
     tokens.check_drawing(s.cfg, s.top_k, s.top_p, s.temperature)
 
 

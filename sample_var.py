@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from models import VAR, VQVAE
 from models.helpers import image_seeds, scale_boundaries, split_scales
-from usvar import cli, distributed, images, plots, provenance, tokens, training
+from usvar import checks, cli, distributed, images, plots, provenance, tokens, training
 from usvar.checkpoints import Loaded, load_var, load_vqvae
 from usvar.chosen import with_chosen
 from usvar.errors import InputError
@@ -191,9 +191,9 @@ def check(s: Settings, var: Loaded, maps: dict[str, tokens.TokenMaps]) -> None:
     """Refuse settings and files that do not fit each other, before anything is written."""
     classes, S = maps["train"].classes, len(maps["train"].patch_nums)
     boundaries = scale_boundaries(maps["train"].patch_nums)
-    cli.require(s, "1 or more", "images_per_class", "figure_rows", "batch_size")
-    cli.require(s, "0 or more", "variety", "decode_chunk", "cfg", "top_k", "seed")
-    cli.require(s, "0 to 1", "top_p")
+    checks.require(s, "1 or more", "images_per_class", "figure_rows", "batch_size")
+    checks.require(s, "0 or more", "variety", "decode_chunk", "cfg", "top_k", "seed")
+    checks.require(s, "0 to 1", "top_p")
     if s.data_root and not s.data_root.is_dir():
         raise InputError(f"--data-root {s.data_root} is no folder: leave it out, or correct it")
     if len(s.temperature) not in (1, S) or not all(math.isfinite(t) and t > 0 for t in s.temperature):

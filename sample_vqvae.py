@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models import VQVAE
-from usvar import cli, distributed, images, metrics, physics, plots, provenance
+from usvar import checks, cli, distributed, images, metrics, physics, plots, provenance
 from usvar.checkpoints import Loaded, load_vqvae
 from usvar.errors import InputError
 from usvar.files import write_json
@@ -67,8 +67,8 @@ class Settings:
 
 def check(s: Settings, vqvae: Loaded) -> list[images.ImageFiles]:
     """The splits' images, after refusing settings and images that do not fit, before anything is written."""
-    cli.require(s, "1 or more", "images_per_class", "worst", "batch_size")
-    cli.require(s, "0 or more", "by_scale")
+    checks.require(s, "1 or more", "images_per_class", "worst", "batch_size")
+    checks.require(s, "0 or more", "by_scale")
     if not s.splits or (unknown := [split for split in s.splits if split not in images.SPLITS]):
         found = unknown[0] if s.splits else "nothing"
         raise InputError(f"--splits {found} was given, wanted some of {', '.join(images.SPLITS)}")

@@ -24,6 +24,7 @@ import numpy as np
 
 from models.helpers import scale_boundaries
 from usvar import (
+    checks,
     cli,
     distributed,
     evaluation,
@@ -115,12 +116,12 @@ START = Drawing(cfg=1.5, top_k=0, top_p=0.95, temperature=1.0)
 
 def check(s: Settings, boundaries: list[int]) -> None:
     """Refuse settings that make no sense before anything is written."""
-    cli.require(s, "1 or more", "neighbours", "extractor_steps", "classifier_steps", "batch_size")
-    cli.require(s, f"{s.neighbours + 1} or more", "images_per_class")
-    cli.require(s, "3 or more", "classifier_seeds")
-    cli.require(s, "32 to 1024", "extractor_pixels")
-    cli.require(s, "0 or more", "seed")
-    judging.require_file("--judges", s.judges)
+    checks.require(s, "1 or more", "neighbours", "extractor_steps", "classifier_steps", "batch_size")
+    checks.require(s, f"{s.neighbours + 1} or more", "images_per_class")
+    checks.require(s, "3 or more", "classifier_seeds")
+    checks.require(s, "32 to 1024", "extractor_pixels")
+    checks.require(s, "0 or more", "seed")
+    checks.require_file("--judges", s.judges)
     for name in DRAWING:
         if not getattr(s, name):
             raise InputError(f"--{name.replace('_', '-')} was given without a value: give one or more")

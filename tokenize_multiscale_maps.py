@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from models import VQVAE
 from models.quant import perplexity, usage
-from usvar import checkpoints, cli, distributed, images, provenance, tokens, training
+from usvar import checkpoints, checks, cli, distributed, images, provenance, tokens, training
 from usvar.augment import augment, draw_parameters
 from usvar.errors import InputError
 from usvar.files import lock_folder, new_memmap, remove_stale_temporaries, write_json
@@ -230,9 +230,9 @@ def report(split: str, idx_NL: np.ndarray, patch_nums: tuple[int, ...], vocab_si
 
 def main(s: Settings) -> None:
     """Tokenise the three splits."""
-    cli.require(s, "1 or more", "views", "batch_size")
-    cli.require(s, "above 0", "read_limit_s")
-    cli.require(s, "0 or more", "seed")
+    checks.require(s, "1 or more", "views", "batch_size")
+    checks.require(s, "above 0", "read_limit_s")
+    checks.require(s, "0 or more", "seed")
     world = distributed.start(s.device)
     images.find_classes(s.data_root)
     vqvae = checkpoints.load_vqvae(s.vqvae, world.device)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from models import VAR, VQVAE
 from models.helpers import scale_spans, split_scales
-from usvar import cli, distributed, images, plots, provenance, tokens, training
+from usvar import checks, cli, distributed, images, plots, provenance, tokens, training
 from usvar.checkpoints import is_whole, load_vqvae, read_last, restore, save_checkpoint, save_last
 from usvar.errors import InputError, RunError
 from usvar.files import write_json
@@ -188,15 +188,15 @@ class Settings:
 
 def check(s: Settings, train: tokens.TokenMaps, val: tokens.TokenMaps, processes: int) -> None:
     """Refuse settings and splits that do not fit each other, before anything is written."""
-    cli.require(s, "1 or more", "width", "heads")
+    checks.require(s, "1 or more", "width", "heads")
     if s.width % s.heads:
         raise InputError(f"--width {s.width} does not divide by --heads {s.heads}: choose a multiple")
     tokens.check_drawing(s.cfg, s.top_k, s.top_p, 1.0)
-    cli.require(s, "1 or more", "depth", "batch_size", "accumulate", "steps")
-    cli.require(s, "1 or more", "log_every", "eval_every", "save_every")
-    cli.require(s, "0 or more", "head_chunk", "patience", "samples_per_class")
-    cli.require(s, "0 to 1", "class_drop", "label_smoothing", "class_balance")
-    cli.require(s, "0 to below 1", "drop_rate", "drop_path_rate")
+    checks.require(s, "1 or more", "depth", "batch_size", "accumulate", "steps")
+    checks.require(s, "1 or more", "log_every", "eval_every", "save_every")
+    checks.require(s, "0 or more", "head_chunk", "patience", "samples_per_class")
+    checks.require(s, "0 to 1", "class_drop", "label_smoothing", "class_balance")
+    checks.require(s, "0 to below 1", "drop_rate", "drop_path_rate")
     training.check_optimiser(s)
     if s.batch_size % (processes * s.accumulate):
         raise InputError(

@@ -30,7 +30,7 @@ from models import VQVAE
 from models.basic_vae import Level
 from models.discriminator import PatchDiscriminator
 from models.quant import code_counts, perplexity
-from usvar import cli, distributed, images, losses, metrics, provenance, training
+from usvar import checks, cli, distributed, images, losses, metrics, provenance, training
 from usvar.augment import augment, draw_parameters
 from usvar.checkpoints import (
     is_whole,
@@ -234,9 +234,8 @@ class Settings:
 
 def check(s: Settings, side: int, processes: int = 1) -> None:
     """Refuse settings that do not fit the images or each other, before anything is written."""
-    for name, path in (("--init-from", s.init_from), ("--vgg", s.vgg)):
-        if path and not path.is_file():
-            raise InputError(f"{name} {path} is no file, wanted a checkpoint: correct the path")
+    checks.require_file("--init-from", s.init_from)
+    checks.require_file("--vgg", s.vgg)
     if s.tensorboard and not importlib.util.find_spec("tensorboard"):
         raise InputError(
             "--tensorboard True was given, but its package is not installed: pip install tensorboard, "
@@ -253,13 +252,13 @@ def check(s: Settings, side: int, processes: int = 1) -> None:
         raise InputError(
             f"--ch {s.ch} was given, wanted a multiple of 32 (group normalisation has 32 groups)"
         )
-    cli.require(s, "2 or more", "vocab_size")
-    cli.require(s, "1 or more", "z_channels", "batch_size", "accumulate", "steps", "workers")
-    cli.require(s, "1 or more", "log_every", "eval_every", "save_every")
-    cli.require(s, "0 to 1", "class_balance", "data_set_balance", "adversarial_start", "revive_until")
-    cli.require(s, "0 or more", "codebook_start_images", "beta", "revive_every", "revive_below")
-    cli.require(s, "0 or more", "vq_weight", "l1_weight", "ssim_weight", "perceptual_weight")
-    cli.require(s, "0 or more", "adversarial_weight", "lecam_weight")
+    checks.require(s, "2 or more", "vocab_size")
+    checks.require(s, "1 or more", "z_channels", "batch_size", "accumulate", "steps", "workers")
+    checks.require(s, "1 or more", "log_every", "eval_every", "save_every")
+    checks.require(s, "0 to 1", "class_balance", "data_set_balance", "adversarial_start", "revive_until")
+    checks.require(s, "0 or more", "codebook_start_images", "beta", "revive_every", "revive_below")
+    checks.require(s, "0 or more", "vq_weight", "l1_weight", "ssim_weight", "perceptual_weight")
+    checks.require(s, "0 or more", "adversarial_weight", "lecam_weight")
     training.check_optimiser(s)
     if s.batch_size % (processes * s.accumulate):
         raise InputError(

@@ -9,7 +9,6 @@ page faults a step (4 kB each, which the system clears first) and the most memor
 kept_memory.json to <out-dir>. Linux with glibc only.
 """
 
-import multiprocessing
 import resource
 import statistics
 import sys
@@ -24,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import matrix_rate
 from benchmarks.measure import as_record, build, cost_of, resident_mb
+from benchmarks.processes import in_new_process
 from benchmarks.training import Step
 from usvar import cli, training
-from usvar.errors import RunError
 from usvar.files import write_json
 
 
@@ -65,8 +64,8 @@ class Settings:
     repeats: int = 4
 
 
-def work(s: Settings, keep: bool, result: Any) -> None:
-    """Times, page faults and memory of both steps, in a process that has done nothing else."""
+def measured(s: Settings, keep: bool) -> dict[str, dict[str, Any]]:
+    """Times, page faults and memory of both steps; what malloc is told holds for the whole process."""
     device = torch.device("cpu")
     if keep:
         training.keep_freed_memory(device)
@@ -92,19 +91,7 @@ def work(s: Settings, keep: bool, result: Any) -> None:
             "page_faults": faults / s.repeats,
             "peak_mb": max(peaks_mb),
         }
-    result.put(rows)
-
-
-def measured(s: Settings, keep: bool) -> dict[str, dict[str, Any]]:
-    """`work` in a new process: what malloc is told holds for the whole process."""
-    context = multiprocessing.get_context("spawn")
-    result = context.SimpleQueue()
-    process = context.Process(target=work, args=(s, keep, result))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise RunError(f"a process ended with code {process.exitcode}: its own lines stand above")
-    return result.get()
+    return rows
 
 
 def main(s: Settings) -> None:
@@ -112,7 +99,7 @@ def main(s: Settings) -> None:
     runs = {"given back": [], "kept": []}
     for _ in range(2):
         for way, found in runs.items():
-            found.append(measured(s, keep=way == "kept"))
+            found.append(in_new_process(measured, s, way == "kept"))
     rows: dict[str, dict[str, Any]] = {}
     for name in runs["kept"][0]:
         rows[name] = {

@@ -11,7 +11,6 @@ are not counted: the system takes them back when it needs room. Linux only.
 """
 
 import json
-import multiprocessing
 import os
 import shutil
 import sys
@@ -26,6 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.processes import in_new_process
 from usvar import cli
 from usvar.errors import InputError, RunError
 from usvar.files import new_memmap
@@ -60,7 +60,7 @@ def own_bytes() -> int:
     raise InputError("/proc/self/status has no RssAnon, wanted Linux 4.5 or later")
 
 
-def _measure(work: Callable, arguments: tuple, result: multiprocessing.Queue) -> None:
+def _measure(work: Callable, arguments: tuple) -> tuple[float, int]:
     peak, done = [0], threading.Event()
 
     def watch() -> None:
@@ -72,7 +72,7 @@ def _measure(work: Callable, arguments: tuple, result: multiprocessing.Queue) ->
     started = time.perf_counter()
     try:
         work(*arguments)
-        result.put((time.perf_counter() - started, max(peak[0], own_bytes())))
+        return time.perf_counter() - started, max(peak[0], own_bytes())
     finally:
         done.set()
         watcher.join()
@@ -80,14 +80,7 @@ def _measure(work: Callable, arguments: tuple, result: multiprocessing.Queue) ->
 
 def measured(work: Callable, *arguments: object) -> tuple[float, int]:
     """Seconds of `work` in a new process, and the most memory of its own that it had, in bytes."""
-    context = multiprocessing.get_context("spawn")
-    result = context.SimpleQueue()
-    process = context.Process(target=_measure, args=(work, arguments, result))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise RunError(f"{work.__name__} ended with code {process.exitcode}: its own lines stand above")
-    return result.get()
+    return in_new_process(_measure, work, arguments)
 
 
 def make_maps(folder: Path, count: int, vqvae_sha256: str) -> None:

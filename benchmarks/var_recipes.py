@@ -30,7 +30,7 @@ import train_var
 from benchmarks.measure import add_row
 from models import VAR, VQVAE
 from models.helpers import image_seeds
-from usvar import cli, distributed, extractor, images, judging, plots, provenance, training
+from usvar import checks, cli, distributed, extractor, images, judging, plots, provenance, training
 from usvar.checkpoints import load_var, load_vqvae
 from usvar.errors import InputError
 from usvar.evaluation import kernel_distance
@@ -117,9 +117,7 @@ def check(s: Settings) -> tuple[str, ...]:
     chosen = tuple(RECIPES) if s.rows == ("all",) else tuple(dict.fromkeys(s.rows))
     if unknown := [name for name in chosen if name not in RECIPES] or (not chosen and ["nothing"]):
         raise InputError(f"--rows {unknown[0]!r} was given, wanted all or some of: {'; '.join(RECIPES)}")
-    for name in ("steps", "evaluations", "samples_per_image", "extractor_steps"):
-        if getattr(s, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(s, name)} was given, wanted 1 or more")
+    checks.require(s, "1 or more", "steps", "evaluations", "samples_per_image", "extractor_steps")
     return chosen
 
 

@@ -219,13 +219,13 @@ def discover(raw_root: Path, include: Sequence[str] = (), found: Found | None = 
     else:
         # A folder of the same pictures under another name may hold the original's name too. It is left out
         # only where the original's folder does hold pictures.
-        twice = {entry.same_as for entries in entries_of.values() for entry in entries}
+        originals = {entry.same_as for entries in entries_of.values() for entry in entries}
         present = {
             entry.name
             for folder, entries in entries_of.items()
             for i, entry in enumerate(entries)
             if entry.name not in {outer.same_as for outer in entries[:i]}
-            and (entry.name not in twice or _has_records(entry, folder))
+            and (entry.name not in originals or _has_records(entry, folder))
         }
         for folder in folders:
             _read_folder(raw_root, folder, entries_of[folder], present, frozenset(include), found)

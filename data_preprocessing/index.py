@@ -116,6 +116,11 @@ class Index:
         """Number of rows of a table or view, or of what is not NULL in them."""
         return self.db.execute(f"SELECT count({what}) FROM {step}").fetchone()[0]
 
+    def parts(self, step: str) -> int:
+        """How many lists `unseen` or `unwritten` gives."""
+        counts = self.db.execute(f"SELECT count(*) FROM {step} GROUP BY source")
+        return sum(-(-count // PART) for (count,) in counts)
+
     def add(self, record: Record) -> None:
         """Add a picture, after those before it."""
         words = (record.id, record.source, record.class_name, record.name, key(record), record.to_json())

@@ -55,7 +55,7 @@ from data_preprocessing.splits import (
     make_plan,
     share_of,
 )
-from usvar import cli
+from usvar import checks, cli
 from usvar.errors import InputError
 from usvar.files import (
     LOCK_NAME,
@@ -141,10 +141,10 @@ def prepare(settings: Settings, found: Found, new_name: dict[str, str], index: I
 
     # Look at every picture once.
     jobs = ((settings.raw_root, part) for part in index.unseen())
-    files = index.count("unseen", "DISTINCT source")
+    parts = index.parts("unseen")
     pictures = index.count("picture")
     try:
-        for (_, part), seen in in_parallel("look", work.look, jobs, files, settings.workers):
+        for (_, part), seen in in_parallel("look", work.look, jobs, parts, settings.workers):
             for record, look in zip(part, seen, strict=True):
                 index.add_look(record, look)
             index.save_if_due(SAVE_EVERY)
@@ -168,7 +168,7 @@ def prepare(settings: Settings, found: Found, new_name: dict[str, str], index: I
         refuse(found.rejected, seen, settings)
     # No class goes missing without a word: neither an empty folder nor one of which nothing can be used.
     empty = found.empty_classes if settings.selection == "all" else []
-    must_have = tuple(sorted({*new_name.values(), *empty} - set(settings.exclude_classes)))
+    must_have = tuple(sorted({*new_name.values(), *(set(empty) - set(settings.exclude_classes))}))
     plan = make_plan(
         (picture(record, look) for record, look in index.readable()), settings.seed, settings.cap, must_have
     )
@@ -187,8 +187,8 @@ def prepare(settings: Settings, found: Found, new_name: dict[str, str], index: I
         )
         for part in index.unwritten()
     )
-    files = index.count("unwritten", "DISTINCT source")
-    for (_, part, size), written in in_parallel("write", work.write, jobs, files, settings.workers):
+    parts = index.parts("unwritten")
+    for (_, part, size), written in in_parallel("write", work.write, jobs, parts, settings.workers):
         for (record, _, path), (sha256, length) in zip(part, written, strict=True):
             index.add_output(record, path.relative_to(settings.out_root).as_posix(), size, sha256, length)
         index.save_if_due(SAVE_EVERY)
@@ -202,10 +202,10 @@ def prepare(settings: Settings, found: Found, new_name: dict[str, str], index: I
 
 def check(settings: Settings) -> None:
     """Refuse settings that cannot work, before anything is read."""
-    cli.require(settings, "16 to 1024", "size")
-    cli.require(settings, "0 or more", "cap", "workers")
-    cli.require(settings, "0 to 1", "max_rejected")
-    cli.require(settings, "1 or more", "frames")
+    checks.require(settings, "16 to 1024", "size")
+    checks.require(settings, "0 or more", "cap", "workers")
+    checks.require(settings, "0 to 1", "max_rejected")
+    checks.require(settings, "1 or more", "frames")
     if unknown := sorted(set(settings.include) - set(catalogue.INCLUDES)):
         raise InputError(f"--include {unknown[0]}, known are {', '.join(catalogue.INCLUDES)}: see --list")
     if unknown := sorted(set(settings.exclude_flags) - set(FLAGS)):

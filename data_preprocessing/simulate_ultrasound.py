@@ -42,7 +42,7 @@ from tqdm import tqdm
 # A script's own folder is on the path, the repository's root is not: usvar lies there.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from usvar import cli
+from usvar import checks, cli
 from usvar.errors import InputError
 from usvar.files import remove_stale_temporaries, write_json, write_text
 from usvar.images import save_png
@@ -855,10 +855,10 @@ def check(settings: Settings, record: dict, wanted: set[str], missing: int) -> N
         InputError: what is wrong and what to do.
     """
     s = settings
-    cli.require(s, "1 to 1000000", "images_per_class")
-    cli.require(s, "1 to 100", "views_per_patient")
-    cli.require(s, "64 to 1024", "size")
-    cli.require(s, "0 or more", "seed", "workers")
+    checks.require(s, "1 to 1000000", "images_per_class")
+    checks.require(s, "1 to 100", "views_per_patient")
+    checks.require(s, "64 to 1024", "size")
+    checks.require(s, "0 or more", "seed", "workers")
     if not s.classes or len(set(s.classes)) != len(s.classes):
         raise InputError(f"--classes names {list(s.classes)}, wanted each class once: name 1 to 6 classes")
     if s.out_root.exists() and not s.out_root.is_dir():

@@ -159,6 +159,11 @@ class Plan:
     # What the search for near copies did.
     search: Copies | None = None
 
+    @property
+    def for_labels(self) -> dict[int, str]:
+        """n -> reason, of pictures that are dropped because of a copy's label."""
+        return self.vague | self.conflicting
+
     def places(self) -> Iterator[tuple[str, Place]]:
         """Source and place of each kept picture."""
         for n, source in self.pictures.db.execute("SELECT n, source FROM picture ORDER BY n"):
@@ -167,7 +172,7 @@ class Plan:
 
     def dropped(self) -> Iterator[tuple[str, str]]:
         """Source and reason of each exact copy and each copy with another label."""
-        for_labels = self.vague | self.conflicting
+        for_labels = self.for_labels
         for first, second, kind, _ in self.copy_C:
             if KINDS[kind] == "exact" and second not in for_labels:
                 kept = self.pictures.word("source", first)
@@ -306,7 +311,7 @@ def _without_copies(pictures: Pictures) -> tuple[np.ndarray, Plan]:
     plan.copy_C = np.concatenate([copy_C, near_C])
     link_C2 = own_N[np.stack([plan.copy_C["first"], plan.copy_C["second"]], 1)]
     plan.group_N = _join_groups(pictures.groups, link_C2)[own_N]
-    return kept_P[~np.isin(kept_P, list(plan.vague | plan.conflicting))], plan
+    return kept_P[~np.isin(kept_P, list(plan.for_labels))], plan
 
 
 def _most_exact(labels: list[str], numbers: set[int]) -> int:
@@ -507,7 +512,6 @@ def leak_report(plan: Plan) -> dict:
     pictures, search, split_N, copy_C = plan.pictures, plan.search, plan.split_N, plan.copy_C
     own_N, dataset_N, official_N = (pictures.number_N[name] for name in ("own", "dataset", "official"))
     pair_C2 = np.stack([copy_C["first"], copy_C["second"]], 1)
-    for_labels = list(plan.vague | plan.conflicting)
     exact, near, mirror = np.bincount(copy_C["kind"], minlength=len(KINDS)).tolist()
     by_sets = defaultdict(dict)
     among_C3 = np.column_stack([np.sort(dataset_N[pair_C2], 1), copy_C["kind"]])
@@ -527,7 +531,7 @@ def leak_report(plan: Plan) -> dict:
         "pictures_examined": len(pictures),
         "exact_copies": {
             "found": exact,
-            "dropped": int((~np.isin(copy_C["second"][copy_C["kind"] == 0], for_labels)).sum()),
+            "dropped": int((~np.isin(copy_C["second"][copy_C["kind"] == 0], list(plan.for_labels))).sum()),
         },
         "near_copies": {
             "hash_pairs_compared": search.compared,

@@ -120,29 +120,6 @@ def test_a_stop_by_signal_ends_with_128_plus_its_number(monkeypatch, capsys):
     assert "step 3 is saved" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("wanted", "fitting", "others"),
-    [
-        ("1 or more", (1, 7), (0, -1)),
-        ("above 0", (1e-9, 3.0), (0, -0.5, float("nan"))),
-        ("0 to 1", (0, 0.5, 1), (-0.1, 1.1, float("nan"))),
-        ("0 to below 1", (0, 0.99), (1.0, -0.1)),
-        ("32 to 1024", (32, 1024), (31, 1025)),
-    ],
-)
-def test_numbers_out_of_range_are_refused(wanted, fitting, others):
-    @dataclass
-    class Numbers:
-        some_rate: object
-
-    for number in (*fitting, None, fitting, ()):
-        cli.require(Numbers(number), wanted, "some_rate")
-    for number in others:
-        for value in (number, (fitting[0], number)):
-            with pytest.raises(InputError, match=f"^--some-rate {number} was given, wanted {wanted}$"):
-                cli.require(Numbers(value), wanted, "some_rate")
-
-
 def test_an_out_dir_that_is_a_file_is_refused_before_the_script_starts(tmp_path, capsys):
     @dataclass(frozen=True)
     class WithOutput:

@@ -74,6 +74,7 @@ def test_many_frames_of_one_file_come_in_parts(tmp_path, monkeypatch):
         for each in (*film, record(10)):
             index.add(each)
         assert list(index.unseen()) == [film[:3], film[3:6], film[6:], [record(10)]]
+        assert index.parts("unseen") == 4
 
 
 def test_what_is_known_serves_the_next_run_while_all_is_the_same(tmp_path):

@@ -132,31 +132,6 @@ def parse(settings_class: type[S], description: str | None, arguments: list[str]
     return settings
 
 
-def require(settings: Any, wanted: str, *names: str) -> None:
-    """Refuse numbers that are out of range.
-
-        cli.require(s, "1 or more", "steps", "batch_size")
-        cli.require(s, "0 to below 1", "betas")
-
-    Args:
-        settings: the dataclass.
-        wanted: "1 or more", "above 0", "0 to 1" or "0 to below 1", with any numbers.
-        names: fields of it: a number, several, or None.
-
-    Raises:
-        InputError: names the first flag that is out of range, what it is and what was wanted.
-    """
-    is_above, least, to = re.fullmatch(r"(above )?([\d.]+)(?: or more| to (.+))?", wanted).groups()
-    most = to.removeprefix("below ") if to else "inf"
-    for name in names:
-        value = getattr(settings, name)
-        for number in value if isinstance(value, tuple) else () if value is None else (value,):
-            fits_below = number > float(least) if is_above else number >= float(least)
-            fits_above = number < float(most) if to and to != most else number <= float(most)
-            if not (fits_below and fits_above):  # NaN fits nowhere
-                raise InputError(f"--{name.replace('_', '-')} {number} was given, wanted {wanted}")
-
-
 def _flag_error(box: str) -> str:
     """The statement and the suggestions of tyro's box, whose frame is absent in an ASCII terminal."""
     rows = [row.strip(" │╭╮╰╯") for row in box.splitlines()][1:]

@@ -325,6 +325,10 @@ def draw_bits(path: Path, bits: dict[str, Any], patch_nums: list[int]) -> None:
     plots.save(figure, path)
 
 
+# What figures call the settings that the sweep varies.
+AXIS_NAMES = {"cfg": "guidance", "top_p": "top-p", "top_k": "top-k"}
+
+
 def draw_sweep(path: Path, sweep: dict[str, Any]) -> None:
     """What the sweep measured on val: a column a setting, a row a measure."""
     rows = sweep["rows"]
@@ -364,8 +368,7 @@ def draw_sweep(path: Path, sweep: dict[str, Any]) -> None:
                 panel.set_ylim(-0.02, 1.02)
             if column == 0:
                 panel.set_ylabel(title, fontsize=8)
-        words = {"cfg": "guidance", "top_p": "top-p", "top_k": "top-k", "prefix_tokens": "prefix tokens K"}
-        axes[0, column].set_title(words.get(name, name), fontsize=9)
+        axes[0, column].set_title(AXIS_NAMES.get(name, name), fontsize=9)
         if len({row["mode"] for row in found}) > 1:
             axes[0, column].legend(fontsize=7)
     figure.suptitle(

@@ -42,16 +42,6 @@ SUPERVISED, SELF_SUPERVISED = "US", "US-SSL"
 # --- models and images ---
 
 
-def require_file(flag: str, path: Path | None) -> None:
-    """Refuse an optional file that is not there.
-
-    Raises:
-        InputError: names the flag.
-    """
-    if path is not None and not path.is_file():
-        raise InputError(f"{flag} {path} is no file: leave it out, or correct it")
-
-
 @dataclass(frozen=True)
 class Models:
     """A transformer with its VQ-VAE and the token maps of some splits."""

@@ -6,7 +6,6 @@ million token maps costs the batch, not the million. Whatever looks at all of th
 """
 
 import json
-import math
 import struct
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from models.helpers import split_scales
 from models.quant import code_counts
+from usvar import checks
 from usvar.checkpoints import Loaded, refuse_class_names
 from usvar.errors import InputError
 from usvar.files import atomic_path, write_json
@@ -279,13 +279,13 @@ def check_drawing(cfg: float, top_k: int, top_p: float, temperature: float) -> N
         InputError: names the first that is out of range.
     """
     given = {
-        f"--cfg {cfg:g}": ("0 or more", 0 <= cfg < math.inf),
-        f"--top-k {top_k}": ("0 or more", top_k >= 0),
-        f"--top-p {top_p:g}": ("0 to 1", 0 <= top_p <= 1),
-        f"--temperature {temperature:g}": ("above 0", 0 < temperature < math.inf),
+        f"--cfg {cfg:g}": (cfg, "0 or more"),
+        f"--top-k {top_k}": (top_k, "0 or more"),
+        f"--top-p {top_p:g}": (top_p, "0 to 1"),
+        f"--temperature {temperature:g}": (temperature, "above 0"),
     }
-    for flag, (wanted, fits) in given.items():
-        if not fits:
+    for flag, (number, wanted) in given.items():
+        if not checks.fits(number, wanted):
             raise InputError(f"{flag} was given, wanted {wanted}")
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from usvar import cli
+from usvar import checks
 from usvar.distributed import World
 from usvar.errors import InputError
 from usvar.files import full_disk_named, lock_folder, remove_stale_temporaries, write_json, write_text
@@ -177,10 +177,10 @@ def check_optimiser(settings: Any) -> None:
     Raises:
         InputError: names the flag.
     """
-    cli.require(settings, "above 0", "learning_rate", "clip", "read_limit_s")
-    cli.require(settings, "0 to 1", "warmup", "final_rate")
-    cli.require(settings, "0 to below 1", "betas", "ema_decay")
-    cli.require(settings, "0 or more", "muon_rate", "weight_decay", "max_skipped_steps", "seed")
+    checks.require(settings, "above 0", "learning_rate", "clip", "read_limit_s")
+    checks.require(settings, "0 to 1", "warmup", "final_rate")
+    checks.require(settings, "0 to below 1", "betas", "ema_decay")
+    checks.require(settings, "0 or more", "muon_rate", "weight_decay", "max_skipped_steps", "seed")
 
 
 def amp_dtype(device: torch.device, precision: str) -> torch.dtype:
