@@ -4,7 +4,9 @@ Nothing is opened here except the publishers' lists. Links are followed at the t
 link) and below only to files of the same folder; every other link, device or pipe is listed as rejected.
 """
 
+import copy
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -122,6 +124,8 @@ class Files:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        # Below which of its folders files are given, each with a slash at its end; "" is all.
+        self.homes: tuple[str, ...] = ("",)
         # Relative path -> reason, of links, devices and pipes.
         self.refused: dict[str, str] = {}
         self._db = private_database()
@@ -134,7 +138,13 @@ class Files:
         return self._db.execute("SELECT count(*) FROM file").fetchone()[0]
 
     def __iter__(self) -> Iterator[File]:
-        return self.below("")
+        return itertools.chain.from_iterable(map(self.below, self.homes))
+
+    def only(self, homes: tuple[str, ...]) -> Self:
+        """The same files, less those that lie below none of the folders `homes`."""
+        fewer = copy.copy(self)
+        fewer.homes = homes
+        return fewer
 
     def below(self, folder: str) -> Iterator[File]:
         """The files whose relative path starts with `folder`, which is "" or ends in a slash."""
@@ -223,9 +233,9 @@ def discover(raw_root: Path, include: Sequence[str] = (), found: Found | None = 
         present = {
             entry.name
             for folder, entries in entries_of.items()
-            for i, entry in enumerate(entries)
-            if entry.name not in {outer.same_as for outer in entries[:i]}
-            and (entry.name not in originals or _has_records(entry, folder))
+            for i, (entry, homes) in enumerate(entries.items())
+            if entry.name not in {outer.same_as for outer in list(entries)[:i]}
+            and (entry.name not in originals or _has_records(entry, folder, homes))
         }
         for folder in folders:
             _read_folder(raw_root, folder, entries_of[folder], present, frozenset(include), found)
@@ -257,15 +267,16 @@ def _refuse_a_set_itself(raw_root: Path) -> None:
     """Read as class folders, a data set's own folder would give masks as pictures and no patients."""
     known = [entry for entry in CATALOGUE if _is_called(entry, {plain_name(raw_root.resolve().name)})]
     for entry in known:
-        if _has_records(entry, raw_root):
+        if _has_records(entry, raw_root, ("",)):
             raise InputError(
                 f"--raw-root {raw_root} is the folder of {entry.name} itself, wanted the one that holds it: "
                 f"give --raw-root {raw_root.resolve().parent}"
             )
 
 
-def _has_records(entry: DataSet, folder: Path) -> bool:
-    return _read_entry(entry, folder, Files(folder), frozenset(), [], Found()).records > 0
+def _has_records(entry: DataSet, folder: Path, homes: tuple[str, ...]) -> bool:
+    files = Files(folder).only(homes)
+    return _read_entry(entry, folder, files, frozenset(), [], Found()).records > 0
 
 
 def _is_called(entry: DataSet, names: set[str]) -> bool:
@@ -275,21 +286,20 @@ def _is_called(entry: DataSet, names: set[str]) -> bool:
 def _read_folder(
     raw_root: Path,
     folder: Path,
-    entries: list[DataSet],
+    entries: dict[DataSet, tuple[str, ...]],
     present: set[str],
     include: frozenset[str],
     found: Found,
 ) -> None:
     files = Files(folder) if entries else None
-    # What earlier entries and layouts read or left out: no other takes it.
-    taken: list[re.Pattern[str]] = []
-    for entry in entries:
+    taken: list[Taken] = []
+    for entry, homes in entries.items():
         if entry.same_as in present:
             found.notes.append(f"{folder.name}: {entry.name} left out, the same pictures as {entry.same_as}")
-            taken += [re.compile("")] * bool(files)
+            taken += [Taken(re.compile(""), homes)] * bool(files)
             continue
         entry = next((e for e in CATALOGUE if e.name == entry.same_as), entry)
-        tally = _read_entry(entry, folder, files, include, taken, found)
+        tally = _read_entry(entry, folder, files.only(homes), include, taken, found)
         if tally.records or tally.left_out or tally.rejected:
             found.rejected.update({f"{folder.name}/{file}": why for file, why in files.refused.items()})
             found.left_out_of[entry.name] += tally.left_out.total()
@@ -312,32 +322,55 @@ def _read_folder(
     unpack = f"{', '.join(packed)} still packed, unpack there"
     if taken:
         if packed:
-            found.notes.append(f"{folder.name}: {unpack} if pictures are missing ({entries[0].unpack})")
+            first = next(iter(entries))
+            found.notes.append(f"{folder.name}: {unpack} if pictures are missing ({first.unpack})")
         return
     inside = sorted(path.name for path in folder.iterdir() if not _hidden(path.name))[:5]
     if entries:
         wanted = " or ".join(entry.marker or entry.layouts[0].pattern for entry in entries)
-        why = f"named like {entries[0].name}, but no path like {wanted} is in it"
-        unpack += f" ({entries[0].unpack})"
+        first = next(iter(entries))
+        why = f"named like {first.name}, but no path like {wanted} is in it"
+        unpack += f" ({first.unpack})"
     else:
         why = "not a known data set, and no class folders with pictures"
     why += f"; {unpack}" if packed else f"; found {', '.join(inside) or 'nothing'}"
     found.notes.append(f"WARNING: {folder.name}: {'read as own pictures' if own else 'left out'}, {why}")
 
 
-def entries_in(folder: Path) -> list[DataSet]:
+def entries_in(folder: Path) -> dict[DataSet, tuple[str, ...]]:
     """The catalogue's entries by the name of the folder, or of one inside it at most two levels down.
 
-    One archive may hold several sets (TN3K, TG3K and DDTI), so there may be several. The outermost name comes
-    first: BUSI_256 holds a folder that is named like BUSI's.
+    One archive may hold several sets (TN3K, TG3K and DDTI), and a person may sort sets by organ. The
+    outermost name comes first: BUSI_256 holds a folder that is named like BUSI's.
+
+    Returns:
+        With each entry the inner folders whose files are its own, such as ("BUSI/",): many sets have a
+        benign/*.png. ("",) is the whole folder, for a set that has it to itself or gave it its name.
     """
     inside = _folders_in(folder)
     further = [below for path in inside for below in _folders_in(path)]
-    levels = [{plain_name(path.name) for path in paths} for paths in ([folder], inside, further)]
-    entries = []
-    for names in levels:
-        entries += [entry for entry in CATALOGUE if entry not in entries and _is_called(entry, names)]
-    return entries
+    named: dict[DataSet, list[tuple[str, ...]]] = {}
+    for paths in ([folder], inside, further):
+        names = {path.relative_to(folder).parts: plain_name(path.name) for path in paths}
+        for entry in CATALOGUE:
+            if own := [parts for parts, name in names.items() if _is_called(entry, {name})]:
+                named.setdefault(entry, []).extend(own)
+    return {
+        entry: _homes(own, {parts for other in named if other != entry for parts in named[other]})
+        for entry, own in named.items()
+    }
+
+
+def _homes(own: list[tuple[str, ...]], others: set[tuple[str, ...]]) -> tuple[str, ...]:
+    """Of each folder named like a set the outermost around it that holds no other set: lists lie beside."""
+    homes: list[tuple[str, ...]] = []
+    for parts in own:
+        around = [parts[:depth] for depth in range(len(parts) + 1)]
+        alone = (home for home in around if not any(other[: len(home)] == home for other in others))
+        home = next(alone, parts)
+        if not any(home[: len(outer)] == outer for outer in homes):
+            homes.append(home)
+    return tuple("".join(f"{part}/" for part in home) for home in homes)
 
 
 def _folders_in(folder: Path) -> list[Path]:
@@ -355,6 +388,18 @@ def _output_name(dataset: str, relative: str) -> str:
     return f"{set_name}__{readable}_{hashlib.sha256(relative.encode()).hexdigest()[:8]}"
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What an earlier layout read or left out, so that no other takes it."""
+
+    pattern: re.Pattern[str]
+    homes: tuple[str, ...]
+
+    def holds(self, source: str, file: File) -> bool:
+        """Whether it read the file, which `source` names below the raw root."""
+        return file.relative.startswith(self.homes) and bool(self.pattern.search(source))
+
+
 @dataclass
 class Tally:
     """How many pictures an entry has; of those that are left out or rejected, by reason."""
@@ -370,7 +415,7 @@ def _read_entry(
     folder: Path,
     files: Files,
     include: frozenset[str],
-    taken: list[re.Pattern[str]],
+    taken: list[Taken],
     found: Found,
 ) -> Tally:
     """Add the pictures of one entry among `files` to `found`, and the patterns that know some to `taken`."""
@@ -382,7 +427,7 @@ def _read_entry(
             source = f"{folder.name}/{file.relative}"
             # The folder's own name may be part of the pattern.
             match = ending.search(source)
-            if not match or any(pattern.search(source) for pattern in taken):
+            if not match or any(earlier.holds(source, file) for earlier in taken):
                 continue
             if facts is None:
                 facts = layout.facts(files) if layout.facts else {}
@@ -411,7 +456,7 @@ def _read_entry(
                     tally.records += 1
                     officially[bool(record.split)] += 1
         if facts is not None:
-            taken.append(ending)
+            taken.append(Taken(ending, files.homes))
         if layout.splits and layout.facts and officially[False] and not officially[True]:
             tally.warnings.append(
                 "its official split is drawn anew, for the list of it is not in this folder: "

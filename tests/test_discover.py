@@ -250,6 +250,29 @@ def test_one_archive_with_several_sets(tmp_path, monkeypatch):
     assert [record.dataset for record in found.records] == ["One", "Two"]
 
 
+GENERIC = [
+    DataSet(name, "Organ", (Layout(rf"(?P<label>{label})/\d+\.png", {label: name}),))
+    for name, label in (("First", "benign"), ("Second", "benign"), ("Third", "normal"))
+]
+
+
+@pytest.mark.parametrize("around", ["", "breast/", "2026/"])
+def test_sets_sorted_below_one_more_folder(tmp_path, monkeypatch, around):
+    """Each reads its own folder, though another's pattern knows the same names; lists lie beside it."""
+    use(monkeypatch, *GENERIC)
+    plant(
+        *(tmp_path, f"sorted/{around}First/benign/1.png", f"sorted/{around}Second/benign/1.png"),
+        *(f"sorted/{around}x/Third/mask/1.png", f"sorted/{around}x/normal/1.png") if not around else (),
+    )
+    expected = {
+        f"sorted/{around}First/benign/1.png": ("First", "", ""),
+        f"sorted/{around}Second/benign/1.png": ("Second", "", ""),
+    }
+    if not around:
+        expected["sorted/x/normal/1.png"] = ("Third", "", "")
+    assert told(find(tmp_path)) == expected
+
+
 def test_a_picture_belongs_to_the_first_set_and_layout_that_knows_it(tmp_path, monkeypatch):
     again = DataSet("Three", "Organ", (Layout(r"\d+\.png", "Three"),), aliases=("both",))
     use(monkeypatch, again, TWO)

@@ -76,9 +76,9 @@ class Layout:
     parts: Callable[[File, Iterable[File]], list[dict[str, str]]] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DataSet:
-    """A public data set."""
+    """A public data set. Each is the only one of its kind: two are equal when they are the same."""
 
     name: str
     organ: str
