@@ -133,11 +133,6 @@ class Settings:
     # Seed of samples, networks and subsets.
     seed: int = 0
 
-    @property
-    def least(self) -> int:
-        """Images that a class must have in both sets: 4 to halve, and more than k to have k neighbours."""
-        return max(4, self.neighbours + 1)
-
 
 def check(s: Settings) -> None:
     """Refuse settings that make no sense before anything is read."""
@@ -251,9 +246,10 @@ def all_distances(
     A class with fewer test images than a ball has neighbours is left out of the pooled numbers too: its balls
     would reach into other classes, and nearly anything would count as precise.
     """
-    judged = [i for i in range(len(classes)) if len(test.of_class(i)) >= s.least]
+    least = evaluation.least_images(s.neighbours)
+    judged = [i for i in range(len(classes)) if len(test.of_class(i)) >= least]
     for i in sorted(set(range(len(classes))) - set(judged)):
-        note(left_out, f"{classes[i]} in the pooled distances", f"under {s.least} test images")
+        note(left_out, f"{classes[i]} in the pooled distances", f"under {least} test images")
     rows_of = {"pooled": judged} | {name: [i] for i, name in enumerate(classes)}
     distances: dict[str, Any] = {}
     for name, found in sets.items():
@@ -263,11 +259,11 @@ def all_distances(
             row: dict[str, Any] = {"images": len(fake), "real_test_images": len(real), "extractors": stamps}
             distances[name][where] = row
             most_of_class = min(np.bincount(x.label_N, minlength=1).max() for x in (fake, real))
-            if min(len(fake), len(real)) < s.least or most_of_class < 2:
+            if min(len(fake), len(real)) < least or most_of_class < 2:
                 note(
                     left_out,
                     f"distances, {where}, {report.SETS[name]}",
-                    f"{len(fake)} images against {len(real)} test images, wanted {s.least} each",
+                    f"{len(fake)} images against {len(real)} test images, wanted {least} each",
                 )
                 continue
             for extractor, values_ND in test.features.items():

@@ -6,10 +6,11 @@
     python evaluate_var.py ... --settings-from runs/sweep/chosen.json --judges runs/sweep/judges.pth
 
 One setting after the other is varied, the others held at the best found so far. Each point draws the same
-images anew (same seeds) and measures kernel distance to the validation images, recall, and the share that
-classifiers of real images take for the class asked for. Kept is the setting with the highest recall among
-those whose kernel distance lies within one spread of the lowest: distances nearer than that cannot be told
-apart, and variety is lost unnoticed. The test split is not read.
+images anew (same seeds) and measures kernel distance to the validation images, coverage, and the share that
+classifiers of real images take for the class asked for. Of the settings whose kernel distance lies within one
+spread of the lowest, and whose classes are not surely worse than the best of these, the one with the highest
+coverage is kept: distances nearer than that cannot be told apart, and variety is lost unnoticed. The test
+split is not read.
 
 Writes to <out-dir>: chosen.json (for --settings-from), sweep.json (every point), sweep.png and judges.pth
 (the networks that judge). Run the same command again to go on with the points that are missing.
@@ -97,7 +98,7 @@ class Settings:
     # Number of classifiers, 3 or more.
     classifier_seeds: int = 3
 
-    # k of recall.
+    # k of coverage and recall.
     neighbours: int = 3
 
     # Images at once.
@@ -117,7 +118,7 @@ START = Drawing(cfg=1.5, top_k=0, top_p=0.95, temperature=1.0)
 def check(s: Settings, boundaries: list[int]) -> None:
     """Refuse settings that make no sense before anything is written."""
     checks.require(s, "1 or more", "neighbours", "extractor_steps", "classifier_steps", "batch_size")
-    checks.require(s, f"{s.neighbours + 1} or more", "images_per_class")
+    checks.require(s, f"{evaluation.least_images(s.neighbours)} or more", "images_per_class")
     checks.require(s, "3 or more", "classifier_seeds")
     checks.require(s, "32 to 1024", "extractor_pixels")
     checks.require(s, "0 or more", "seed")
@@ -136,7 +137,9 @@ def check(s: Settings, boundaries: list[int]) -> None:
 def measure(
     s: Settings, models: Models, judges: Judges, val: ImageSet, drawing: Drawing, mode: str, K: int
 ) -> dict[str, Any]:
-    """Draw the images of one point and compare them with the validation images."""
+    """Draw images of the classes that `val` has for one point, and compare both."""
+
+    labels = np.unique(val.label_N)
 
     def known(label_B: np.ndarray, seeds: list[int]) -> np.ndarray:
         known_BL = np.full((len(label_B), models.var.L), -1, np.int64)
@@ -152,7 +155,10 @@ def measure(
         return known_BL
 
     given = None if mode == "plain" else known
-    fake = judging.draw_samples(models, drawing, s.images_per_class, s.seed, s.batch_size, given)
+    # Seeds of its own: what is chosen by its luck must not be scored by the evaluation with the same luck.
+    fake = judging.draw_samples(
+        models, drawing, s.images_per_class, s.seed, s.batch_size, given, labels=labels, stream="sweep"
+    )
     judges.describe(fake)
     row: dict[str, Any] = {"images": len(fake), "val_images": len(val)}
     for name in judges.extractors:
@@ -168,13 +174,20 @@ def measure(
 
 
 def best_of(rows: list[dict[str, Any]]) -> int:
-    """Highest recall among the points whose kernel distance is within one spread of the lowest."""
+    """The row to keep, see the head of this file.
+
+    Coverage counts real images that have a generated one near them. Recall would not do: pictures that are
+    noise have large neighbourhoods, and many real ones lie inside.
+    """
     distance = f"{judging.SUPERVISED}-KD"
     lowest = min(rows, key=lambda row: row[distance])
-    near = [
-        i for i, row in enumerate(rows) if row[distance] <= lowest[distance] + lowest[f"{distance}_spread"]
-    ]
-    return max(near, key=lambda i: (rows[i][f"{judging.SUPERVISED}-recall"], -rows[i][distance]))
+    limit = lowest[distance] + lowest[f"{distance}_spread"]
+    near = [i for i, row in enumerate(rows) if row[distance] <= limit]
+    most = max((rows[i] for i in near), key=lambda row: row["class_fidelity"])
+    right = round(most["class_fidelity"] * most["images"])
+    least, _ = evaluation.wilson_interval(right, most["images"])
+    near = [i for i in near if rows[i]["class_fidelity"] >= least]
+    return max(near, key=lambda i: (rows[i][f"{judging.SUPERVISED}-coverage"], -rows[i][distance]))
 
 
 def read_earlier(path: Path, record: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -201,11 +214,16 @@ def main(s: Settings) -> None:
         judging.read_split(s.data_root, split, models.classes, models.size, cache)
         for split in ("train", "val")
     )
-    lacking = np.flatnonzero(np.bincount(val.label_N, minlength=len(models.classes)) < 4)
-    if len(val) <= s.neighbours or len(lacking) == len(models.classes):
-        raise InputError(f"{s.data_root / 'val'} has {len(val)} images, wanted 4 or more of a class")
-    # Classes with too few validation images to halve would leave the distance without a spread.
-    val = val.take(np.flatnonzero(~np.isin(val.label_N, lacking)))
+    least = evaluation.least_images(s.neighbours)
+    count_C = np.bincount(val.label_N, minlength=len(models.classes))
+    lacking = np.flatnonzero(count_C < least)
+    if len(lacking) == len(models.classes):
+        raise InputError(
+            f"{s.data_root / 'val'} has at most {count_C.max()} images of a class, wanted {least} or more "
+            f"with --neighbours {s.neighbours}: prepare more data"
+        )
+    # A class without spread or neighbourhoods is left out on both sides, or it would count as a difference.
+    val = val.take(np.flatnonzero(count_C[val.label_N] >= least))
 
     inputs = {"var": s.var, "vqvae": s.vqvae} | {f"{k}_tokens": v.file for k, v in models.maps.items()}
     record = provenance.made_by("sweep_var.py", s, inputs)
@@ -240,15 +258,18 @@ def main(s: Settings) -> None:
             f"cfg {drawing.cfg:g}  top-p {drawing.top_p:g}  top-k {drawing.top_k}  temperature "
             f"{drawing.temperature:g}  {mode} K = {K}: "
             + "  ".join(f"{n}-KD {row[f'{n}-KD']:.3f} +- {row[f'{n}-KD_spread']:.3f}" for n in stamps)
-            + f"  recall {row[f'{judging.SUPERVISED}-recall']:.2f}  class right {row['class_fidelity']:.0%}"
+            + f"  coverage {row[f'{judging.SUPERVISED}-coverage']:.2f}"
+            + f"  class right {row['class_fidelity']:.0%}"
         )
         return row
 
     rows: list[dict[str, Any]] = []
-    drawing = START
+    drawing, drawings = START, set()
     for axis in ("cfg", "top_p", "top_k", "temperature"):
         values = getattr(s, axis)
-        found = [point(replace(drawing, **{axis: value})) for value in values]
+        varied = [replace(drawing, **{axis: value}) for value in values]
+        found = [point(one) for one in varied]
+        drawings |= set(varied)
         best = best_of(found)
         drawing = replace(drawing, **{axis: values[best]})
         rows += [
@@ -262,10 +283,10 @@ def main(s: Settings) -> None:
 
     left = [models.classes[i] for i in lacking]
     why = (
-        f"Of {len(rows)} points with {s.images_per_class} images a class, one setting after the other: the "
-        f"highest {judging.SUPERVISED}-recall among those within one spread of the lowest "
-        f"{judging.SUPERVISED}-KD to {len(val)} validation images"
-        + (f" (without {', '.join(left)}: under 4 validation images)." if left else ".")
+        f"Of {len(drawings)} settings with {s.images_per_class} images a class, varied one after the other: "
+        f"the highest {judging.SUPERVISED}-coverage among those within one spread of the lowest "
+        f"{judging.SUPERVISED}-KD to {len(val)} validation images whose classes are not surely worse"
+        + (f" (without {', '.join(left)}: under {least} validation images)." if left else ".")
     )
     chosen = {name: getattr(drawing, name) for name in DRAWING}
     sweep = {"why": why, "stamps": stamps, "rows": rows}

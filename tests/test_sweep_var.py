@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import evaluate_var
 import sample_var
 import sweep_var
+from models.helpers import image_seeds
 from usvar import images
 from usvar.errors import InputError
 
@@ -52,7 +54,7 @@ def test_every_point_is_measured_and_the_choice_is_among_them(settings, chosen):
     ]
     for row in rows:
         assert row["images"] == 15 and row["val_images"] == 12
-        assert {"US-KD", "US-KD_spread", "US-SSL-KD", "US-recall", "class_fidelity"} <= set(row)
+        assert {"US-KD", "US-KD_spread", "US-SSL-KD", "US-coverage", "class_fidelity"} <= set(row)
     for axis in ("cfg", "top_p", "top_k", "temperature"):
         kept = [row["value"] for row in rows if row["axis"] == axis and row["chosen"]]
         assert kept == [chosen["chosen"][axis]]
@@ -87,12 +89,47 @@ def test_it_goes_on_with_the_points_that_are_missing(settings, chosen, monkeypat
         sweep_var.main(dataclasses.replace(settings, images_per_class=6))
 
 
-def test_the_highest_recall_within_one_spread_of_the_lowest_distance():
-    def row(kd: float, recall: float) -> dict:
-        return {"US-KD": kd, "US-KD_spread": 0.1, "US-recall": recall}
+def test_the_highest_coverage_of_those_that_are_near_and_of_the_right_class():
+    def row(kd: float, coverage: float, fidelity: float = 0.5) -> dict:
+        return {
+            "US-KD": kd,
+            "US-KD_spread": 0.1,
+            "US-coverage": coverage,
+            "class_fidelity": fidelity,
+            "images": 100,
+        }
 
     assert sweep_var.best_of([row(1.0, 0.2), row(1.05, 0.6), row(1.5, 0.9)]) == 1
     assert sweep_var.best_of([row(1.0, 0.2), row(0.98, 0.2)]) == 1
+    # 45 of 100 may be as good as 50 of 100, 30 are not; far away nothing helps.
+    assert sweep_var.best_of([row(1.0, 0.2), row(1.05, 0.6, 0.3), row(1.05, 0.5, 0.45)]) == 2
+    assert sweep_var.best_of([row(1.0, 0.2), row(1.05, 0.6), row(1.5, 0.1, 1.0)]) == 1
+
+
+def test_a_class_of_few_validation_images_is_left_out_on_both_sides(settings, chosen, tmp_path):
+    """It would count as a difference of the two sets, and there is no prefix to draw."""
+    shutil.copytree(settings.data_root, tmp_path / "data")
+    lacking = sorted((tmp_path / "data/val").iterdir())[1]
+    for path in lacking.iterdir():
+        path.unlink()
+    change = {"data_root": tmp_path / "data", "out_dir": tmp_path / "out"}
+    sweep_var.main(dataclasses.replace(settings, judges=settings.out_dir / "judges.pth", **change))
+    found = json.loads((tmp_path / "out/chosen.json").read_text(encoding="utf-8"))
+    assert {(row["images"], row["val_images"]) for row in found["rows"]} == {(10, 8)}
+    assert f"without {lacking.name}: under 4 validation images" in found["why"]
+    assert "Of 5 settings" in found["why"]
+    with pytest.raises(InputError, match="at most 4 images of a class, wanted 5 or more"):
+        sweep_var.main(dataclasses.replace(settings, neighbours=4, out_dir=tmp_path / "other"))
+
+
+def test_the_evaluation_does_not_score_the_images_that_the_choice_was_made_on(settings, chosen, monkeypatch):
+    streams = []
+    draw = sweep_var.judging.draw_samples
+    monkeypatch.setattr(
+        sweep_var.judging, "draw_samples", lambda *a, **k: streams.append(k["stream"]) or draw(*a, **k)
+    )
+    sweep_var.main(dataclasses.replace(settings, out_dir=settings.out_dir / "again"))
+    assert set(streams) == {"sweep"} and image_seeds(0, 1, "sweep Heart") != image_seeds(0, 1, "sample Heart")
 
 
 def test_samples_and_evaluation_are_drawn_as_chosen(settings, chosen, tmp_path):

@@ -51,6 +51,11 @@ class ImageSet:
         return ImageSet(self.grey_NHW[rows], self.label_N[rows], features, idx_NL)
 
 
+def least_images(neighbours: int) -> int:
+    """Images that a class must have to be judged: 4 to halve, and more than k to have k neighbours."""
+    return max(4, neighbours + 1)
+
+
 # --- kernel distance ---
 
 

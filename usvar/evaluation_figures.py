@@ -335,7 +335,7 @@ def draw_sweep(path: Path, sweep: dict[str, Any]) -> None:
     axes_of = list(dict.fromkeys(row["axis"] for row in rows))
     extractors = list(sweep["stamps"])
     measures = {f"{extractors[0]}-KD": f"{extractors[0]}-KD, lower is nearer"}
-    measures |= {f"{extractors[0]}-recall": "recall", "class_fidelity": "class fidelity"}
+    measures |= {f"{extractors[0]}-coverage": "coverage", "class_fidelity": "class fidelity"}
     figure, axes = plt.subplots(
         len(measures),
         len(axes_of),

@@ -3,7 +3,6 @@
 Axes: N images, L tokens, H W pixels.
 """
 
-import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -124,8 +123,11 @@ def draw_samples(
     seed: int,
     batch: int,
     known: Callable[[np.ndarray, Sequence[int]], np.ndarray] | None = None,
+    *,
+    labels: Sequence[int] | None = None,
+    stream: str = "sample",
 ) -> ImageSet:
-    """Images of every class, each from its own seed, with their tokens.
+    """Images of each class, each from its own seed, with their tokens.
 
     Args:
         models: both models.
@@ -135,15 +137,18 @@ def draw_samples(
         batch: images at once.
         known: labels and seeds of a batch -> (B, L) tokens that are given, -1 where one is free; None: no
             token is given.
+        labels: classes that are drawn; None: all.
+        stream: other names give other images for the same seed.
     """
-    labels = np.repeat(np.arange(len(models.classes)), per_class)
-    seeds = [s for name in models.classes for s in image_seeds(seed, per_class, f"sample {name}")]
+    labels = range(len(models.classes)) if labels is None else labels
+    seeds = [s for i in labels for s in image_seeds(seed, per_class, f"{stream} {models.classes[i]}")]
+    label_N = np.repeat(np.array(labels, np.int64), per_class)
     device, grey, idx = next(models.var.parameters()).device, [], []
-    for start in tqdm(range(0, len(labels), batch), "sample", leave=False, file=sys.stdout):
+    for start in tqdm(range(0, len(label_N), batch), "sample", leave=False, file=sys.stdout):
         rows = slice(start, start + batch)
-        given_BL = None if known is None else torch.from_numpy(known(labels[rows], seeds[rows]))
+        given_BL = None if known is None else torch.from_numpy(known(label_N[rows], seeds[rows]))
         idx_BL, f_hat = models.var.generate_tokens(
-            torch.from_numpy(labels[rows]).to(device),
+            torch.from_numpy(label_N[rows]).to(device),
             seeds=seeds[rows],
             cfg=drawing.cfg,
             top_k=drawing.top_k,
@@ -153,7 +158,7 @@ def draw_samples(
         )
         grey.append(images.to_uint8(models.vae.fhat_to_img(f_hat)))
         idx.append(idx_BL.cpu().numpy())
-    return ImageSet(np.concatenate(grey), labels, idx_NL=np.concatenate(idx))
+    return ImageSet(np.concatenate(grey), label_N, idx_NL=np.concatenate(idx))
 
 
 def decode(vae: VQVAE, idx_NL: np.ndarray, batch: int) -> np.ndarray:
@@ -218,12 +223,6 @@ class Judges:
                 found.features[name] = features(extractor, found.grey_NHW)
 
 
-def listing_sha256(files: images.ImageFiles) -> str:
-    """Hash of the names and sizes of a split's pictures."""
-    rows = (f"{path} {(files.root / path).stat().st_size}" for path in files.paths)
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
-
-
 def train_judges(
     path: Path,
     train: ImageSet,
@@ -272,7 +271,7 @@ def train_judges(
         "classifier_steps": classifier_steps,
         "seed": seed,
         "dims": {name: extractor.dims for name, extractor in extractors.items()},
-        "train_listing_sha256": listing_sha256(files),
+        "train_listing_sha256": images.listing_sha256(files),
         "train_images": len(files),
         "sha256": {name: extractor.sha256() for name, extractor in extractors.items()},
         "classifiers_sha256": weights_sha256(classifiers, pixels),
@@ -319,7 +318,7 @@ def read_judges(path: Path, files: images.ImageFiles, device: torch.device) -> J
     if not isinstance(config, dict) or config.get("kind") != "judges":
         raise InputError(f"{path} holds no judges: give the judges.pth of sweep_var.py or evaluate_var.py")
     same_classes = config["classes"] == list(files.classes)
-    if not same_classes or config["train_listing_sha256"] != listing_sha256(files):
+    if not same_classes or config["train_listing_sha256"] != images.listing_sha256(files):
         raise InputError(
             f"{path} was trained on other images than {files.root / 'train'}: leave --judges out, or its "
             "networks might have seen the test images"

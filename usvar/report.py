@@ -581,18 +581,18 @@ def _sweep_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str
             + (f", {row['mode']}" if row["mode"] != "plain" else ""),
             str(row["images"]),
             *(f"{number(row[key])} +- {number(row[f'{key}_spread'])}" for key in keys),
-            *(number(row[f"{name}-recall"], 2) for name in names),
+            *(number(row[f"{name}-coverage"], 2) for name in names),
             percent(row["class_fidelity"]),
             "kept" if row["chosen"] else "",
         ]
         for row in sweep["rows"]
     ]
-    header = ["setting", "images", *keys, *(f"{name}-recall" for name in names), "class fidelity", ""]
+    header = ["setting", "images", *keys, *(f"{name}-coverage" for name in names), "class fidelity", ""]
     return [
         paragraph(f"On the validation split, before this page's test split was read. {sweep['why']}"),
         picture(
             "sweep",
-            "Kernel distance, recall and class fidelity on val over each setting; values in the table below.",
+            "Kernel distance, coverage and class fidelity on val over each setting; values below.",
             "K above 0 is shown to see what a prefix brings; such pictures are never scored as generated.",
         ),
         table(header, rows, "on val; " + ", ".join(sweep["stamps"].values())),
