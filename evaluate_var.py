@@ -16,7 +16,7 @@ reconstructions by the VQ-VAE, and a generator that knows only how often each co
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,22 +175,31 @@ def draw_prior(s: Settings, models: Models, generated: ImageSet) -> ImageSet:
 def equal_counts(sets: dict[str, ImageSet], num_classes: int, seed: int) -> dict[str, ImageSet]:
     """As many images a class in each set, so that measures which depend on the number compare.
 
-    The reconstructions stay as they are: there is one for each test image. A class that the generated images
-    lack stays in the others: leaving it out would hide that it is missing.
+    The reconstructions stay as they are: there is one for each test image, and `compare` cuts them. A class
+    that the generated images lack stays in the others: leaving it out would hide that it is missing.
     """
-    most = max(int((sets["generated"].label_N == label).sum()) for label in range(num_classes))
+    most = most_of_a_class(sets["generated"])
+    train_C = np.bincount(sets["real_train"].label_N, minlength=num_classes)
+    return {
+        name: found
+        if name == "reconstructed_test"
+        else found.take(rows_of_each_class(found.label_N, np.minimum(most, train_C), seed))
+        for name, found in sets.items()
+    }
+
+
+def most_of_a_class(found: ImageSet) -> int:
+    """Images of the class that has the most."""
+    return int(np.bincount(found.label_N).max())
+
+
+def rows_of_each_class(label_N: np.ndarray, most_C: np.ndarray, seed: int) -> np.ndarray:
+    """At most so many rows of each class at random, class by class."""
     rng = np.random.default_rng(seed)
-    chosen = {}
-    for name, found in sets.items():
-        if name == "reconstructed_test":
-            chosen[name] = found
-            continue
-        rows = []
-        for label in range(num_classes):
-            wanted = min(most, int((sets["real_train"].label_N == label).sum()))
-            rows.append(np.sort(rng.permutation(np.flatnonzero(found.label_N == label))[:wanted]))
-        chosen[name] = found.take(np.concatenate(rows))
-    return chosen
+    chosen = [
+        np.sort(rng.permutation(np.flatnonzero(label_N == label))[:most]) for label, most in enumerate(most_C)
+    ]
+    return np.concatenate(chosen)
 
 
 def note(left_out: list[dict[str, str]], what: str, why: str) -> None:
@@ -206,10 +215,14 @@ def compare(
     components: int,
     name: str,
     where: str,
+    most: int,
     left_out: list[dict[str, str]],
 ) -> dict[str, Any]:
-    """All distances of one set from real test images by one extractor; in the kernel distance classes weigh
-    alike."""
+    """All distances of one set from real test images by one extractor.
+
+    In the kernel distance classes weigh alike, whatever their counts. The other measures depend on the
+    counts: of the reconstructions, too, at most `most` images a class are looked at.
+    """
     paired = name == "reconstructed_test"
     fake_ND, real_MD = fake.features[extractor], real.features[extractor]
     value, spread = evaluation.kernel_distance(
@@ -218,18 +231,29 @@ def compare(
     row: dict[str, Any] = {"KD": value, "KD_spread": spread}
     if spread is None:
         note(left_out, f"spread of KD, {where}, {report.SETS[name]}", "a class has under 4 images to halve")
-    few_ND, few_MD = fake_ND[:, :components], real_MD[:, :components]
+    pair_N = None
+    if paired:
+        pair_N = rows_of_each_class(real.label_N, np.full(real.label_N.max() + 1, most), s.seed)
+        fake, fake_ND = fake.take(pair_N), fake_ND[pair_N]
+    few_ND, few_MD = fake_ND[:, :components], (real_MD[pair_N] if paired else real_MD)[:, :components]
     wanted = 2 * components * (2 if paired else 1)
-    if min(len(fake), len(real)) >= wanted:
+    if min(len(few_ND), len(few_MD)) >= wanted:
         row |= evaluation.frechet_extrapolated(few_ND, few_MD, paired=paired, seed=s.seed)
         row["FD_components"] = components
     else:
         note(
             left_out,
             f"Fréchet distance, {where}, {report.SETS[name]}",
-            f"{len(fake)} images against {len(real)}, wanted {wanted} each for {components} components",
+            f"{len(few_ND)} images against {len(few_MD)}, wanted {wanted} each for {components} components",
         )
-    row |= evaluation.manifold_measures(fake_ND, real_MD, s.neighbours, paired=paired)
+    if len(fake_ND) > s.neighbours:
+        row |= evaluation.manifold_measures(fake_ND, real_MD, s.neighbours, pair_N=pair_N)
+    else:
+        note(
+            left_out,
+            f"precision, recall, density and coverage, {where}, {report.SETS[name]}",
+            f"{len(fake_ND)} images, wanted over {s.neighbours}",
+        )
     return {f"{extractor}-{key}": value for key, value in row.items()}
 
 
@@ -246,7 +270,7 @@ def all_distances(
     A class with fewer test images than a ball has neighbours is left out of the pooled numbers too: its balls
     would reach into other classes, and nearly anything would count as precise.
     """
-    least = evaluation.least_images(s.neighbours)
+    least, most = evaluation.least_images(s.neighbours), most_of_a_class(sets["generated"])
     judged = [i for i in range(len(classes)) if len(test.of_class(i)) >= least]
     for i in sorted(set(range(len(classes))) - set(judged)):
         note(left_out, f"{classes[i]} in the pooled distances", f"under {least} test images")
@@ -271,7 +295,7 @@ def all_distances(
                 carried = np.isin(test.label_N, judged).sum() // IMAGES_PER_COMPONENT
                 fitting = [c for c in (dims, *FEW_COMPONENTS) if c <= min(dims, carried)]
                 components = max(fitting, default=min(dims, *FEW_COMPONENTS))
-                row |= compare(s, fake, real, extractor, components, name, where, left_out)
+                row |= compare(s, fake, real, extractor, components, name, where, most, left_out)
     return distances
 
 
@@ -334,6 +358,11 @@ def usefulness(
         kept.append(real_rows[: (len(real_rows) + 1) // 2])
         added.append(fake_rows[: len(real_rows) // 2])
     half = join(train.take(np.sort(np.concatenate(kept))), generated.take(np.concatenate(added)))
+    generated_images = {
+        "generated": len(generated),
+        "half_generated": sum(map(len, added)),
+        "real_and_generated": len(generated),
+    }
     trained_on = {
         "real": train,
         "generated": generated,
@@ -363,6 +392,7 @@ def usefulness(
         scores = [float(balanced_accuracy_score(test.label_N, predicted_N)) for predicted_N in predicted_SN]
         table[kind] = {
             "images": len(found),
+            "generated_images": generated_images.get(kind, 0),
             "test_images": len(test),
             "balanced_accuracy_of_each_seed": scores,
             "balanced_accuracy": float(np.mean(scores)),
@@ -400,9 +430,10 @@ def find_copies(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Nearest training image of each generated one in pixels, features and tokens.
 
-    A picture decoded from tokens is softer than any real one, so even a perfect copy of a token map lies far
-    from the training image. Searches named "rebuilt" therefore compare like with like: with training images
-    that went through the VQ-VAE, the threshold from test images that did so too.
+    A picture decoded from tokens is softer than any real one. The threshold is therefore of test images that
+    went through the VQ-VAE, and so are the training images of the searches named "rebuilt": like is compared
+    with like. Sampled tokens are compared with the tokens of test images, tokens of pictures read from a
+    folder with those of rebuilt ones.
 
     Returns:
         Numbers for the file, and distances and rows for the figures.
@@ -415,27 +446,36 @@ def find_copies(
     planted = train.take(source_N)
     draws = draw_parameters(len(planted), torch.Generator().manual_seed(s.seed))
     altered = images.to_uint8(augment(images.to_model_range(planted.grey_NHW)[:, :1], draws))
-    plants = {"as they are": planted, "augmented": ImageSet(altered, planted.label_N)}
-    plants |= {"rebuilt": rebuilt(planted), "augmented, then rebuilt": rebuilt(plants["augmented"])}
+    plants = {
+        "as they are": planted,
+        "augmented": ImageSet(altered, planted.label_N),
+        "moved": ImageSet(copies.moved(planted.grey_NHW, s.seed), planted.label_N),
+    }
+    plants |= {
+        "rebuilt": rebuilt(planted),
+        **{f"{kind}, then rebuilt": rebuilt(plants[kind]) for kind in ("augmented", "moved")},
+    }
     for found in plants.values():
         judges.describe(found)
 
-    # Name -> the search, and the real images whose distances give the threshold.
-    searches: dict[str, tuple[Search, ImageSet]] = {}
-    for suffix, reference, unseen in (("", train, test), (", rebuilt", rebuilt(train), rebuilt_test)):
+    searches: dict[str, Search] = {}
+    for suffix, reference in (("", train), (", rebuilt", rebuilt(train))):
         judges.describe(reference)
-        searches[f"pixels{suffix}"] = in_pixels(reference.grey_NHW), unseen
+        searches[f"pixels{suffix}"] = in_pixels(reference.grey_NHW)
         mirrored_NHW = copies.mirrored(reference.grey_NHW)
         for name, extractor in judges.extractors.items():
             mirrored_MD = features(extractor, mirrored_NHW)
-            searches[f"{name}{suffix}"] = in_features(name, reference.features[name], mirrored_MD), unseen
-    searches["tokens"] = in_tokens(s, models, train_paths), test
+            searches[f"{name}{suffix}"] = in_features(name, reference.features[name], mirrored_MD)
+    searches["tokens"] = in_tokens(s, models, train_paths)
+    is_sampled = generated.idx_NL is not None
 
     numbers, drawn = {}, {}
-    for space, (search, unseen) in searches.items():
+    for space, search in searches.items():
+        unseen = test if space == "tokens" and is_sampled else rebuilt_test
         found, test_N = search(generated), search(unseen)[0]
         of_plants = {kind: search(plant) for kind, plant in plants.items()}
-        numbers[space] = copies.copy_numbers(found, test_N, len(train), of_plants, source_N)
+        labels = generated.label_N, unseen.label_N
+        numbers[space] = copies.copy_numbers(found, test_N, labels, len(train), of_plants, source_N, s.seed)
         name, comma, domain = space.partition(", ")
         numbers[space]["by"] = (judges.stamp(name) if name in judges.extractors else name) + comma + domain
         drawn[space] = {"generated": found[0], "row": found[1], "test": test_N}
@@ -580,8 +620,10 @@ def likelihood(s: Settings, models: Models) -> dict[str, Any]:
         numbers[split]["standard_error"] = (
             float(image_N.std(ddof=1) / math.sqrt(len(rows))) if len(rows) > 1 else None
         )
-    for name, nats_S in tokens.frequency_cross_entropies(maps["train"], maps["test"]).items():
-        numbers[f"test, {tokens.FREQUENCIES[name]} alone"] = {"images": numbers["test"]["images"]} | _bits(
+    # The rows of the last split are the test's: the same images for all lines.
+    test = replace(found, idx_NL=found.idx_NL[rows], label_N=found.label_N[rows], view_N=found.view_N[rows])
+    for name, nats_S in tokens.frequency_cross_entropies(maps["train"], test).items():
+        numbers[f"test, {tokens.FREQUENCIES[name]} alone"] = {"images": len(test)} | _bits(
             nats_S / math.log(2), length_S
         )
     return numbers

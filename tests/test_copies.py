@@ -34,7 +34,8 @@ def test_copies_turned_mirrored_brighter_and_moved_are_found_in_pixels(train, se
     threshold = np.quantile(search(scenes(60, 1))[0], 0.05)
     draws = draw_parameters(30, torch.Generator().manual_seed(0))
     altered = images.to_uint8(augment(images.to_model_range(train[:30])[:, :1], draws))
-    moved = np.roll(train[:30], (3, -3), (1, 2))
+    moved = copies.moved(train[:30], seed=0)
+    assert not (moved == train[:30]).all((1, 2)).any()
     dark = (train[:30] * 0.5).astype(np.uint8)
     for planted in (train[:30], copies.mirrored(train[:30]), altered, moved, dark):
         distance, row = search(planted)
@@ -66,11 +67,26 @@ def test_token_distance_weighs_scales_alike():
     assert distance.tolist() == [0.0, (0 + 3 / 4) / 2, (0 + 1 / 4) / 2]
 
 
+def test_moved_copies_are_found_among_many(train):
+    """Few movements must do to find the candidates, among which the nearest is looked for."""
+    planted = copies.moved(train, seed=1)
+    _, row = copies.PixelSearch(np.concatenate([train, scenes(2000, 2)]))(planted)
+    assert (row == np.arange(60)).mean() > 0.95
+
+
+def test_a_copy_of_a_small_scan_area_is_one():
+    small = np.zeros((5, 64, 64), np.uint8)
+    small[:, 10:26, 20:30] = scenes(5, 3)[:, 20:36, 25:35]
+    distance, row = copies.PixelSearch(small)(small)
+    assert distance.max() < 0.15 and (row == np.arange(5)).all()
+
+
 def test_shares_and_detection_are_counted():
     generated = np.array([0.1, 0.2, 5.0, 6.0]), np.array([0, 0, 1, 2])
     test = np.linspace(1, 10, 100)
+    labels = np.zeros(4, int), np.zeros(100, int)
     planted = {"all": (np.zeros(4), np.array([7, 8, 9, 0])), "none": (np.full(4, 9.0), np.zeros(4, int))}
-    found = copies.copy_numbers(generated, test, 10, planted, np.array([7, 8, 9, 1]))
+    found = copies.copy_numbers(generated, test, labels, 10, planted, np.array([7, 8, 9, 1]))
     assert found["generated_below"] == 2 and found["share_below"] == 0.5
     assert found["test_below"] == 5
     assert found["share_of_train_that_is_nearest"] == 0.3
@@ -81,4 +97,23 @@ def test_shares_and_detection_are_counted():
         "share_whose_source_is_nearest": 0.75,
     }
     assert detected["none"]["share_below_threshold"] == 0.0
-    assert "share_below" not in copies.copy_numbers(generated, test[:5], 10, planted, np.zeros(4))
+    assert "share_below" not in copies.copy_numbers(
+        generated, test[:5], (labels[0], labels[1][:5]), 10, planted, np.zeros(4)
+    )
+
+
+@pytest.mark.parametrize(("tests", "samples"), [(40, 100), (400, 100), (200, 2000)])
+def test_new_pictures_give_the_expected_share_whatever_the_class_mix(tests, samples):
+    """Of two classes one lies nearer to its training pictures: a fifth of the tests, half of the samples."""
+    rng, shares, missed = np.random.default_rng(0), [], 0
+    for _ in range(60):
+        label_N, test_label_N = np.arange(samples) % 2, (np.arange(tests) % 5 == 0).astype(int)
+        distance_N, test_N = (rng.normal(5 - 3 * label, 1) for label in (label_N, test_label_N))
+        found = copies.copy_numbers(
+            (distance_N, np.zeros(samples, int)), test_N, (label_N, test_label_N), 10, {}, np.zeros(0)
+        )
+        shares.append(found["share_below"])
+        low, high = found["share_below_interval_95"]
+        missed += not low <= 0.05 <= high
+    assert 0.04 < np.mean(shares) < 0.065
+    assert missed <= 9

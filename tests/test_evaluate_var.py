@@ -1,5 +1,6 @@
 """The evaluation as a whole on tiny models: what it writes, what it leaves out, what it refuses."""
 
+import copy
 import dataclasses
 import json
 import re
@@ -16,7 +17,7 @@ from test_report import CHROMIUM, contrast, looked_at
 from torch import nn
 
 import evaluate_var
-from usvar import cli, images, report
+from usvar import cli, copies, evaluation, images, report
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet
 from usvar.prefixed import refuse_prefixed
@@ -268,6 +269,57 @@ def test_a_class_that_was_not_generated_raises_the_pooled_distance(settings):
 def listed(folder: Path, prefixed: bool, file: str) -> None:
     entry = {"file": file, "prefixed": prefixed, "K": 5 if prefixed else 0}
     (folder / "samples.json").write_text(json.dumps({"samples": [entry]}), encoding="utf-8")
+
+
+def test_reconstructions_are_cut_to_as_many_as_were_generated_where_the_number_counts(settings):
+    """There is one for each test image, mostly of one class: all of them would cover more than others can."""
+    rng, label_N = np.random.default_rng(0), np.repeat([0, 1], (40, 8))
+    real_ND = rng.normal(0, 1, (48, 6)) + 3 * label_N[:, None]
+    rebuilt_ND = real_ND + rng.normal(0, 1, (48, 6))
+    rebuilt, real = (ImageSet(np.zeros((48, 1, 1)), label_N, {"US": x_ND}) for x_ND in (rebuilt_ND, real_ND))
+    left_out: list = []
+    found = evaluate_var.compare(
+        settings, rebuilt, real, "US", 2, "reconstructed_test", "pooled", 8, left_out
+    )
+    rows = evaluate_var.rows_of_each_class(label_N, np.array([8, 8]), settings.seed)
+    assert np.bincount(label_N[rows]).tolist() == [8, 8]
+    expected = evaluation.manifold_measures(rebuilt_ND[rows], real_ND, settings.neighbours, pair_N=rows)
+    assert {key: found[f"US-{key}"] for key in expected} == expected
+    assert found["US-FD_images"] == 8
+    everything = evaluation.manifold_measures(rebuilt_ND, real_ND, settings.neighbours, pair_N=np.arange(48))
+    assert found["US-coverage"] < everything["coverage"] - 0.1
+
+
+def test_new_pictures_are_as_smooth_as_samples_where_copies_are_counted(
+    settings, result, tmp_path, monkeypatch
+):
+    """Smooth pictures lie nearer to each other than speckled ones, copied or not."""
+    asked, call = [], copies.PixelSearch.__call__
+    monkeypatch.setattr(copies.PixelSearch, "__call__", lambda self, x: asked.append(x) or call(self, x))
+    judges = settings.out_dir / "judges.pth"
+    evaluate_var.main(dataclasses.replace(settings, out_dir=tmp_path, judges=judges))
+    files = images.find_images(settings.data_root, "test", CLASSES)
+    real_NHW = images.read_images(files, range(len(files)), images.image_size(files))
+    assert len(asked) == 2 * (2 + len(report.PLANTS))
+    assert not any(np.array_equal(x, real_NHW) for x in asked)
+    assert sum(x.shape == real_NHW.shape for x in asked) == 2
+
+
+def test_the_page_claims_no_difference_without_a_spread_and_no_more_than_the_whole_way(result):
+    def words(generated: float, prior: float, spread: float | None) -> str:
+        changed = copy.deepcopy(result)
+        for name, value in {
+            "generated": generated,
+            "reconstructed_test": 1.0,
+            "position_prior": prior,
+        }.items():
+            changed["distances"][name]["pooled"] |= {"US-KD": value, "US-KD_spread": spread}
+        return report.reading(changed)[0]
+
+    assert "differences say nothing" in words(1.0, 3.0, None)
+    assert "cannot be told apart" in words(2.9, 3.0, 0.1)
+    assert "gone 50%" in words(2.0, 3.0, 0.1)
+    assert "no farther than rebuilt ones" in words(0.5, 3.0, 0.1)
 
 
 def test_prefixed_samples_are_never_scored(settings, tmp_path):

@@ -239,7 +239,7 @@ def test_a_ball_that_holds_its_own_reconstruction_alone_does_not_count():
     real = np.arange(10.0)[:, None] ** 3
     unpaired = evaluation.manifold_measures(real + 1e-3, real, 1)
     assert unpaired["coverage"] == 1.0
-    assert evaluation.manifold_measures(real + 1e-3, real, 1, paired=True)["coverage"] < 1.0
+    assert evaluation.manifold_measures(real + 1e-3, real, 1, pair_N=np.arange(len(real)))["coverage"] < 1.0
 
 
 def test_planted_copies_are_found_at_their_source():

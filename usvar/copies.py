@@ -1,37 +1,50 @@
 """Is a picture a copy? The nearest training picture in pixels, in features and in tokens.
 
 Every search gives a distance to the nearest training picture and which one it is. Whether a distance is small
-is judged by the same distance of real test pictures: a model that copies lies nearer to its training pictures
-than new real pictures do.
+is judged by the same distance of real test pictures that were made as smooth: a model that copies lies nearer
+to its training pictures than new pictures do.
 
 Axes: N queries, M training pictures, P pixels of a thumbnail, T movements, K candidates, L tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.neighbors import NearestNeighbors
+from scipy import ndimage
 from torch import Tensor
 
-from usvar.evaluation import nearest, wilson_interval
+from usvar.evaluation import nearest
 from usvar.physics import LEAST_GREY
 
-# Side of the thumbnails, and at how many places the nearest unregistered ones are looked at closer.
-SIDE, CANDIDATES = 32, 6
-# Movements tried: degrees, and thumbnail pixels in both directions.
-ROTATIONS, SHIFTS = (-10.0, -5.0, 0.0, 5.0, 10.0), (-2, 0, 2)
+# Side of the thumbnails, and of the coarse ones by which CANDIDATES are chosen that are looked at closer.
+SIDE, COARSE, CANDIDATES = 32, 16, 16
+# Movements tried, and the fewer ones that candidates are chosen by: degrees, and thumbnail pixels in both
+# directions.
+ROTATIONS, SHIFTS = (-10.0, -5.0, 0.0, 5.0, 10.0), (-2, -1, 0, 1, 2)
+COARSE_ROTATIONS, COARSE_SHIFTS = (-10.0, 0.0, 10.0), (-2, 0, 2)
 # Queries at a time.
-ROWS = 128
-# Fewer test pictures than this: the 5% quantile of their distances says nothing.
-LEAST_FOR_QUANTILE = 10
+ROWS = 64
+# Fewer test pictures than this: none is expected below the 5% quantile of their distances.
+LEAST_FOR_QUANTILE = 20
+# The share of test pictures whose distance counts as that of a copy, and draws for the interval.
+QUANTILE, DRAWS = 0.05, 1000
 
 
 def mirrored(grey_NHW: np.ndarray) -> np.ndarray:
     """Left and right exchanged."""
     return np.ascontiguousarray(grey_NHW[:, :, ::-1])
+
+
+def moved(grey_NHW: np.ndarray, seed: int) -> np.ndarray:
+    """Each picture shifted by up to a sixteenth of its sides, black where nothing is known of it."""
+    rng, most = np.random.default_rng(seed), grey_NHW.shape[1] // 16
+    offsets_N2 = rng.integers(-most, most + 1, (len(grey_NHW), 2))
+    pairs = zip(grey_NHW, offsets_N2, strict=True)
+    return np.stack([ndimage.shift(grey_HW, offset_2, order=0) for grey_HW, offset_2 in pairs])
 
 
 def nearest_in_features(
@@ -60,8 +73,8 @@ class PixelSearch:
     The distance is sqrt(1 - r), where r is the correlation of the two pictures over the training picture's
     scan area: 0 for a copy, about 1 for pictures that have nothing in common. Brightness and contrast do not
     matter. The query is turned by up to 10 degrees, moved by up to 2 of 32 pixels and mirrored, and the best
-    of all counts. Only the nearest thumbnails before registration are looked at, CANDIDATES for each of three
-    rotations.
+    of all counts. The CANDIDATES that are looked at so closely are those that a fourth of the pixels and
+    fewer movements find nearest.
 
     Args:
         train_MHW: uint8.
@@ -70,33 +83,37 @@ class PixelSearch:
     def __init__(self, train_MHW: np.ndarray) -> None:
         self.count = len(train_MHW)
         both_MHW = torch.cat([thumbnails(train_MHW), thumbnails(train_MHW).flip(2)])
+        self.coarse_MP = _standard(_coarse(both_MHW))
         self.train_MP = both_MHW.flatten(1)
         self.inside_MP = (self.train_MP > LEAST_GREY).float()
-        wanted = min(CANDIDATES, len(both_MHW))
-        self.index = NearestNeighbors(n_neighbors=wanted, algorithm="brute").fit(_standard(self.train_MP))
 
     def __call__(self, grey_NHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Distances (N,) to, and rows (N,) of, the nearest training pictures."""
         found = [self._block(thumbnails(grey_NHW[i : i + ROWS])) for i in range(0, len(grey_NHW), ROWS)]
         return np.concatenate([d for d, _ in found]), np.concatenate([r for _, r in found])
 
+    def _candidates(self, query_BHW: Tensor) -> Tensor:
+        """Rows (B, K) of the training pictures that are nearest by few pixels and movements."""
+        moved_BTP, _ = _moved(query_BHW, COARSE_ROTATIONS, COARSE_SHIFTS)
+        best_BM = torch.full((len(query_BHW), len(self.coarse_MP)), -1.0)
+        for moved_BP in moved_BTP.unbind(1):
+            coarse_BP = _standard(_coarse(moved_BP.unflatten(1, (SIDE, SIDE))))
+            torch.maximum(best_BM, coarse_BP @ self.coarse_MP.T, out=best_BM)
+        return best_BM.topk(min(CANDIDATES, len(self.coarse_MP)), dim=1).indices
+
     def _block(self, query_BHW: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        moved_BTP, valid_TP = _moved(query_BHW)
-        per_rotation = len(SHIFTS) ** 2
-        unshifted = [i * per_rotation + per_rotation // 2 for i in (0, len(ROTATIONS) // 2, -1)]
-        unshifted = [i % moved_BTP.shape[1] for i in unshifted]
-        candidate_BK = np.concatenate(
-            [self.index.kneighbors(_standard(moved_BTP[:, i]), return_distance=False) for i in unshifted], 1
-        )
+        candidate_BK = self._candidates(query_BHW)
+        moved_BTP, valid_TP = _moved(query_BHW, ROTATIONS, SHIFTS)
         y_BKP, inside_BKP = self.train_MP[candidate_BK], self.inside_MP[candidate_BK]
 
         def summed(x_BTP: Tensor, y_BKP: Tensor) -> Tensor:
-            return torch.einsum("btp,bkp->btk", x_BTP, y_BKP)
+            return x_BTP @ y_BKP.transpose(1, 2)
 
         # Weighted sums over the pixels that lie in the scan area and came from inside the moved picture.
         valid_BTP = valid_TP[None].expand_as(moved_BTP)
         x_BTP = moved_BTP * valid_BTP
-        count_BTK = summed(valid_BTP, inside_BKP).clamp(min=1)
+        in_both_BTK = summed(valid_BTP, inside_BKP)
+        count_BTK = in_both_BTK.clamp(min=1)
         x_mean, x_square = summed(x_BTP, inside_BKP) / count_BTK, summed(x_BTP**2, inside_BKP) / count_BTK
         y_in_BKP = y_BKP * inside_BKP
         y_mean, y_square = summed(valid_BTP, y_in_BKP) / count_BTK, summed(valid_BTP, y_in_BKP**2) / count_BTK
@@ -104,29 +121,31 @@ class PixelSearch:
         # 1 grey level^2 keeps flat pictures from correlating by rounding.
         variances = (x_square - x_mean**2).clamp(min=0) + 1, (y_square - y_mean**2).clamp(min=0) + 1
         r_BTK = covariance / (variances[0] * variances[1]).sqrt()
-        # Too little left to compare: no likeness.
-        r_BTK = r_BTK.masked_fill(count_BTK < 0.1 * self.train_MP.shape[1], 0.0)
+        # With half the scan area moved out of sight there is too little left to compare: no likeness.
+        r_BTK = r_BTK.masked_fill(in_both_BTK < 0.5 * inside_BKP.sum(2)[:, None], 0.0)
         best_BK = r_BTK.amax(1)
         chosen_B = best_BK.argmax(1)
         rows = torch.arange(len(chosen_B))
         distance_B = (1 - best_BK[rows, chosen_B]).clamp(min=0).sqrt()
-        return distance_B.numpy(), candidate_BK[rows, chosen_B] % self.count
+        return distance_B.numpy(), (candidate_BK[rows, chosen_B] % self.count).numpy()
 
 
-def _standard(x_BP: Tensor) -> np.ndarray:
+def _coarse(x_BHW: Tensor) -> Tensor:
+    """Averaged to COARSE pixels, (B, P)."""
+    return F.adaptive_avg_pool2d(x_BHW[:, None], COARSE).flatten(1)
+
+
+def _standard(x_BP: Tensor) -> Tensor:
     """Each row with mean 0 and length 1."""
-    centred_BP = x_BP - x_BP.mean(1, keepdim=True)
-    return F.normalize(centred_BP, dim=1, eps=1e-3).numpy()
+    return F.normalize(x_BP - x_BP.mean(1, keepdim=True), dim=1, eps=1e-3)
 
 
-def _moved(x_BHW: Tensor) -> tuple[Tensor, Tensor]:
+def _moved(x_BHW: Tensor, rotations: Sequence[float], shifts: Sequence[int]) -> tuple[Tensor, Tensor]:
     """All movements of each picture (B, T, P), and where they show what was inside it (T, P)."""
     affine_T23 = []
-    for degrees in ROTATIONS:
+    for degrees, down, right in product(rotations, shifts, shifts):
         cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-        for down in SHIFTS:
-            for right in SHIFTS:
-                affine_T23.append([[cos, -sin, 2 * right / SIDE], [sin, cos, 2 * down / SIDE]])
+        affine_T23.append([[cos, -sin, 2 * right / SIDE], [sin, cos, 2 * down / SIDE]])
     affine_T23 = torch.tensor(affine_T23, dtype=torch.float32)
     grid_THW2 = F.affine_grid(affine_T23, [len(affine_T23), 1, SIDE, SIDE], align_corners=False)
     # The pictures of a block are the channels: one grid serves them all.
@@ -166,24 +185,34 @@ def nearest_in_tokens(
 def copy_numbers(
     generated: tuple[np.ndarray, np.ndarray],
     test_N: np.ndarray,
+    labels: tuple[np.ndarray, np.ndarray],
     train_count: int,
     planted: dict[str, tuple[np.ndarray, np.ndarray]],
     source_N: np.ndarray,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """What the distances of one search say.
 
+    Test pictures are weighed so that each class counts as much as among the generated ones: a class whose
+    pictures are all alike lies nearer to its training pictures than others do. Generated pictures of classes
+    without a test picture are not counted.
+
     Args:
         generated: distances and rows of the generated pictures.
-        test_N: distances of real test pictures to the training pictures.
+        test_N: distances of test pictures to the training pictures.
+        labels: classes of the generated and of the test pictures.
         train_count: number of training pictures.
         planted: kind of copy -> distances and rows of planted copies of training pictures.
         source_N: the training picture that each planted copy was made from.
+        seed: of the draws for the interval.
 
     Returns:
         Medians, counts and shares; where there are LEAST_FOR_QUANTILE test pictures, also the 5% quantile of
-        their distances, the generated ones below it, and the share of planted copies that are found so.
+        their distances, the generated ones below it, and the share of planted copies that are found so. The
+        interval of the share is from draws of both sets anew, for the quantile of few test pictures is as
+        uncertain as the share.
     """
-    generated_N, row_N = generated
+    (generated_N, row_N), (label_N, test_label_N) = generated, labels
     numbers: dict[str, Any] = {
         "generated_images": len(generated_N),
         "test_images": len(test_N),
@@ -192,17 +221,31 @@ def copy_numbers(
         "median_test_to_train": float(np.median(test_N)),
         "share_of_train_that_is_nearest": len(np.unique(row_N)) / train_count,
     }
-    if len(test_N) < LEAST_FOR_QUANTILE:
+    generated_of = {c: generated_N[label_N == c] for c in np.unique(label_N)}
+    test_of = {c: test_N[test_label_N == c] for c in generated_of}
+    classes = [c for c, of_class in test_of.items() if len(of_class)]
+    counted = sum(len(generated_of[c]) for c in classes)
+    if sum(len(test_of[c]) for c in classes) < LEAST_FOR_QUANTILE:
         return numbers
-    threshold = float(np.quantile(test_N, 0.05))
-    hits = int((generated_N < threshold).sum())
+    weight_N = np.concatenate(
+        [np.full(len(test_of[c]), len(generated_of[c]) / len(test_of[c]) / counted) for c in classes]
+    )
+
+    def below(draw: Callable[[np.ndarray], np.ndarray]) -> tuple[float, int]:
+        threshold = weighed_quantile(np.concatenate([draw(test_of[c]) for c in classes]), weight_N)
+        return threshold, sum(int((draw(generated_of[c]) < threshold).sum()) for c in classes)
+
+    threshold, hits = below(lambda of_class: of_class)
+    rng = np.random.default_rng(seed)
+    drawn = [below(lambda of_class: rng.choice(of_class, len(of_class)))[1] for _ in range(DRAWS)]
     return numbers | {
+        "generated_counted": counted,
         "threshold_5_percent_of_test": threshold,
         "generated_below": hits,
-        "share_below": hits / len(generated_N),
-        "share_below_interval_95": wilson_interval(hits, len(generated_N)),
+        "share_below": hits / counted,
+        "share_below_interval_95": [float(q) / counted for q in np.quantile(drawn, (0.025, 0.975))],
         "test_below": int((test_N < threshold).sum()),
-        "share_below_expected": 0.05,
+        "share_below_expected": QUANTILE,
         "planted_copies_detected": {
             kind: {
                 "planted": len(distance_N),
@@ -212,3 +255,18 @@ def copy_numbers(
             for kind, (distance_N, found_N) in planted.items()
         },
     }
+
+
+def weighed_quantile(value_N: np.ndarray, weight_N: np.ndarray) -> float:
+    """The value that QUANTILE of new values of the same kind are expected to lie below.
+
+    Of N values with equal weights the i-th smallest stands for i / (N + 1), so that the expectation is right
+    for few values too (E. Gumbel, "Statistics of Extremes", 1958).
+
+    Args:
+        value_N: values.
+        weight_N: their weights, with a sum of 1.
+    """
+    order = np.argsort(value_N, kind="stable")
+    share_N = weight_N[order].cumsum() * len(value_N) / (len(value_N) + 1)
+    return float(np.interp(QUANTILE, share_N, value_N[order]))

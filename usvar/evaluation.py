@@ -246,7 +246,7 @@ def frechet_extrapolated(
 
 
 def manifold_measures(
-    fake_ND: np.ndarray, real_MD: np.ndarray, neighbours: int = 3, *, paired: bool = False
+    fake_ND: np.ndarray, real_MD: np.ndarray, neighbours: int = 3, *, pair_N: np.ndarray | None = None
 ) -> dict[str, float]:
     """How many fakes look real, and how many real images are reached.
 
@@ -261,7 +261,7 @@ def manifold_measures(
         fake_ND: features of the generated set.
         real_MD: features of the real set.
         neighbours: k; both sets need more images than that.
-        paired: row i of both sets stems from the same picture: such pairs do not count.
+        pair_N: row of the real image that stems from the same picture as each fake: such pairs do not count.
 
     Raises:
         ValueError: when a set has k images or fewer.
@@ -275,8 +275,8 @@ def manifold_measures(
     covered_M, recalled_M = np.zeros(len(real_MD), bool), np.zeros(len(real_MD), bool)
     for start, between_BM in _distance_blocks(fake_ND, real_MD):
         rows = np.arange(len(between_BM))
-        if paired:
-            between_BM[rows, start + rows] = np.inf
+        if pair_N is not None:
+            between_BM[rows, pair_N[start + rows]] = np.inf
         in_real_BM = between_BM <= real_radius_M[None]
         precise += int(in_real_BM.any(1).sum())
         balls += int(in_real_BM.sum())

@@ -23,11 +23,14 @@ SETS = {
 USE = {
     "real": "real training images",
     "generated": "generated images alone",
-    "half_generated": "half of the real replaced by generated",
+    "half_generated": "half of the real, generated for the rest",
     "real_and_generated": "all real and all generated",
     "position_prior": "tokens by frequency alone",
 }
-PLANTS = ("as they are", "augmented", "rebuilt", "augmented, then rebuilt")
+PLANTS = (
+    *("as they are", "augmented", "moved"),
+    *("rebuilt", "augmented, then rebuilt", "moved, then rebuilt"),
+)
 CAUTIONS = (
     "Research only: nothing here is fit for diagnosis or for any decision about a patient.",
     "No guarantee of privacy: few near copies do not show that no training image can be recovered.",
@@ -35,6 +38,8 @@ CAUTIONS = (
     "on it without labels). They compare only under the same extractor hash, and not with any published FID "
     "or KID.",
     "Small sets are noisy: look at the counts and spreads beside each number before reading a difference.",
+    "Spreads and intervals take images for independent. Several of one patient or video are not: where a "
+    "test class has few patients, its numbers are less certain than they look, and its distance too high.",
     "The extractors were trained on the training images, so the line of real training images may lie a "
     "little above zero even when both splits come from one source.",
 )
@@ -169,19 +174,22 @@ def reading(result: dict[str, Any]) -> list[str]:
             continue
         values = ", ".join(f"{title} {number(pooled[name])}" for name, title in SETS.items())
         span = pooled["position_prior"] - pooled["reconstructed_test"]
-        spread = math.hypot(
-            *(
-                distances[name]["pooled"][f"{extractor}-KD_spread"] or 0
-                for name in ("generated", "position_prior")
-            )
-        )
         gain = pooled["position_prior"] - pooled["generated"]
-        if abs(gain) < 2 * spread:
+        spreads = [
+            distances[name]["pooled"][f"{extractor}-KD_spread"] for name in ("generated", "position_prior")
+        ]
+        if None in spreads:
+            place = " Too few images of a class for a spread: differences say nothing."
+        elif abs(gain) < 2 * math.hypot(*spreads):
             place = (
                 " Generated images and the trivial generator's cannot be told apart: within twice the spread."
             )
         elif gain < 0:
             place = " The generated images lie farther away than the trivial generator's."
+        elif gain > span > 0:
+            place = (
+                " The generated images lie nearer than the trivial generator's, no farther than rebuilt ones."
+            )
         elif span > 0:
             place = (
                 f" From the trivial generator to the tokenizer's ceiling they have gone {gain / span:.0%}."
@@ -199,16 +207,16 @@ def reading(result: dict[str, Any]) -> list[str]:
     trusted, blind = [], []
     for space, entry in result["copies"].items():
         if "share_below" in entry:
-            # What a model that learned a picture by heart draws: its tokens, or that picture decoded.
-            plant = "as they are" if space == "tokens" else "rebuilt"
+            # A model learns augmented views, and draws what the VQ-VAE makes of them.
+            plant = "augmented" if space == "tokens" else "augmented, then rebuilt"
             found = entry["planted_copies_detected"][plant]["share_below_threshold"]
             words_of = f"{space} {entry['share_below']:.1%} ({found:.0%})"
             (trusted if found >= 0.5 else blind).append(words_of)
     if trusted or blind:
         words.append(
-            "Copies. Share of the generated images that lie nearer to a training image than 95% of the real "
-            "test images do (5% is what new images would give), and in brackets the share of planted copies, "
-            "decoded as samples are, that the same search finds: "
+            "Copies. Share of the generated images that lie nearer to a training image than 95% of the test "
+            "images do, as smooth as they (5% is what new images would give), and in brackets the share of "
+            "planted copies, augmented and decoded as samples are, that the same search finds: "
             + (", ".join(trusted) if trusted else "no search finds half of them")
             + (f". Not to be trusted here, finding fewer than half: {', '.join(blind)}." if blind else ".")
         )
@@ -238,10 +246,9 @@ def evaluation_page(result: dict[str, Any], folder: Path) -> str:
             components = components or entry.get("FD_components")
             cells = [number(entry.get(key)) for key in ("KD", "KD_spread", "FD")]
             cells.append(str(entry.get("FD_images", "left out")))
-            cells += [
-                number(entry.get(key))
-                for key in ("FD_infinite", "precision", "recall", "density", "coverage")
-            ]
+            limit, deviation = (number(entry.get(f"FD_infinite{end}")) for end in ("", "_deviation"))
+            cells.append(f"{limit} +- {deviation}" if "FD_infinite" in entry else limit)
+            cells += [number(entry.get(key)) for key in ("precision", "recall", "density", "coverage")]
             rows.append([title, str(entry["images"]), str(entry["real_test_images"]), *cells])
         over = f", FD over the first {components} components" if components else ""
         return table(header, rows, f"{group}, against real test images; {stamps[extractor]}{over}")
@@ -371,7 +378,7 @@ def _use_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str])
     rows = []
     for kind, title in USE.items():
         entry = use[kind]
-        cells = [str(entry["images"]), percent(entry["balanced_accuracy"])]
+        cells = [str(entry["images"]), str(entry["generated_images"]), percent(entry["balanced_accuracy"])]
         cells.append(" ".join(percent(v) for v in entry["balanced_accuracy_of_each_seed"]))
         for key in ("interval_95_over_seeds", "interval_95_over_test_images"):
             cells.append(" to ".join(percent(v) for v in entry[key]))
@@ -379,6 +386,7 @@ def _use_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str])
     header = [
         "trained on",
         "images",
+        "of them generated",
         "balanced accuracy",
         "each seed",
         "95% over seeds",
@@ -451,7 +459,7 @@ def _copy_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str]
                 space,
                 number(entry["median_generated_to_train"]),
                 number(entry["median_test_to_train"]),
-                f"{entry['generated_below']} of {entry['generated_images']} ({entry['share_below']:.1%})"
+                f"{entry['generated_below']} of {entry['generated_counted']} ({entry['share_below']:.1%})"
                 if "generated_below" in entry
                 else "left out",
                 " to ".join(f"{v:.1%}" for v in entry.get("share_below_interval_95", [])) or "left out",
@@ -468,13 +476,14 @@ def _copy_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str]
     caption = "nearest training image; features: " + ", ".join(names.values())
     return [
         paragraph(
-            "If well over 5% of the samples fall below the 5% quantile of test-to-train distances, they lie "
-            "nearer to training images than new real images do. How many planted copies are found says how "
-            "far each search can be trusted. Pixels: compared inside the training image's scan area, turned "
-            "by up to 10 degrees, moved and mirrored to fit, whatever the gain. Tokens: all views that the "
-            "transformer was trained on. Rebuilt: training and test images went through the VQ-VAE first, "
-            "because a picture decoded from tokens is softer than any real one and so lies far "
-            "even from its source."
+            "If more than 5% of the samples, beyond the interval, fall below the 5% quantile of test-to- "
+            "train distances, they lie nearer to training images than new images do. A picture decoded from "
+            "tokens is softer than any real one, so the test images went through the VQ-VAE first (for the "
+            "tokens: they were tokenised as the training images were), and weigh by class as the samples "
+            "do. How many planted copies are found says how far each search can be trusted. Pixels: "
+            "compared inside the training image's scan area, turned by up to 10 degrees, moved by up to a "
+            "sixteenth of the side and mirrored to fit, whatever the gain. Tokens: all views that the "
+            "transformer was trained on. Rebuilt: training images went through the VQ-VAE too."
         ),
         table(header, rows, caption),
         picture(
