@@ -1,6 +1,6 @@
 """Training on a CPU with freed memory given back to the system, and kept for the next step.
 
-    python benchmarks/kept_memory.py                                   # the mission's size, minutes
+    python benchmarks/kept_memory.py                                   # full size, minutes
     python benchmarks/kept_memory.py --vqvae-width 32 --vqvae-batch 2
 
 A training step of the VQ-VAE and one of the transformer, without and with `training.keep_freed_memory`, each

@@ -1,6 +1,6 @@
 """Images a second, memory, and which share of the device's own matrix rate the training steps reach.
 
-    python benchmarks/matrix_rate.py --device cuda --dtype bfloat16                 # the mission's size
+    python benchmarks/matrix_rate.py --device cuda --dtype bfloat16                 # full size
     python benchmarks/matrix_rate.py --batch 2 --vqvae-batch 1 --matrix-side 1024   # two cores
 
 First square matrices are multiplied in --dtype: the fastest of --matrix-side and its two halvings is the rate

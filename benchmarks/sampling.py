@@ -223,7 +223,6 @@ def main(s: Settings) -> None:
     device = torch.device(s.device)
     vae, var, arguments = build(s, device)
     s.out_dir.mkdir(parents=True, exist_ok=True)
-    checks: dict[str, float] = {}
     pairs = fast_paths(s, vae, var, device)
     measure(pairs, s.repeats)
     report(summary(pairs), s.out_dir, "sampling", as_record(s, "benchmarks/sampling.py", {}), ("off", "on"))

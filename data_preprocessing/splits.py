@@ -37,7 +37,7 @@ from usvar.errors import InputError
 SPLITS = ("train", "val", "test")
 # Shares of train, val and test.
 SHARES = (0.8, 0.1, 0.1)
-# Near copies from here on must not have two labels. Below, as far as copies.NEAR_CORRELATION, they only stay
+# Near copies from here on must not have two labels. Below, as far as NEAR_CORRELATION, they only stay
 # on one side: there it may be the next moment of one examination, or even, at 0.88, another person's picture.
 # Of planted copies, 98.8% reach this.
 CONFLICT_CORRELATION = 0.93
