@@ -234,21 +234,6 @@ def turned(frame: np.ndarray, turn: str) -> np.ndarray:
     return np.ascontiguousarray(turns[turn]())
 
 
-def ultrasound_region(path: Path) -> tuple[int, int, int, int] | None:
-    """The first 2D tissue region of a DICOM file, to which `read_frames` crops.
-
-    DICOM PS3.3 C.8.5.5: Sequence of Ultrasound Regions (0018,6011), spatial format 1, data type 1.
-
-    Returns:
-        left, top, right, bottom in pixels, right and bottom exclusive; None when the file names none.
-
-    Raises:
-        Unreadable: with the reason, also when the region lies outside the picture.
-    """
-    with _open(path, 0, ""):
-        return _region(_dicom_header(path))
-
-
 @contextmanager
 def _open(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
     """Open a file by its suffix, and turn what its library raises into one line."""
@@ -798,6 +783,13 @@ def _dicom_header(path: Path) -> Any:
 
 
 def _region(header: Any) -> tuple[int, int, int, int] | None:
+    """The first 2D tissue region, to which frames are cropped; None when the header names none.
+
+    DICOM PS3.3 C.8.5.5: Sequence of Ultrasound Regions (0018,6011), spatial format 1, data type 1.
+
+    Returns:
+        left, top, right, bottom in pixels, right and bottom exclusive.
+    """
     for region in header.get("SequenceOfUltrasoundRegions") or ():
         if region.get("RegionSpatialFormat") == 1 and region.get("RegionDataType") == 1:
             left, top = int(region.RegionLocationMinX0), int(region.RegionLocationMinY0)

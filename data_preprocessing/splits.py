@@ -180,12 +180,6 @@ class Plan:
         for n, why in for_labels.items():
             yield self.pictures.word("source", n), why
 
-    def copies(self) -> Iterator[tuple[str, str, str, float]]:
-        """Source, other source, kind and correlation of each pair of copies."""
-        for first, second, kind, correlation in self.copy_C:
-            sources = (self.pictures.word("source", n) for n in (first, second))
-            yield *sources, KINDS[kind], float(correlation)
-
     def conflicts(self) -> Iterator[dict[str, str]]:
         """Rows of label_conflicts.csv."""
         number_N = self.pictures.number_N
