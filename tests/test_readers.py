@@ -273,7 +273,7 @@ def test_arrays(tmp_path, volume):
         with h5py.File(tmp_path / "a.h5", "w") as file:
             file.create_dataset("deep/image", data=array, compression="gzip")
             file["label"] = np.arange(5)
-        assert_frames(tmp_path / "a.h5", wanted, dataset="deep/image")
+        assert_frames(tmp_path / "a.h5", wanted, array="deep/image")
     np.save(tmp_path / "a.npy", volume)
     assert_frames(tmp_path / "a.npy", np.moveaxis(volume, 1, 0), axis=1)
     with h5py.File(tmp_path / "one.h5", "w") as file:
@@ -283,7 +283,7 @@ def test_arrays(tmp_path, volume):
     assert_frames(tmp_path / "one.h5", volume)
     for name, reason in (("mask", "no array 'mask'"), ("link", "a link"), ("other file", "a link")):
         with pytest.raises(Unreadable, match=reason):
-            read_frames(tmp_path / "one.h5", [0], dataset=name)
+            read_frames(tmp_path / "one.h5", [0], array=name)
 
 
 def test_frames_of_pictures(tmp_path, volume):
