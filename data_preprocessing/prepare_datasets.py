@@ -588,7 +588,7 @@ def say(
         print(f"{settings.out_root}: {images} images, nothing to do")
     if left_out := len(found.left_out):
         print(f"{left_out} left out by default or by a setting: see {settings.out_root / 'left_out.csv'}")
-    reasons = Counter(reason.split(":")[0].split(" of ")[0] for reason in found.rejected.values())
+    reasons = Counter(map(report.short_reason, found.rejected.values()))
     why = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(4))
     rejected = reasons.total()
     print(

@@ -1,5 +1,6 @@
 """What a person looks at after preparing: the table, the bar chart and a contact sheet for each class."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,11 @@ COLOURS = {"train": "#0072B2", "val": "#E69F00", "test": "#009E73"}
 OUTLINE = "#D55E00"
 TILE = 192
 PAIRS_ACROSS = 4
+
+
+def short_reason(reason: str) -> str:
+    """A reason without what is of one picture alone: "exact copy of FILE" is "exact copy"."""
+    return re.split(r":| of | \(", reason, maxsplit=1)[0]
 
 
 def table(counts: Counter, classes: Sequence[str]) -> str:
