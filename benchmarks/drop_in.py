@@ -3,9 +3,9 @@
     python benchmarks/drop_in.py <root>   # one request a line on stdin, one answer a line on stdout, as JSON
 
 Both packages are called `models`, so each lives in a process of its own, with `root` first on its path. This
-file is the same for both: it calls only what the published package and its drop-in have in common. Requests
-are those at the end; "wall_s", "cpu_s" (user and
-system time of all threads) and "peak_mb" (above what was held before) are of the work alone.
+file is the same for both: it calls only what the published package and its drop-in have in common. A request
+is "build" or a method of Package that takes one; in the answer "wall_s", "cpu_s" (user and system time of all
+threads) and "peak_mb" (above what was held before) are of the work alone.
 """
 
 import ctypes

@@ -269,7 +269,7 @@ def faults_of_the_measures(rungs: dict[str, list[dict[str, Any]]], extractors: l
 
 
 def draw(out_dir: Path, rungs: dict[str, list[dict[str, Any]]], stamps: dict[str, str]) -> None:
-    """One figure of distances and neighbours, one of copies."""
+    """A column a fault, over its strength; a row a measure: distances, neighbours, classes, copies."""
     names = list(stamps)
     rows = {
         "kernel distance": [f"{name}-KD" for name in names],

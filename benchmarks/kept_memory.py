@@ -1,6 +1,6 @@
 """Training on a CPU with freed memory given back to the system, and kept for the next step.
 
-    python benchmarks/kept_memory.py                                   # the mission's size, minutes
+    python benchmarks/kept_memory.py                                   # full size, minutes
     python benchmarks/kept_memory.py --vqvae-width 32 --vqvae-batch 2
 
 A training step of the VQ-VAE and one of the transformer, without and with `training.keep_freed_memory`, each
@@ -14,7 +14,7 @@ import statistics
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import matrix_rate
-from benchmarks.measure import as_record, build, cost_of, resident_mb
+from benchmarks.measure import NetworkSettings, as_record, build, cost_of, resident_mb
 from benchmarks.processes import in_new_process
 from benchmarks.training import Step
 from usvar import cli, training
@@ -30,35 +30,14 @@ from usvar.files import write_json
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Networks of the mission's size, batches for two cores."""
-
-    # The JSON file.
-    out_dir: Path = Path("runs/benchmarks")
-
-    # Of the networks.
-    dtype: Literal["float32", "bfloat16"] = "float32"
+class Settings(NetworkSettings):
+    """Batches for two cores."""
 
     # Token maps in a step of the transformer.
     batch: int = 8
 
     # Images in a step of the VQ-VAE.
     vqvae_batch: int = 4
-
-    # Transformer blocks.
-    depth: int = 6
-
-    # Width of the transformer, a multiple of 64 (a head's width).
-    width: int = 384
-
-    # Width of the VQ-VAE's finest level, a multiple of 32.
-    vqvae_width: int = 64
-
-    # Codes.
-    vocab_size: int = 2048
-
-    # Tokens a side of each scale.
-    patch_nums: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
     # Steps that are measured in each process, after two that are not.
     repeats: int = 4

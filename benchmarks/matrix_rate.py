@@ -1,6 +1,6 @@
 """Images a second, memory, and which share of the device's own matrix rate the training steps reach.
 
-    python benchmarks/matrix_rate.py --device cuda --dtype bfloat16                 # the mission's size
+    python benchmarks/matrix_rate.py --device cuda --dtype bfloat16                 # full size
     python benchmarks/matrix_rate.py --batch 2 --vqvae-batch 1 --matrix-side 1024   # two cores
 
 First square matrices are multiplied in --dtype: the fastest of --matrix-side and its two halvings is the rate
@@ -24,7 +24,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train_vqvae
-from benchmarks.measure import as_record, build, cost_of
+from benchmarks.measure import NetworkSettings, as_record, build, cost_of
 from benchmarks.training import Step
 from models import VQVAE
 from usvar import cli, training
@@ -35,12 +35,7 @@ from usvar.muon import Muon
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The mission's size; patch numbers of 256 x 256 images."""
-
-    # The JSON file.
-    out_dir: Path = Path("runs/benchmarks")
-
+class Settings(NetworkSettings):
     # cpu or cuda.
     device: str = "cpu"
 
@@ -52,21 +47,6 @@ class Settings:
 
     # Images in a step of the VQ-VAE, and tokenised at once.
     vqvae_batch: int = 32
-
-    # Transformer blocks.
-    depth: int = 6
-
-    # Width of the transformer, a multiple of 64 (a head's width).
-    width: int = 384
-
-    # Width of the VQ-VAE's finest level, a multiple of 32.
-    vqvae_width: int = 64
-
-    # Codes.
-    vocab_size: int = 2048
-
-    # Tokens a side of each scale.
-    patch_nums: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
     # Largest side of the matrices.
     matrix_side: int = 8192

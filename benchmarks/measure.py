@@ -10,10 +10,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,6 +27,38 @@ from usvar.plots import COLOURS, plt
 
 DROP_IN = Path(__file__).with_name("drop_in.py")
 ROOT = DROP_IN.parent.parent
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """Networks of full size: 256 x 256 images in ten scales, a transformer of depth 6 and width 384."""
+
+    # Tables as JSON, and figures.
+    out_dir: Path = Path("runs/benchmarks")
+
+    # Of the networks.
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    # Images or token maps at once.
+    batch: int = 4
+
+    # Transformer blocks.
+    depth: int = 6
+
+    # Width of the transformer, a multiple of 64 (a head's width).
+    width: int = 384
+
+    # Width of the VQ-VAE's finest level, a multiple of 32.
+    vqvae_width: int = 64
+
+    # Codes.
+    vocab_size: int = 2048
+
+    # Tokens a side of each scale.
+    patch_nums: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+
+    # Times that each way is measured, after one that is not counted.
+    repeats: int = 5
 
 
 @dataclass(frozen=True)
@@ -165,7 +197,7 @@ def report(
     print(f"see {out_dir / f'{name}.json'} and {name}.png")
 
 
-def build(s: Any, device: torch.device) -> tuple[VQVAE, VAR, dict[str, Any]]:
+def build(s: NetworkSettings, device: torch.device) -> tuple[VQVAE, VAR, dict[str, Any]]:
     """Both networks with random weights whose logits vary, and their constructor arguments."""
     if s.width % 64 or s.batch < 1 or s.repeats < 1 or s.depth < 1:
         raise InputError(
@@ -277,6 +309,22 @@ def start_packages(
 def as_record(s: Any, script: str, checks: dict[str, float]) -> dict[str, Any]:
     """What made the figures: settings, revision, threads and, with --published, how equal the logits were."""
     return provenance.made_by(script, s) | {"threads": torch.get_num_threads(), "checks": checks}
+
+
+def chosen_rows(asked: tuple[str, ...], known: Collection[str]) -> tuple[str, ...]:
+    """The rows of a table of recipes that --rows asks for, each once.
+
+    Args:
+        asked: names, or "all" alone.
+        known: names of all rows.
+
+    Raises:
+        InputError: when a name is not known, or none is given.
+    """
+    chosen = tuple(known) if asked == ("all",) else tuple(dict.fromkeys(asked))
+    if unknown := [name for name in chosen if name not in known] or (not chosen and ["nothing"]):
+        raise InputError(f"--rows {unknown[0]!r} was given, wanted all or some of: {'; '.join(known)}")
+    return chosen
 
 
 def add_row(path: Path, content: dict[str, Any], name: str, numbers: dict[str, Any]) -> dict[str, dict]:

@@ -3,7 +3,7 @@
     python benchmarks/million_token_maps.py                                 # 1,000,000 maps, 2.8 GB on disk
     python benchmarks/million_token_maps.py --maps 200000 --folder runs/maps
 
-Makes up token maps of the mission's size (680 tokens, 2,048 codes, 20 classes), writes them as
+Makes up token maps of full size (680 tokens, 2,048 codes, 20 classes), writes them as
 tokenize_multiscale_maps.py does, and trains a small transformer for some steps with train_var.py, each in a
 process of its own; then the same with a tenth of the maps. Prints seconds and the most memory of its own that
 each process had, and fails when a map costs more than --bytes-per-map of it. Pages of the memory-mapped file
@@ -104,7 +104,7 @@ def make_maps(folder: Path, count: int, vqvae_sha256: str) -> None:
 
 
 def make_vqvae(path: Path) -> None:
-    """A VQ-VAE of the mission's vocabulary with random weights."""
+    """A VQ-VAE of the full vocabulary with random weights."""
     from models import VQVAE
     from usvar.checkpoints import save_checkpoint
 

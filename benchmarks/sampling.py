@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,18 @@ import torch.nn.functional as F
 # A script's own folder is on the path, the repository's root is not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.measure import Cost, Pair, as_record, build, cost_of, measure, report, start_packages, summary
+from benchmarks.measure import (
+    Cost,
+    NetworkSettings,
+    Pair,
+    as_record,
+    build,
+    cost_of,
+    measure,
+    report,
+    start_packages,
+    summary,
+)
 from models import VAR, VQVAE
 from models.basic_var import KeyValueCache, linear
 from models.helpers import filter_top_k_top_p, scale_spans
@@ -31,38 +42,12 @@ from usvar import cli, training
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The mission's size; patch numbers of 256 x 256 images."""
-
+class Settings(NetworkSettings):
     # Checkout of the published package; without it only the fast paths are measured.
     published: Path | None = None
 
-    # Table, JSON and figure.
-    out_dir: Path = Path("runs/benchmarks")
-
     # cpu or cuda.
     device: str = "cpu"
-
-    # Of transformer and decoder.
-    dtype: Literal["float32", "bfloat16"] = "float32"
-
-    # Images at once.
-    batch: int = 4
-
-    # Transformer blocks.
-    depth: int = 6
-
-    # Width of the transformer, a multiple of 64 (a head's width).
-    width: int = 384
-
-    # Width of the VQ-VAE's finest level, a multiple of 32.
-    vqvae_width: int = 64
-
-    # Codes.
-    vocab_size: int = 2048
-
-    # Tokens a side of each scale.
-    patch_nums: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
     # Codes that may be drawn at a place.
     top_k: int = 900
@@ -72,9 +57,6 @@ class Settings:
 
     # Guidance.
     cfg: float = 1.5
-
-    # Times that each way is measured, after one that is not counted.
-    repeats: int = 5
 
     # Also measure torch.compile: minutes of compiling.
     compile: bool = False
@@ -241,7 +223,6 @@ def main(s: Settings) -> None:
     device = torch.device(s.device)
     vae, var, arguments = build(s, device)
     s.out_dir.mkdir(parents=True, exist_ok=True)
-    checks: dict[str, float] = {}
     pairs = fast_paths(s, vae, var, device)
     measure(pairs, s.repeats)
     report(summary(pairs), s.out_dir, "sampling", as_record(s, "benchmarks/sampling.py", {}), ("off", "on"))

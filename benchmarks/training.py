@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,18 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train_var
-from benchmarks.measure import Cost, Pair, as_record, build, cost_of, measure, report, start_packages, summary
+from benchmarks.measure import (
+    Cost,
+    NetworkSettings,
+    Pair,
+    as_record,
+    build,
+    cost_of,
+    measure,
+    report,
+    start_packages,
+    summary,
+)
 from models import VAR, VQVAE
 from models.basic_var import linear
 from models.helpers import split_scales
@@ -35,44 +46,15 @@ from usvar.muon import Muon
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The mission's size; patch numbers of 256 x 256 images."""
-
+class Settings(NetworkSettings):
     # Checkout of the published package; without it only the fast paths are measured.
     published: Path | None = None
-
-    # Table, JSON and figure.
-    out_dir: Path = Path("runs/benchmarks")
 
     # cpu or cuda.
     device: str = "cpu"
 
-    # Of the forward pass.
-    dtype: Literal["float32", "bfloat16"] = "float32"
-
-    # Images a step.
-    batch: int = 4
-
-    # Transformer blocks.
-    depth: int = 6
-
-    # Width of the transformer, a multiple of 64 (a head's width).
-    width: int = 384
-
-    # Width of the VQ-VAE's finest level, a multiple of 32; for the row with its encoder.
-    vqvae_width: int = 64
-
-    # Codes.
-    vocab_size: int = 2048
-
-    # Tokens a side of each scale.
-    patch_nums: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
-
     # Tokens whose logits are held at once by the loss in chunks.
     chunk: int = 1024
-
-    # Times that each way is measured, after one that is not counted.
-    repeats: int = 5
 
     # Also measure torch.compile: minutes of compiling.
     compile: bool = False
@@ -81,7 +63,7 @@ class Settings:
 class Step:
     """A training step of a model of its own, always on the same tokens."""
 
-    def __init__(self, s: Settings, vae: VQVAE, var: VAR, device: torch.device, **ways: Any) -> None:
+    def __init__(self, s: NetworkSettings, vae: VQVAE, var: VAR, device: torch.device, **ways: Any) -> None:
         self.vae, self.model, self.device = vae, copy.deepcopy(var).train(), device
         # Which classes are dropped is drawn, so equality needs it off; it costs nothing.
         self.model.cond_drop_rate = 0.0

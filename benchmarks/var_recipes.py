@@ -27,12 +27,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train_var
-from benchmarks.measure import add_row
+from benchmarks.measure import add_row, chosen_rows
 from models import VAR, VQVAE
 from models.helpers import image_seeds
 from usvar import checks, cli, distributed, extractor, images, judging, plots, provenance, training
 from usvar.checkpoints import load_var, load_vqvae
-from usvar.errors import InputError
 from usvar.evaluation import kernel_distance
 from usvar.plots import COLOURS, plt
 
@@ -114,9 +113,7 @@ class Settings:
 
 def check(s: Settings) -> tuple[str, ...]:
     """The rows that are asked for, after refusing what is not there."""
-    chosen = tuple(RECIPES) if s.rows == ("all",) else tuple(dict.fromkeys(s.rows))
-    if unknown := [name for name in chosen if name not in RECIPES] or (not chosen and ["nothing"]):
-        raise InputError(f"--rows {unknown[0]!r} was given, wanted all or some of: {'; '.join(RECIPES)}")
+    chosen = chosen_rows(s.rows, RECIPES)
     checks.require(s, "1 or more", "steps", "evaluations", "samples_per_image", "extractor_steps")
     return chosen
 

@@ -27,10 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import sample_vqvae
 import train_vqvae
-from benchmarks.measure import add_row
+from benchmarks.measure import add_row, chosen_rows
 from models import VQVAE
 from models.quant import code_counts, perplexity, usage
-from usvar import cli, distributed, images, judging, losses, plots, provenance, training
+from usvar import checks, cli, distributed, images, judging, losses, plots, provenance, training
 from usvar.checkpoints import load_vqvae
 from usvar.errors import InputError
 from usvar.evaluation import kernel_distance
@@ -125,11 +125,8 @@ def recipes(side: int, vgg: Path | None = None) -> dict[str, dict[str, Any]]:
 
 def check(s: Settings, rows: dict[str, dict]) -> tuple[str, ...]:
     """The rows that are asked for, after refusing what is not there."""
-    chosen = tuple(rows) if s.rows == ("all",) else tuple(dict.fromkeys(s.rows))
-    if unknown := [name for name in chosen if name not in rows] or (not chosen and ["nothing"]):
-        raise InputError(f"--rows {unknown[0]!r} was given, wanted all or some of: {'; '.join(rows)}")
-    if s.evaluations < 1:
-        raise InputError(f"--evaluations {s.evaluations} was given, wanted 1 or more")
+    chosen = chosen_rows(s.rows, rows)
+    checks.require(s, "1 or more", "evaluations")
     return chosen
 
 

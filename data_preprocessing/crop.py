@@ -587,10 +587,10 @@ def _snapped(sector: _Sector, edge_E2: np.ndarray) -> _Sector:
 
 def _edge(mask_HW: np.ndarray) -> np.ndarray:
     """Points (E, 2) of the pixels that have a neighbour outside the mask, or beyond the picture."""
-    core_HW = np.zeros_like(mask_HW)
-    core_HW[1:-1, 1:-1] = mask_HW[1:-1, 1:-1] & mask_HW[:-2, 1:-1] & mask_HW[2:, 1:-1]
-    core_HW[1:-1, 1:-1] &= mask_HW[1:-1, :-2] & mask_HW[1:-1, 2:]
-    y_E, x_E = (mask_HW & ~core_HW).nonzero()
+    # By hand: scipy.ndimage.binary_erosion takes four times as long, on each picture.
+    around_HW = np.pad(mask_HW, 1)
+    within_HW = around_HW[:-2, 1:-1] & around_HW[2:, 1:-1] & around_HW[1:-1, :-2] & around_HW[1:-1, 2:]
+    y_E, x_E = (mask_HW & ~within_HW).nonzero()
     return np.stack([x_E, y_E], 1).astype(float)
 
 

@@ -112,9 +112,9 @@ class Index:
         if time.monotonic() - self.saved >= seconds:
             self.save()
 
-    def count(self, step: str, what: str = "*") -> int:
-        """Number of rows of a table or view, or of what is not NULL in them."""
-        return self.db.execute(f"SELECT count({what}) FROM {step}").fetchone()[0]
+    def count(self, step: str) -> int:
+        """Number of rows of a table or view."""
+        return self.db.execute(f"SELECT count(*) FROM {step}").fetchone()[0]
 
     def parts(self, step: str) -> int:
         """How many lists `unseen` or `unwritten` gives."""

@@ -87,6 +87,10 @@ MANIFEST = [
     *("output_size", "sha256"),
 ]
 
+# Switches take a value (`--x True`), as cli.parse has it for every bool. --list asks for another thing than
+# preparing and stands alone, as --help does: tyro lets only a number that counts its flag do so.
+LoneFlag = tyro.conf.UseCounterAction[int]
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -95,7 +99,7 @@ class Settings:
     # Where to write; a new or empty folder, or one that this script made.
     out_root: Path = Path("data/processed")
     # Print the known data sets, what of each is found under --raw-root and how to get the rest; do no more.
-    list: tyro.conf.UseCounterAction[int] = 0
+    list: LoneFlag = 0
     # Side of the square output images in pixels, 16 to 1024.
     size: int = 256
     # Which classes: "all", "mission" (its six organs), or a JSON file {"class": "new name" or null}.
@@ -584,7 +588,7 @@ def say(
         print(f"{settings.out_root}: {images} images, nothing to do")
     if left_out := len(found.left_out):
         print(f"{left_out} left out by default or by a setting: see {settings.out_root / 'left_out.csv'}")
-    reasons = Counter(reason.split(":")[0].split(" of ")[0] for reason in found.rejected.values())
+    reasons = Counter(map(report.short_reason, found.rejected.values()))
     why = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(4))
     rejected = reasons.total()
     print(

@@ -77,23 +77,23 @@ def may_have_frames(name: str) -> bool:
     return is_picture_name(name) and not name.lower().endswith(tuple(stills))
 
 
-def count_frames(path: Path, axis: int = 0, dataset: str = "") -> int:
+def count_frames(path: Path, axis: int = 0, array: str = "") -> int:
     """Frames of a file, without decoding them; 1 for a still picture.
 
     Args:
         path: a regular file.
         axis: the slice axis of a volume in the order (z, y, x), see `read_frames`.
-        dataset: name of the array in an HDF5 file; "" when it holds only one.
+        array: name of the array in an HDF5 file; "" when it holds only one.
 
     Raises:
         Unreadable: with the reason.
     """
-    with _open(path, axis, dataset) as source:
+    with _open(path, axis, array) as source:
         return source.count()
 
 
 def read_frames(
-    path: Path, numbers: Sequence[int] | None, axis: int = 0, dataset: str = ""
+    path: Path, numbers: Sequence[int] | None, axis: int = 0, array: str = ""
 ) -> list[np.ndarray]:
     """Read some frames of a picture, volume or video in one pass over the file.
 
@@ -107,7 +107,7 @@ def read_frames(
             frames is refused, because which one is meant cannot be known here.
         axis: the slice axis of a volume in SimpleITK's order (z, y, x); -1 is x. Of a 4D file with axis
             -1, the first index of the first axis is taken (a label file with one structure an index).
-        dataset: name of the array in an HDF5 file; "" when it holds only one.
+        array: name of the array in an HDF5 file; "" when it holds only one.
 
     Returns:
         One (H, W) or (H, W, 3) uint8 array for each of `numbers`.
@@ -115,24 +115,24 @@ def read_frames(
     Raises:
         Unreadable: with the reason.
     """
-    with _open(path, axis, dataset) as source:
+    with _open(path, axis, array) as source:
         if numbers is None and (count := source.count()) != 1:
             raise Unreadable(f"{count} frames, wanted a still picture: export the frames you want")
-        return _read(source, [0] if numbers is None else numbers, (path, axis, dataset))
+        return _read(source, [0] if numbers is None else numbers, (path, axis, array))
 
 
-def labelled_frames(path: Path, axis: int = 0, dataset: str = "") -> list[int]:
+def labelled_frames(path: Path, axis: int = 0, array: str = "") -> list[int]:
     """Numbers of the frames of a label volume in which any value is above 0, read frame by frame.
 
     Args:
         path: a label file beside the pictures.
         axis: see `read_frames`; with -1 and a 4D file, the first structure counts.
-        dataset: name of the array in an HDF5 file; "" when it holds only one.
+        array: name of the array in an HDF5 file; "" when it holds only one.
 
     Raises:
         Unreadable: with the reason.
     """
-    with _open(path, axis, dataset) as source:
+    with _open(path, axis, array) as source:
         return [
             number for number, frame in enumerate(source.read(range(source.count()))) if (frame > 0).any()
         ]
@@ -148,7 +148,7 @@ def even_frames(count: int, wanted: int) -> list[int]:
 
 
 def read_grey(
-    path: Path, turn: str = "", number: int | None = None, axis: int = 0, dataset: str = ""
+    path: Path, turn: str = "", number: int | None = None, axis: int = 0, array: str = ""
 ) -> np.ndarray:
     """Read one picture or one frame as grey.
 
@@ -158,7 +158,7 @@ def read_grey(
         number: the frame; None for a still picture, and then a file of several frames is refused, because
             which one is meant cannot be known here.
         axis: see `read_frames`.
-        dataset: see `read_frames`.
+        array: see `read_frames`.
 
     Returns:
         (H, W) uint8.
@@ -167,7 +167,7 @@ def read_grey(
         Unreadable: with the reason.
     """
     numbers = None if number is None else [number]
-    grey_HW = turned(to_grey(read_frames(path, numbers, axis, dataset)[0]), turn)
+    grey_HW = turned(to_grey(read_frames(path, numbers, axis, array)[0]), turn)
     check_content(grey_HW)
     return grey_HW
 
@@ -234,23 +234,8 @@ def turned(frame: np.ndarray, turn: str) -> np.ndarray:
     return np.ascontiguousarray(turns[turn]())
 
 
-def ultrasound_region(path: Path) -> tuple[int, int, int, int] | None:
-    """The first 2D tissue region of a DICOM file, to which `read_frames` crops.
-
-    DICOM PS3.3 C.8.5.5: Sequence of Ultrasound Regions (0018,6011), spatial format 1, data type 1.
-
-    Returns:
-        left, top, right, bottom in pixels, right and bottom exclusive; None when the file names none.
-
-    Raises:
-        Unreadable: with the reason, also when the region lies outside the picture.
-    """
-    with _open(path, 0, ""):
-        return _region(_dicom_header(path))
-
-
 @contextmanager
-def _open(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
+def _open(path: Path, axis: int, array: str) -> Iterator[_Source]:
     """Open a file by its suffix, and turn what its library raises into one line."""
     name = path.name.lower()
     opener, errors = next(
@@ -267,7 +252,7 @@ def _open(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
     if information.st_size == 0:
         raise Unreadable("empty file (0 bytes)")
     try:
-        with opener(path, axis, dataset) as source:
+        with opener(path, axis, array) as source:
             yield source
     except PermissionError as error:
         raise Unreadable(f"cannot be opened: {error.strerror}") from None
@@ -292,16 +277,16 @@ def _read(source: _Source, numbers: Sequence[int], origin: tuple[Path, int, str]
     elif len(frames) == source.count():
         limits = _limits(deep)
     else:
-        path, axis, dataset = origin
+        path, axis, array = origin
         information = path.stat()
-        limits = _file_limits(path, information.st_mtime_ns, information.st_size, axis, dataset)
+        limits = _file_limits(path, information.st_mtime_ns, information.st_size, axis, array)
     return [to_8_bit(frames[number], limits) for number in numbers]
 
 
 @functools.lru_cache(maxsize=64)
-def _file_limits(path: Path, modified_ns: int, size: int, axis: int, dataset: str) -> tuple[float, float]:
+def _file_limits(path: Path, modified_ns: int, size: int, axis: int, array: str) -> tuple[float, float]:
     """Smallest and largest value of all frames; remembered, because frames are often read one at a time."""
-    with _open(path, axis, dataset) as source:
+    with _open(path, axis, array) as source:
         return _limits(source.read(range(source.count())))
 
 
@@ -345,7 +330,7 @@ def _check_number(number: int, count: int) -> None:
 
 
 @contextmanager
-def _open_pillow(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
+def _open_pillow(path: Path, axis: int, array: str) -> Iterator[_Source]:
     with _no_warnings(), Image.open(path, formats=PILLOW_FORMATS) as picture:
         _check_size(*picture.size)
         if picture.format == "GIF" and not _ends_with(path, b";"):
@@ -551,7 +536,7 @@ NIFTI_TYPES = {
 
 
 @contextmanager
-def _open_nifti(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
+def _open_nifti(path: Path, axis: int, array: str) -> Iterator[_Source]:
     with open(path, "rb") as file:
         # Told by the first bytes: a plain file under a .gz name, or the other way round, does occur.
         packed = file.read(2) == b"\x1f\x8b"
@@ -614,7 +599,7 @@ META_TYPES = {
 
 
 @contextmanager
-def _open_meta(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
+def _open_meta(path: Path, axis: int, array: str) -> Iterator[_Source]:
     fields: dict[str, str] = {}
     with open(path, "rb") as file:
         # A tracked sweep has some lines a frame, so the header may be long; a binary file has no line ends.
@@ -709,26 +694,26 @@ def _array_frames(opened: Callable[[], Any], axis: int) -> _Source:
 
 
 @contextmanager
-def _open_npy(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
+def _open_npy(path: Path, axis: int, array: str) -> Iterator[_Source]:
     # Refuses Python objects, which only unpickling, that is running code, could load.
     yield _array_frames(lambda: np.lib.format.open_memmap(path, "r"), axis)
 
 
 @contextmanager
-def _open_hdf5(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
+def _open_hdf5(path: Path, axis: int, array: str) -> Iterator[_Source]:
     import h5py
 
     with h5py.File(path, "r") as file:
-        if not dataset:
+        if not array:
             # Whether a link leads to an array is not asked, since that would open the other file.
             own = [name for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)]
             arrays = [name for name in own if file.get(name, getclass=True) is h5py.Dataset]
             if len(arrays) != 1:
                 names = ", ".join(arrays)[:100] or "none"
                 raise Unreadable(f"{len(arrays)} arrays in it ({names}), wanted one or a name")
-            dataset = arrays[0]
-        array = hdf5_array(file, dataset)
-        yield _array_frames(lambda: array, axis)
+            array = arrays[0]
+        stored = hdf5_array(file, array)
+        yield _array_frames(lambda: stored, axis)
 
 
 def hdf5_array(file: Any, name: str) -> Any:
@@ -798,6 +783,13 @@ def _dicom_header(path: Path) -> Any:
 
 
 def _region(header: Any) -> tuple[int, int, int, int] | None:
+    """The first 2D tissue region, to which frames are cropped; None when the header names none.
+
+    DICOM PS3.3 C.8.5.5: Sequence of Ultrasound Regions (0018,6011), spatial format 1, data type 1.
+
+    Returns:
+        left, top, right, bottom in pixels, right and bottom exclusive.
+    """
     for region in header.get("SequenceOfUltrasoundRegions") or ():
         if region.get("RegionSpatialFormat") == 1 and region.get("RegionDataType") == 1:
             left, top = int(region.RegionLocationMinX0), int(region.RegionLocationMinY0)
@@ -811,7 +803,7 @@ def _region(header: Any) -> tuple[int, int, int, int] | None:
 
 
 @contextmanager
-def _open_dicom(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
+def _open_dicom(path: Path, axis: int, array: str) -> Iterator[_Source]:
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
     try:
@@ -910,7 +902,7 @@ def _lossless_jpeg_frames(path: Path, numbers: Sequence[int], count: int) -> Ite
 
 
 @contextmanager
-def _open_video(path: Path, axis: int, dataset: str) -> Iterator[_Source]:
+def _open_video(path: Path, axis: int, array: str) -> Iterator[_Source]:
     import av
 
     options = {"format_whitelist": VIDEO_FORMATS, "protocol_whitelist": "file"}

@@ -848,8 +848,8 @@ def table(settings: Settings) -> str:
     return text.getvalue()
 
 
-def check(settings: Settings, record: dict, wanted: set[str], missing: int) -> None:
-    """Refuse settings that make no data set, and a folder that holds another one.
+def check(settings: Settings) -> None:
+    """Refuse settings that make no data set.
 
     Raises:
         InputError: what is wrong and what to do.
@@ -861,6 +861,21 @@ def check(settings: Settings, record: dict, wanted: set[str], missing: int) -> N
     checks.require(s, "0 or more", "seed", "workers")
     if not s.classes or len(set(s.classes)) != len(s.classes):
         raise InputError(f"--classes names {list(s.classes)}, wanted each class once: name 1 to 6 classes")
+
+
+def check_folder(settings: Settings, record: dict, wanted: set[str], missing: int) -> None:
+    """Refuse a folder that holds another data set.
+
+    Args:
+        settings: checked ones.
+        record: what made_by.json is to hold.
+        wanted: the images' paths below the folder.
+        missing: how many of them are not there.
+
+    Raises:
+        InputError: what is wrong and what to do.
+    """
+    s = settings
     if s.out_root.exists() and not s.out_root.is_dir():
         raise InputError(f"{s.out_root} is a file, wanted a folder: give another --out-root")
     path = s.out_root / "made_by.json"
@@ -872,7 +887,7 @@ def check(settings: Settings, record: dict, wanted: set[str], missing: int) -> N
         return
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
-        before, script = dict(old["settings"]), old["inputs"]
+        before, simulator = dict(old["settings"]), old["inputs"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} was not written by {SCRIPT}: {fresh}") from error
     for name in ("seed", "size", "views_per_patient"):
@@ -885,7 +900,7 @@ def check(settings: Settings, record: dict, wanted: set[str], missing: int) -> N
             f"{s.out_root} holds {len(others)} files such as {others[0]} that these settings do not make: "
             f"ask for at least the classes and images that are there, or {fresh}"
         )
-    if missing and script != record["inputs"]:
+    if missing and simulator != record["inputs"]:
         raise InputError(
             f"{s.out_root} was begun by another version of the simulator and lacks {missing} images: {fresh}"
         )
@@ -894,14 +909,13 @@ def check(settings: Settings, record: dict, wanted: set[str], missing: int) -> N
 def main(settings: Settings) -> None:
     """Make every image that is missing."""
     s = settings
+    check(s)
     wanted = [
-        (c, i, image_name(c, i, max(1, s.views_per_patient)))
-        for c in s.classes
-        for i in range(s.images_per_class)
+        (c, i, image_name(c, i, s.views_per_patient)) for c in s.classes for i in range(s.images_per_class)
     ]
     missing = [(c, i) for c, i, name in wanted if not (s.out_root / name).is_file()]
     record = made_by(SCRIPT, s, {"simulator": Path(__file__)})
-    check(s, record, {name for _, _, name in wanted}, len(missing))
+    check_folder(s, record, {name for _, _, name in wanted}, len(missing))
     if not missing and (s.out_root / "simulation.csv").is_file():
         print(f"{s.out_root}: all {len(wanted)} images are there, nothing to do")
         return

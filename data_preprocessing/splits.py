@@ -37,7 +37,7 @@ from usvar.errors import InputError
 SPLITS = ("train", "val", "test")
 # Shares of train, val and test.
 SHARES = (0.8, 0.1, 0.1)
-# Near copies from here on must not have two labels. Below, as far as copies.NEAR_CORRELATION, they only stay
+# Near copies from here on must not have two labels. Below, as far as NEAR_CORRELATION, they only stay
 # on one side: there it may be the next moment of one examination, or even, at 0.88, another person's picture.
 # Of planted copies, 98.8% reach this.
 CONFLICT_CORRELATION = 0.93
@@ -180,12 +180,6 @@ class Plan:
         for n, why in for_labels.items():
             yield self.pictures.word("source", n), why
 
-    def copies(self) -> Iterator[tuple[str, str, str, float]]:
-        """Source, other source, kind and correlation of each pair of copies."""
-        for first, second, kind, correlation in self.copy_C:
-            sources = (self.pictures.word("source", n) for n in (first, second))
-            yield *sources, KINDS[kind], float(correlation)
-
     def conflicts(self) -> Iterator[dict[str, str]]:
         """Rows of label_conflicts.csv."""
         number_N = self.pictures.number_N
@@ -210,7 +204,10 @@ def make_plan(pictures: Iterable[Picture], seed: int, cap: int, extra_classes: t
     Raises:
         InputError: when a class cannot have a picture in each of train, val and test.
     """
-    kept_K, plan = _without_copies(Pictures(pictures))
+    contents = Contents(Pictures(pictures))
+    plan = _drop_exact_copies(contents)
+    _join_near_copies(plan, contents)
+    kept_K = contents.kept_P[~np.isin(contents.kept_P, list(plan.for_labels))]
     _require_three_groups(plan, kept_K, extra_classes, "")
     drawn_K = _draw(plan, kept_K, seed, cap)
     dataset_N = plan.pictures.number_N["dataset"]
@@ -233,55 +230,85 @@ def share_of(*words: object) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _without_copies(pictures: Pictures) -> tuple[np.ndarray, Plan]:
-    """Drop exact copies and copies with different labels; join patients and near copies to groups.
+class Contents:
+    """What pictures show, in the order of its hash; exact copies share one content.
+
+    That order, so that new names or an addition change no decision about others.
+    """
+
+    def __init__(self, pictures: Pictures) -> None:
+        number_N = pictures.number_N
+        self.pictures, self.label_N = pictures, number_N["label"]
+        content_N = number_N["content"]
+        self.order_N = np.lexsort((number_N["place"], content_N))
+        self.start_P = np.flatnonzero(np.diff(content_N[self.order_N], prepend=-1))
+        self.stop_P = np.append(self.start_P[1:], len(self.order_N))
+        # Of exact copies with several labels, the one that says most holds, if there is one.
+        self.label_P = np.minimum.reduceat(self.label_N[self.order_N], self.start_P)
+        most_P = np.maximum.reduceat(self.label_N[self.order_N], self.start_P)
+        self.mixed = (self.label_P != most_P).nonzero()[0].tolist()
+        for content in self.mixed:
+            numbers = {int(self.label_N[n]) for n in self.members(content)}
+            self.label_P[content] = _most_exact(pictures.labels, numbers)
+        # Of exact copies one is kept, and the most held-out official split of them holds.
+        says_less_N = self.label_N != self.label_P[content_N]
+        self.kept_P = self.first_by(number_N["place"], -number_N["official"], says_less_N)
+
+    def first_by(self, *keys_N: np.ndarray) -> np.ndarray:
+        """(P,) the picture of each content that comes first by these keys, of which the last weighs most."""
+        return np.lexsort((*keys_N, self.pictures.number_N["content"]))[self.start_P]
+
+    def members(self, content: int) -> list[int]:
+        """The pictures that show it."""
+        return self.order_N[self.start_P[content] : self.stop_P[content]].tolist()
+
+    def names_of(self, *contents: int) -> str:
+        """All labels of their pictures."""
+        numbers = {self.label_N[n] for content in contents for n in self.members(content)}
+        return ", ".join(self.pictures.labels[label] for label in sorted(numbers))
+
+
+def _drop_exact_copies(contents: Contents) -> Plan:
+    """Exact copies join the patients they come from; those with different labels are all dropped.
+
+    Args:
+        contents: where those are dropped, its label becomes a number beyond all labels, one a set of labels.
 
     Returns:
-        (K,) the kept pictures; a plan with what was dropped and found, in which none has a split yet.
+        A plan in which no picture has a split yet.
     """
-    number_N = pictures.number_N
-    label_N, own_N, content_N = (number_N[name] for name in ("label", "own", "content"))
-    # Contents in the order of their hashes, so that new names or an addition change no decision about others.
-    order_N = np.lexsort((number_N["place"], content_N))
-    start_P = np.flatnonzero(np.diff(content_N[order_N], prepend=-1))
-    stop_P = np.append(start_P[1:], len(order_N))
-
-    def members(content: int) -> list[int]:
-        return order_N[start_P[content] : stop_P[content]].tolist()
-
-    # Of exact copies with several labels, the one that says most holds, if there is one.
-    label_P = np.minimum.reduceat(label_N[order_N], start_P)
-    mixed = (label_P != np.maximum.reduceat(label_N[order_N], start_P)).nonzero()[0].tolist()
-    for content in mixed:
-        label_P[content] = _most_exact(pictures.labels, {int(label_N[n]) for n in members(content)})
-    says_less_N = label_N != label_P[content_N]
-
-    # Exact copies join the patients they come from; the most held-out official split of the copies holds.
-    kept_P = np.lexsort((number_N["place"], -number_N["official"], says_less_N, content_N))[start_P]
-    second_C = order_N[kept_P[content_N[order_N]] != order_N]
+    pictures, kept_P, label_P = contents.pictures, contents.kept_P, contents.label_P
+    own_N, content_N = (pictures.number_N[name] for name in ("own", "content"))
+    second_C = contents.order_N[kept_P[content_N[contents.order_N]] != contents.order_N]
     copy_C = np.zeros(len(second_C), COPY)
     copy_C["first"], copy_C["second"], copy_C["correlation"] = kept_P[content_N[second_C]], second_C, 1
     plan = Plan(pictures, np.full(len(pictures), -1, np.int8), own_N, copy_C)
-
-    def names_of(*contents: int) -> str:
-        numbers = {label_N[n] for content in contents for n in members(content)}
-        return ", ".join(pictures.labels[label] for label in sorted(numbers))
-
     # Equal sets of labels get equal numbers.
     several: dict[str, int] = {}
-    for content in mixed:
+    for content in contents.mixed:
         if label_P[content] >= 0:
             continue
-        names = names_of(content)
+        names, members = contents.names_of(content), contents.members(content)
         label_P[content] = several.setdefault(names, len(pictures.labels) + len(several))
-        plan.conflict += _conflicts(pictures, members(content), members(content), "exact", 1.0)
-        why = f"exact copies with different labels: {names}"
-        plan.conflicting |= dict.fromkeys(members(content), why)
+        plan.conflict += _conflicts(pictures, members, members, "exact", 1.0)
+        plan.conflicting |= dict.fromkeys(members, f"exact copies with different labels: {names}")
+    return plan
 
-    # Near copies, over all data sets together. Pictures of one known patient or video may look alike and have
-    # two labels, such as two moments of a sweep: find_copies passes them over.
-    link_C2 = own_N[np.stack([copy_C["first"], copy_C["second"]], 1)]
-    seen_P = np.lexsort((number_N["tie"], number_N["hash"], content_N))[start_P]
+
+def _join_near_copies(plan: Plan, contents: Contents) -> None:
+    """Near copies, over all data sets together, become one group; those with different labels are dropped.
+
+    Pictures of one known patient or video may look alike and have two labels, such as two moments of a sweep:
+    find_copies passes them over.
+
+    Args:
+        plan: is completed, but for the splits.
+        contents: as _drop_exact_copies left them.
+    """
+    pictures, kept_P, label_P = contents.pictures, contents.kept_P, contents.label_P
+    number_N, own_N = pictures.number_N, pictures.number_N["own"]
+    seen_P = contents.first_by(number_N["tie"], number_N["hash"])
+    link_C2 = own_N[np.stack([plan.copy_C["first"], plan.copy_C["second"]], 1)]
     plan.search = find_copies(
         number_N["hash"][seen_P].astype(np.uint64),
         pictures.smalls.of(seen_P),
@@ -301,17 +328,17 @@ def _without_copies(pictures: Pictures) -> tuple[np.ndarray, Plan]:
             (less,) = pair.keys() - {exact}
             other = pictures.word("source", kept_P[pair[exact]])
             why = f"{kind} copy of {other}, whose class {pictures.labels[exact]} says more"
-            plan.vague |= dict.fromkeys(members(pair[less]), why)
+            plan.vague |= dict.fromkeys(contents.members(pair[less]), why)
             continue
-        conflicts = _conflicts(pictures, members(first), members(second), kind, correlation)
+        some, others = contents.members(first), contents.members(second)
+        conflicts = _conflicts(pictures, some, others, kind, correlation)
         plan.conflict += conflicts
         if conflicts:
-            why = f"{kind} copies with different labels: {names_of(first, second)}"
-            plan.conflicting |= dict.fromkeys(members(first) + members(second), why)
-    plan.copy_C = np.concatenate([copy_C, near_C])
+            why = f"{kind} copies with different labels: {contents.names_of(first, second)}"
+            plan.conflicting |= dict.fromkeys(some + others, why)
+    plan.copy_C = np.concatenate([plan.copy_C, near_C])
     link_C2 = own_N[np.stack([plan.copy_C["first"], plan.copy_C["second"]], 1)]
     plan.group_N = _join_groups(pictures.groups, link_C2)[own_N]
-    return kept_P[~np.isin(kept_P, list(plan.for_labels))], plan
 
 
 def _most_exact(labels: list[str], numbers: set[int]) -> int:

@@ -12,20 +12,22 @@ data=$out/processed vqvae=$out/vqvae/best.pth var=$out/var/ar-ckpt-best.pth swee
 record=results/real_128
 # Real pictures are shown of these alone, whose licences allow that: AUL (CC BY 4.0), DDTI (CC0).
 shown=(Liver-Benign Liver-Malignant Liver-Normal Thyroid-Nodule-DDTI)
-size=128 views=4 per_class=4 judged=8
+size=128 views=4 per_class=4 variety=8
 box=(40 56 88 104)
 vqvae_size=(--ch 32 --patch-nums 1 2 3 4 5 6 8 --vocab-size 1024 --batch-size 8 --steps 2000
     --ema-decay 0.995 --log-every 20 --eval-every 200 --save-every 100)
 var_size=(--depth 6 --width 256 --heads 4 --batch-size 32 --steps 1200 --learning-rate 1e-3 --ema-decay 0.99
     --log-every 20 --eval-every 100 --save-every 100)
 judges=(--extractor-steps 200 --classifier-steps 100 --extractor-pixels 64)
+evaluation_size=(--images-per-class 8 --likelihood-images 400)
 sweep_size=(--images-per-class 5 --cfg 0 1.5 3 --top-p 0.95 --top-k 0 --temperature 0.9 1 --prefix-tokens 0 14 55)
 if [[ $SMOKE == 1 ]]; then
-    record=$out/record size=32 views=2 per_class=1 judged=4
+    record=$out/record size=32 views=2 per_class=1
     box=(8 8 24 24)
     vqvae_size=(--ch 32 --patch-nums 1 2 --vocab-size 32 --batch-size 4 --steps 4 --log-every 2 --eval-every 2)
     var_size=(--depth 1 --width 32 --heads 2 --batch-size 8 --steps 4 --log-every 2 --eval-every 2)
     judges=(--extractor-steps 4 --classifier-steps 4 --extractor-pixels 32)
+    evaluation_size=(--images-per-class 4 --likelihood-images 400)
     sweep_size=(--images-per-class 4 --cfg 0 1.5 --top-p 0.95 --top-k 0 --temperature 1 --prefix-tokens 0 1)
 fi
 models=(--var "$var" --vqvae "$vqvae")
@@ -38,19 +40,6 @@ stage reconstructions "$out/reconstructions/reconstruction_metrics.json" \
 stage tokens - python tokenize_multiscale_maps.py --data-root "$data" --vqvae "$vqvae" --out-dir "$out/tokens" \
     --views "$views"
 stage var - python train_var.py --tokens-dir "$out/tokens" --vqvae "$vqvae" --out-dir "$out/var" "${var_size[@]}"
-stage sweep "$sweep/chosen.json" python sweep_var.py --data-root "$data" "${models[@]}" --tokens-dir "$out/tokens" \
-    --out-dir "$sweep" "${sweep_size[@]}" "${judges[@]}"
-stage samples - python sample_var.py "${models[@]}" --tokens-dir "$out/tokens" --data-root "$data" \
-    --out-dir "$out/samples" --settings-from "$sweep/chosen.json" --classes "${shown[@]}" \
-    --images-per-class "$per_class" --variety 0
-stage variety - python sample_var.py "${models[@]}" --tokens-dir "$out/tokens" --out-dir "$out/variety" \
-    --settings-from "$sweep/chosen.json" --modes plain --images-per-class "$per_class" --variety 8
-# A healthy liver, and in the box what the transformer takes for a tumour.
-image=$({ find "$data/val/Liver-Normal" -name '*.png' 2>/dev/null || true; } | sort | head -n 1)
-stage edits "$out/edits/edit.json" python edit_var.py "${models[@]}" --image "$image" --class-name Liver-Malignant \
-    --box "${box[@]}" --out-dir "$out/edits" --variants 4
-stage evaluation "$out/evaluation/metrics.json" python evaluate_var.py --data-root "$data" "${models[@]}" \
-    --tokens-dir "$out/tokens" --out-dir "$out/evaluation" --settings-from "$sweep/chosen.json" \
-    --judges "$sweep/judges.pth" --images-per-class "$judged" --likelihood-images 400 "${judges[@]}"
+sample_and_evaluate
 stage record - python results/record.py --run "$out" --out-dir "$record" --shown "${shown[@]}"
 finish

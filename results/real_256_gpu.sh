@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Real ultrasound at the mission's size (256 x 256, ten scales, vocabulary 2,048) on one GPU, and its speed.
+# Real ultrasound at full size (256 x 256, ten scales, vocabulary 2,048) on one GPU, and its speed.
 #
 #   bash results/real_256_gpu.sh data/raw runs/real_256                    where the raw pictures are
 #   bash results/real_256_gpu.sh runs/prepared.zip runs/real_256           where only their archive is
@@ -18,26 +18,28 @@ record=results/real_256
 published=(${PUBLISHED:+--published "$PUBLISHED"})
 # Real pictures are shown of these alone, whose licences allow that: AUL (CC BY 4.0), DDTI (CC0).
 shown=(Liver-Benign Liver-Malignant Liver-Normal Thyroid-Nodule-DDTI)
-views=8 per_class=8 judged=50
+views=8 per_class=8 variety=16
 size=256 box=(80 112 176 208)
 vqvae_size=(--batch-size 32 --steps "${VQVAE_STEPS:-6000}" --eval-every 1000 --save-every 500)
 var_size=(--batch-size 64 --steps "${VAR_STEPS:-10000}" --eval-every 1000 --save-every 500)
 deep=(--depth 12)
 recipes=(--rows all --ch 64 --vocab-size 2048 --batch-size 32 --steps "${RECIPE_STEPS:-3000}")
 judges=(--extractor-steps 1500 --classifier-steps 1000)
+evaluation_size=(--images-per-class 50)
 sweep_size=(--images-per-class 20 --cfg 0 1 1.5 2 3 --top-p 0 0.9 0.95 0.99 --top-k 0 300 --temperature 0.9 1 1.1)
 speed=(--device cuda --dtype bfloat16)
 drawn=()
 matrices=()
 shard=()
 if [[ $SMOKE == 1 ]]; then
-    record=$out/record views=2 per_class=1 judged=4
+    record=$out/record views=2 per_class=1 variety=2
     size=32 box=(8 8 24 24)
     vqvae_size=(--ch 32 --patch-nums 1 2 --vocab-size 32 --batch-size 4 --steps 4 --log-every 2 --eval-every 2)
     var_size=(--width 32 --heads 2 --batch-size 8 --steps 4 --log-every 2 --eval-every 2)
     deep=(--depth 2)
     recipes=(--rows ours --ch 32 --vocab-size 32 --batch-size 4 --steps 4)
     judges=(--extractor-steps 4 --classifier-steps 4 --extractor-pixels 32)
+    evaluation_size=(--images-per-class 4)
     sweep_size=(--images-per-class 4 --cfg 0 1.5 --top-p 0.95 --top-k 0 --temperature 1 --prefix-tokens 0 1)
     speed=(--repeats 1 --batch 2 --width 64 --depth 2 --vqvae-width 32 --vocab-size 64 --patch-nums 1 2 3)
     drawn=(--top-k 20)
@@ -72,20 +74,7 @@ stage var - python train_var.py --tokens-dir "$out/tokens" --vqvae "$vqvae" --ou
 stage var_shards "$out/weights/var/index.json" python results/pack.py shard "$out/var/ar-ckpt-best.pth" \
     "$out/weights/var" "${shard[@]}"
 stage var_join "$var" python results/pack.py join "$out/weights/var" "$var"
-stage sweep "$sweep/chosen.json" python sweep_var.py --data-root "$data" "${models[@]}" --tokens-dir "$out/tokens" \
-    --out-dir "$sweep" "${sweep_size[@]}" "${judges[@]}"
-stage samples - python sample_var.py "${models[@]}" --tokens-dir "$out/tokens" --data-root "$data" \
-    --out-dir "$out/samples" --settings-from "$sweep/chosen.json" --classes "${shown[@]}" \
-    --images-per-class "$per_class" --variety 0
-stage variety - python sample_var.py "${models[@]}" --tokens-dir "$out/tokens" --out-dir "$out/variety" \
-    --settings-from "$sweep/chosen.json" --modes plain --images-per-class "$per_class" --variety "$((2 * per_class))"
-# A healthy liver, and in the box what the transformer takes for a tumour.
-image=$({ find "$data/val/Liver-Normal" -name '*.png' 2>/dev/null || true; } | sort | head -n 1)
-stage edits "$out/edits/edit.json" python edit_var.py "${models[@]}" --image "$image" --class-name Liver-Malignant \
-    --box "${box[@]}" --out-dir "$out/edits" --variants 4
-stage evaluation "$out/evaluation/metrics.json" python evaluate_var.py --data-root "$data" "${models[@]}" \
-    --tokens-dir "$out/tokens" --out-dir "$out/evaluation" --settings-from "$sweep/chosen.json" \
-    --judges "$sweep/judges.pth" --images-per-class "$judged" "${judges[@]}"
+sample_and_evaluate
 stage var_deep - python train_var.py --tokens-dir "$out/tokens" --vqvae "$vqvae" --out-dir "$out/var_deep" \
     "${var_size[@]}" "${deep[@]}"
 stage recipes - python benchmarks/vqvae_recipes.py --data-root "$data" --out-dir "$out/recipes" "${recipes[@]}"

@@ -26,13 +26,14 @@ from PIL import Image
 # A script sees only its own folder; the shared packages lie one level up.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from data_preprocessing.report import short_reason
 from models.quant import usage
 from usvar import cli
 from usvar.checkpoints import read_checkpoint
 from usvar.errors import InputError
 from usvar.files import atomic_path, write_json, write_text
 from usvar.tokens import TokenMaps, code_counts_of, read_token_maps
-from usvar.training import read_log
+from usvar.training import best_row, read_log
 
 # By stage: numbers, figures without real pictures, and figures with them, one a class.
 STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
@@ -163,10 +164,7 @@ def prepared(source: Path) -> dict[str, Any]:
     with open(source / "manifest.csv", newline="", encoding="utf-8") as file:
         images = Counter((row["class"], row["split"]) for row in csv.DictReader(file))
     with open(source / "rejected.csv", newline="", encoding="utf-8") as file:
-        # "exact copy of FILE": the file is no part of the reason.
-        rejected = Counter(
-            row["reason"].split(" of ")[0].split(":")[0].split(" (")[0] for row in csv.DictReader(file)
-        )
+        rejected = Counter(short_reason(row["reason"]) for row in csv.DictReader(file))
     with open(source / "left_out.csv", newline="", encoding="utf-8") as file:
         left_out = Counter(row["reason"] for row in csv.DictReader(file))
     classes = sorted({name for name, _ in images})
@@ -206,7 +204,7 @@ def validated(rows: list[dict[str, Any]]) -> dict[str, Any]:
     if not rows:
         return {}
     score = "val_total" if "val_total" in rows[0] else "val_mean"
-    return {"best_on_val": min(rows, key=lambda row: row[score]), "last_on_val": rows[-1]}
+    return {"best_on_val": best_row(rows, score), "last_on_val": rows[-1]}
 
 
 def command_of(s: Settings, stage: str) -> dict[str, Any]:

@@ -55,6 +55,26 @@ again() {
     exit 143
 }
 
+# What follows the training, from the sampling's settings to the evaluation; sizes and the classes that may be
+# shown are variables of the recipe.
+sample_and_evaluate() {
+    stage sweep "$sweep/chosen.json" python sweep_var.py --data-root "$data" "${models[@]}" --tokens-dir "$out/tokens" \
+        --out-dir "$sweep" "${sweep_size[@]}" "${judges[@]}"
+    stage samples - python sample_var.py "${models[@]}" --tokens-dir "$out/tokens" --data-root "$data" \
+        --out-dir "$out/samples" --settings-from "$sweep/chosen.json" --classes "${shown[@]}" \
+        --images-per-class "$per_class" --variety 0
+    stage variety - python sample_var.py "${models[@]}" --tokens-dir "$out/tokens" --out-dir "$out/variety" \
+        --settings-from "$sweep/chosen.json" --modes plain --images-per-class "$per_class" --variety "$variety"
+    # A healthy liver, and in the box what the transformer takes for a tumour.
+    local image
+    image=$({ find "$data/val/Liver-Normal" -name '*.png' 2>/dev/null || true; } | sort | head -n 1)
+    stage edits "$out/edits/edit.json" python edit_var.py "${models[@]}" --image "$image" --class-name Liver-Malignant \
+        --box "${box[@]}" --out-dir "$out/edits" --variants 4
+    stage evaluation "$out/evaluation/metrics.json" python evaluate_var.py --data-root "$data" "${models[@]}" \
+        --tokens-dir "$out/tokens" --out-dir "$out/evaluation" --settings-from "$sweep/chosen.json" \
+        --judges "$sweep/judges.pth" "${evaluation_size[@]}" "${judges[@]}"
+}
+
 # Called last: a name that no stage has is a slip of the pen, and nothing would have run.
 finish() {
     local name

@@ -9,14 +9,28 @@ from pathlib import Path
 
 import pytest
 import torch
+import tyro
 
-from benchmarks import kept_memory, measure, sampling
+from benchmarks import kept_memory, matrix_rate, measure, sampling, training
 from benchmarks.measure import Cost, Pair, Worker, cost_of
 from usvar.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--repeats=1", "--batch=2", "--width=64", "--depth=2", "--vqvae-width=32", "--vocab-size=64"]
 TINY += ["--patch-nums", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("script", [sampling, training, matrix_rate, kept_memory])
+def test_inherited_settings_are_explained_unless_a_script_says_it_otherwise(script):
+    help_text = " ".join(tyro.extras.get_parser(script.Settings).format_help().replace("│", "").split())
+    own = script.Settings.__annotations__
+    for name, comment in {
+        "out_dir": "Tables as JSON, and figures.",
+        "width": "Width of the transformer, a multiple of 64 (a head's width).",
+        "patch_nums": "Tokens a side of each scale.",
+        "repeats": "Times that each way is measured, after one that is not counted.",
+    }.items():
+        assert help_text.count(comment) == (name not in own)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

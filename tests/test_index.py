@@ -47,7 +47,7 @@ def test_the_steps_of_a_run(tmp_path):
             index.add(each)
         # Frames of one file come together.
         assert list(index.unseen()) == [[record(n)] for n in range(4)] + [film]
-        assert index.count("unseen") == 6 and index.count("unseen", "DISTINCT source") == 5
+        assert index.count("unseen") == 6 and index.parts("unseen") == 5
         for n, each in enumerate(records[:5]):
             index.add_look(each, look(n) if n != 1 else Look(reason="broken"))
         assert list(index.unseen()) == [[film[1]]]

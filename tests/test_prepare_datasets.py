@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from raw_trees import save, speckle
 
-from data_preprocessing import prepare_datasets, shortcut
+from data_preprocessing import prepare_datasets, report, shortcut
 from data_preprocessing.prepare_datasets import Settings
 from usvar.errors import InputError
 from usvar.files import LOCK_NAME, lock_folder
@@ -464,6 +464,20 @@ def test_bad_files_are_listed_counted_and_not_replaced(tmp_path, capsys):
         assert reasons[name].startswith(start), (name, reasons[name])
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last.startswith(f"rejected {len(wanted)} of {12 + len(wanted)} (11 unreadable, 1 copies)")
+
+
+@pytest.mark.parametrize(
+    ("reason", "short"),
+    [
+        ("exact copy of mine/Cat/0.png", "exact copy"),
+        ("truncated: a.raw holds less than its header claims", "truncated"),
+        ("empty file (0 bytes)", "empty file"),
+        ("near copies with different labels: Cat, Dog", "near copies with different labels"),
+        ("no regular file", "no regular file"),
+    ],
+)
+def test_reasons_are_counted_without_what_is_of_one_picture(reason, short):
+    assert report.short_reason(reason) == short
 
 
 def test_too_many_bad_files_stop_the_run(tmp_path):

@@ -60,9 +60,11 @@ class Outcome:
 
 def make_plan(pictures: list[Picture], seed: int, cap: int) -> Outcome:
     plan = splits.make_plan(pictures, seed, cap)
-    return Outcome(
-        plan, dict(plan.places()), dict(plan.dropped()), list(plan.copies()), list(plan.conflicts())
-    )
+    copies = [
+        (*(plan.pictures.word("source", n) for n in (first, second)), splits.KINDS[kind], float(correlation))
+        for first, second, kind, correlation in plan.copy_C
+    ]
+    return Outcome(plan, dict(plan.places()), dict(plan.dropped()), copies, list(plan.conflicts()))
 
 
 def split_by_source(pictures: list[Picture], seed: int = 0, cap: int = 0) -> dict[str, str]:
