@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy import ndimage
 from torch import Tensor
 
 from models import VAR, VQVAE
@@ -197,14 +198,9 @@ def fade(change_HW: np.ndarray, feather: int) -> np.ndarray:
     Returns:
         (H, W) float32.
     """
-    eroded_11HW = torch.from_numpy(change_HW)[None, None].float()
-    layers = [eroded_11HW]
-    while len(layers) < max(1, feather):
-        eroded_11HW = -F.max_pool2d(-eroded_11HW, kernel_size=3, stride=1, padding=1)
-        if not eroded_11HW.any():
-            break
-        layers.append(eroded_11HW)
-    return (sum(layers) / len(layers))[0, 0].numpy()
+    depth_HW = ndimage.distance_transform_cdt(change_HW, "chessboard")
+    deepest = min(max(1, feather), depth_HW.max())
+    return (np.minimum(depth_HW, deepest) / deepest).astype(np.float32)
 
 
 @torch.no_grad()
@@ -237,9 +233,9 @@ def paste(original_HW: np.ndarray, new_BHW: np.ndarray, change_HW: np.ndarray, f
 
 def show_region(image_HW: np.ndarray, change_HW: np.ndarray) -> np.ndarray:
     """The image with the part to keep dimmed and a white line around the part to change."""
-    inner_HW = -F.max_pool2d(-torch.from_numpy(change_HW)[None].float(), 3, stride=1, padding=1)[0].numpy()
+    edge_HW = ndimage.distance_transform_cdt(change_HW, "chessboard") == 1
     shown_HW = np.where(change_HW, image_HW, image_HW * 0.35)
-    return np.where(change_HW & (inner_HW == 0), 255, shown_HW).astype(np.uint8)
+    return np.where(edge_HW, 255, shown_HW).astype(np.uint8)
 
 
 def main(s: Settings) -> None:
