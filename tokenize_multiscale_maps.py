@@ -122,7 +122,7 @@ def tokenise_split(
         "views": views,
         "listing_sha256": images.listing_sha256(files),
     }
-    if is_finished(folder, made_by):
+    if is_finished(folder, files.classes, made_by):
         if world.is_main:
             print(f"{split}: nothing to do, {folder / tokens.FILE_NAME} is made by these settings")
         return
@@ -197,16 +197,17 @@ def tokenise_split(
     world.barrier()
 
 
-def is_finished(folder: Path, made_by: dict) -> bool:
-    """Whether the split's archive is there and holds the tokens that this run would make."""
+def is_finished(folder: Path, classes: tuple[str, ...], made_by: dict) -> bool:
+    """Whether the split's archive is there and holds the tokens and labels that this run would make."""
     if not (folder / tokens.FILE_NAME).is_file() or not (folder / "classes.json").is_file():
         return False
     try:
-        before = tokens.read_token_maps(folder).made_by
+        before = tokens.read_token_maps(folder)
     except InputError as error:
         print(f"note: {error}; it is made anew")
         return False
-    return what_decides_tokens(before) == what_decides_tokens(made_by)
+    # Labels count on from the first class: one more in train moves them in val and test as well.
+    return before.classes == classes and what_decides_tokens(before.made_by) == what_decides_tokens(made_by)
 
 
 def what_decides_tokens(made_by: dict) -> dict:

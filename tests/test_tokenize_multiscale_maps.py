@@ -153,6 +153,18 @@ def test_a_new_image_or_setting_makes_the_tokens_anew(made, tiny_data, tiny_vqva
     assert "val/Heart/new.png" in tokens.read_token_maps(tmp_path / "tokens" / "val").path_N
 
 
+def test_a_new_class_in_train_moves_the_labels_of_the_other_splits(made, tiny_data, tiny_vqvae, tmp_path):
+    """Val and test kept the labels of before, and train_var.py then asked to tokenise again, in vain."""
+    shutil.copytree(tiny_data, tmp_path / "data")
+    shutil.copytree(made, tmp_path / "tokens")
+    images.save_png(tmp_path / "data/train/Aorta/new.png", np.full((64, 64), 7, dtype=np.uint8))
+    script.main(settings(tmp_path / "data", tiny_vqvae, tmp_path / "tokens"))
+    for split in images.SPLITS:
+        maps = tokens.read_token_maps(tmp_path / "tokens" / split)
+        assert maps.classes == ("Aorta", "Heart", "Kidney", "Liver")
+        assert [maps.classes[i] for i in maps.label_N] == [path.split("/")[1] for path in maps.path_N]
+
+
 def test_two_processes_write_the_same_archive(made, tiny_data, tiny_vqvae, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     flags = ["--data-root", tiny_data, "--vqvae", tiny_vqvae, "--out-dir", tmp_path, "--views", "3"]
