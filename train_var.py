@@ -356,9 +356,9 @@ def main(s: Settings) -> None:
         "image_size": train.made_by["image_size"],
     }
     last_path, best_path = s.out_dir / "ar-ckpt-last.pth", s.out_dir / "ar-ckpt-best.pth"
-    last, note = read_last(last_path, MORE_STATE)
+    last, found_path, note = read_last(last_path, MORE_STATE)
     if last:
-        training.refuse_other_settings(last_path, last["made_by"], record, MAY_CHANGE)
+        training.refuse_other_settings(found_path, last["made_by"], record, MAY_CHANGE)
     run = training.RunFolder(s.out_dir, record) if world.is_main else None
 
     torch.manual_seed(s.seed)
@@ -375,7 +375,7 @@ def main(s: Settings) -> None:
     sampler = training.BalancedSampler(train.label_N, s.class_balance, s.seed)
     meter, start, best, stale, skipped = training.Meter(), 0, float("inf"), 0, 0
     if last:
-        restore(last_path, last, model, averaged, optimiser)
+        restore(found_path, last, model, averaged, optimiser)
         meter.load_state_dict(last["meter"], world)
         start, best, stale, skipped = (last[key] for key in ("step", "best", "stale", "skipped"))
         if best < float("inf") and not is_whole(best_path):

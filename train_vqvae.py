@@ -423,12 +423,12 @@ def main(s: Settings) -> None:
     }
     config = {"kind": "vqvae", "arguments": arguments, "image_size": side, "classes": list(names)}
     last_path, best_path = s.out_dir / "last.pth", s.out_dir / "best.pth"
-    last, note = read_last(last_path)
+    last, found_path, note = read_last(last_path)
     if last:
-        training.refuse_other_settings(last_path, last["made_by"], record, MAY_CHANGE)
+        training.refuse_other_settings(found_path, last["made_by"], record, MAY_CHANGE)
         if last["config"] != config:
             raise InputError(
-                f"{last_path} was trained on other classes or sizes than {s.data_root} holds now"
+                f"{found_path} was trained on other classes or sizes than {s.data_root} holds now"
             )
         if not s.init_from:
             # Named no more, but what goes on comes from it.
@@ -489,9 +489,9 @@ def main(s: Settings) -> None:
 
     # Where it starts: at a checkpoint, at another model's weights, or with a codebook made from real images.
     if last:
-        restore(last_path, last, model, averaged, optimiser)
+        restore(found_path, last, model, averaged, optimiser)
         if discriminator:
-            load_strictly(discriminator, last.get("discriminator", {}), last_path, "discriminator.")
+            load_strictly(discriminator, last.get("discriminator", {}), found_path, "discriminator.")
         meter.load_state_dict(last["meter"], world)
         start, best, skipped = last["step"], last["best"], last["skipped"]
         if best < float("inf") and not is_whole(best_path):
