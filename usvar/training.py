@@ -1,4 +1,6 @@
-"""What both training scripts need: rate, batches and random numbers by step; EMA; stopping; the run folder.
+"""What training needs: rate, batches and random numbers by step; EMA; stopping; the run folder.
+
+Both training scripts use all of it; sampling, the tokeniser, the sweep and the networks that judge use parts.
 
 Because the learning rate, the images of a batch and every random draw are pure functions of the seed and the
 step, a run that goes on from a checkpoint meets exactly what it would have met, with any number of processes.
