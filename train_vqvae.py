@@ -312,12 +312,12 @@ def backward(
                     discriminator, rebuilt_B3HW, reconstruction, last_layer, world, dtype
                 )
                 with training.autocast(image_B3HW.device, dtype):
-                    judging, scores_2 = losses.judging(
+                    own_loss, scores_2 = losses.discriminator_loss(
                         discriminator, piece_B3HW, rebuilt_B3HW, s.lecam_weight
                     )
-                (judging / len(pieces)).backward()
+                (own_loss / len(pieces)).backward()
                 found |= {"train_adversarial": s.adversarial_weight * fooling, "adaptive_weight": ratio}
-                found |= {"judging_loss": judging, "scores_real_fake": scores_2}
+                found |= {"discriminator_loss": own_loss, "scores_real_fake": scores_2}
                 loss = loss + found["train_adversarial"]
             # Per pixel value, so that `clip` means the same at every image size.
             (loss / values / len(pieces)).backward()
@@ -328,7 +328,7 @@ def backward(
         for parameter in discriminator.parameters():
             # Copied back, for fused AdamW wants gradients in the layout of the weights, sums want plain rows.
             parameter.grad.copy_(world.mean(parameter.grad.contiguous()))
-        means["judging_norm"] = nn.utils.clip_grad_norm_(discriminator.parameters(), s.clip)
+        means["discriminator_norm"] = nn.utils.clip_grad_norm_(discriminator.parameters(), s.clip)
     return means
 
 
@@ -563,19 +563,19 @@ def main(s: Settings) -> None:
             image_B3HW = to_device(*batch)
             network.train()
             hits_before_SV = model.quantize.ema_vocab_hit_SV.clone()
-            judge = discriminator if step >= s.adversarial_step else None
-            if judge and step == s.adversarial_step:
+            active = discriminator if step >= s.adversarial_step else None
+            if active and step == s.adversarial_step:
                 best = float("inf")  # smoother images, from before this loss, would win for good
-            numbers = backward(s, network, model, judge, perceptual, image_B3HW, world, dtype)
+            numbers = backward(s, network, model, active, perceptual, image_B3HW, world, dtype)
             # A discriminator whose gradient is not finite holds back the whole step.
             loss = numbers["train_total"] + numbers.get("train_adversarial", 0)
-            loss = loss / image_B3HW[0].numel() + 0 * numbers.get("judging_norm", 0)
+            loss = loss / image_B3HW[0].numel() + 0 * numbers.get("discriminator_norm", 0)
             norm, is_made = guard.step(step, rate, loss)
             own_hits_SV = model.quantize.ema_vocab_hit_SV
             own_hits_SV.copy_(torch.where(is_made, own_hits_SV, hits_before_SV))
-            if judge:
+            if active:
                 scores_2 = world.mean(numbers["scores_real_fake"].clone())
-                losses.follow_scores(judge, scores_2, is_made)
+                losses.follow_scores(active, scores_2, is_made)
             training.ema_update(averaged, model, step, s.ema_decay, is_made)
             progress.update()
 

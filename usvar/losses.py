@@ -198,7 +198,7 @@ def fooling_term(
     return ratio * values * loss, ratio
 
 
-def judging(
+def discriminator_loss(
     discriminator: PatchDiscriminator, image_BCHW: Tensor, rebuilt_BCHW: Tensor, lecam_weight: float
 ) -> tuple[Tensor, Tensor]:
     """The discriminator's side: hinge loss and LeCam's term.
