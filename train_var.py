@@ -188,21 +188,14 @@ class Settings:
 
 def check(s: Settings, train: tokens.TokenMaps, val: tokens.TokenMaps, processes: int) -> None:
     """Refuse settings and splits that do not fit each other, before anything is written."""
-    checks.require(s, "1 or more", "width", "heads")
+    checks.require(s, "1 or more", "width", "heads", "depth")
     if s.width % s.heads:
         raise InputError(f"--width {s.width} does not divide by --heads {s.heads}: choose a multiple")
     tokens.check_drawing(s.cfg, s.top_k, s.top_p, 1.0)
-    checks.require(s, "1 or more", "depth", "batch_size", "accumulate", "steps")
-    checks.require(s, "1 or more", "log_every", "eval_every", "save_every")
     checks.require(s, "0 or more", "head_chunk", "patience", "samples_per_class")
-    checks.require(s, "0 to 1", "class_drop", "label_smoothing", "class_balance")
+    checks.require(s, "0 to 1", "class_drop", "label_smoothing")
     checks.require(s, "0 to below 1", "drop_rate", "drop_path_rate")
-    training.check_optimiser(s)
-    if s.batch_size % (processes * s.accumulate):
-        raise InputError(
-            f"--batch-size {s.batch_size} does not divide by {processes} processes times --accumulate "
-            f"{s.accumulate}: choose a multiple of {processes * s.accumulate}"
-        )
+    training.check_shared(s, processes)
     if not isinstance(train.made_by.get("image_size"), int):
         raise InputError(f"{train.file}: its made_by record has no image_size: tokenise again")
     if train.classes != val.classes:

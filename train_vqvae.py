@@ -253,18 +253,12 @@ def check(s: Settings, side: int, processes: int = 1) -> None:
             f"--ch {s.ch} was given, wanted a multiple of 32 (group normalisation has 32 groups)"
         )
     checks.require(s, "2 or more", "vocab_size")
-    checks.require(s, "1 or more", "z_channels", "batch_size", "accumulate", "steps", "workers")
-    checks.require(s, "1 or more", "log_every", "eval_every", "save_every")
-    checks.require(s, "0 to 1", "class_balance", "data_set_balance", "adversarial_start", "revive_until")
+    checks.require(s, "1 or more", "z_channels", "workers")
+    checks.require(s, "0 to 1", "data_set_balance", "adversarial_start", "revive_until")
     checks.require(s, "0 or more", "codebook_start_images", "beta", "revive_every", "revive_below")
     checks.require(s, "0 or more", "vq_weight", "l1_weight", "ssim_weight", "perceptual_weight")
     checks.require(s, "0 or more", "adversarial_weight", "lecam_weight")
-    training.check_optimiser(s)
-    if s.batch_size % (processes * s.accumulate):
-        raise InputError(
-            f"--batch-size {s.batch_size} does not divide by {processes} processes times --accumulate "
-            f"{s.accumulate}: choose a multiple of {processes * s.accumulate}"
-        )
+    training.check_shared(s, processes)
 
 
 def backward(

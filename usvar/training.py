@@ -173,16 +173,29 @@ def decay_groups(
     ]
 
 
-def check_optimiser(settings: Any) -> None:
-    """Refuse settings of the optimiser, the schedule and the seed that make no sense, for both trainers.
+def check_shared(settings: Any, processes: int) -> None:
+    """Refuse what makes no sense among the settings that both trainers have: batches, schedule, optimiser.
+
+    Args:
+        settings: of either trainer.
+        processes: how many share a batch.
 
     Raises:
         InputError: names the flag.
     """
+    checks.require(settings, "1 or more", "batch_size", "accumulate", "steps")
+    checks.require(settings, "1 or more", "log_every", "eval_every", "save_every")
+    checks.require(settings, "0 to 1", "class_balance")
     checks.require(settings, "above 0", "learning_rate", "clip", "read_limit_s")
     checks.require(settings, "0 to 1", "warmup", "final_rate")
     checks.require(settings, "0 to below 1", "betas", "ema_decay")
     checks.require(settings, "0 or more", "muon_rate", "weight_decay", "max_skipped_steps", "seed")
+    batch, shares = settings.batch_size, processes * settings.accumulate
+    if batch % shares:
+        raise InputError(
+            f"--batch-size {batch} does not divide by {processes} processes times --accumulate "
+            f"{settings.accumulate}: choose a multiple of {shares}"
+        )
 
 
 def amp_dtype(device: torch.device, precision: str) -> torch.dtype:
