@@ -22,7 +22,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from models import VAR, VQVAE
-from models.helpers import image_seeds
+from models.helpers import image_seeds, split_scales
 from usvar import checkpoints, checks, cli, distributed, images, plots, provenance, tokens, training
 from usvar.errors import InputError
 from usvar.files import write_json
@@ -270,7 +270,7 @@ def main(s: Settings) -> None:
     edited_BHW = paste(image_HW, decoded_BHW, change_HW, s.feather) if s.paste else decoded_BHW
 
     inputs = {"var": s.var, "vqvae": s.vqvae, "image": s.image} | ({"mask": s.mask} if s.mask else {})
-    free_S = [int((part < 0).sum()) for part in known_1L.split([v * v for v in model.patch_nums], dim=1)]
+    free_S = [int((part < 0).sum()) for part in split_scales(known_1L, model.patch_nums)]
     variants = []
     for i, (seed, picture) in enumerate(zip(seeds, edited_BHW, strict=True)):
         images.save_png(s.out_dir / f"edit_{i}.png", picture)

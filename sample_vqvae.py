@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models import VQVAE
+from models.helpers import scale_boundaries
 from usvar import checks, cli, distributed, images, metrics, physics, plots, provenance
 from usvar.checkpoints import Loaded, load_vqvae
 from usvar.errors import InputError
@@ -186,8 +187,7 @@ def summary(errors: dict[str, np.ndarray], chosen: np.ndarray) -> dict[str, obje
 @torch.no_grad()
 def draw_scales(s: Settings, model: VQVAE, files: images.ImageFiles) -> None:
     """A figure a class: rebuilt from 1, 2, ... all scales, then the original."""
-    sides = model.quantize.v_patch_nums
-    ends = np.cumsum(np.square(sides))
+    _, *ends = scale_boundaries(model.quantize.v_patch_nums)
     columns = [f"{n} scale{'s' * (n > 1)}\nK = {end}" for n, end in enumerate(ends, 1)]
     for label, name in enumerate(files.classes):
         rows = np.flatnonzero(files.label_N == label)

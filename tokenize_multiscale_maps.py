@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from models import VQVAE
+from models.helpers import scale_boundaries
 from models.quant import perplexity, usage
 from usvar import checkpoints, checks, cli, distributed, images, provenance, tokens, training
 from usvar.augment import augment, draw_parameters
@@ -127,7 +128,7 @@ def tokenise_split(
             print(f"{split}: nothing to do, {folder / tokens.FILE_NAME} is made by these settings")
         return
 
-    count, length = len(files) * views, tokens.token_count(patch_nums)
+    count, length = len(files) * views, scale_boundaries(patch_nums)[-1]
     idx_path, done_path, path_path, stamp_path = (
         folder / f"partial_{name}" for name in ("idx.npy", "done.npy", "path.npy", "stamp.json")
     )

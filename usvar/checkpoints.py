@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from models import VAR, VQVAE
+from models.helpers import scale_boundaries
 from usvar.errors import InputError, RunError
 from usvar.files import atomic_path
 from usvar.provenance import sha256_file
@@ -482,8 +483,8 @@ def _var_arguments(path: Path, state: Mapping[str, Tensor], vqvae: Loaded) -> di
     """Constructor arguments of a published VAR from the shapes of its tensors."""
     patch_nums = vqvae.model.quantize.v_patch_nums
     length = state["pos_1LC"].shape[1]
-    if length != sum(side**2 for side in patch_nums):
-        raise InputError(f"{path} has {length} tokens an image, the VQ-VAE {sum(s**2 for s in patch_nums)}")
+    if length != (wanted := scale_boundaries(patch_nums)[-1]):
+        raise InputError(f"{path} has {length} tokens an image, the VQ-VAE {wanted}")
     width = state["pos_start"].shape[-1]
     scale_key = "blocks.0.attn.scale_mul_1H11"
     return {
