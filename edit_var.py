@@ -263,8 +263,8 @@ def main(s: Settings) -> None:
     sampling = {name: getattr(s, name) for name in ("cfg", "top_k", "top_p", "temperature")}
     decoded_BHW = np.concatenate(
         [
-            draw_variants(model, vae, known_1L, label, seeds[rows.start : rows.stop], **sampling)
-            for rows in training.batches(s.variants, s.batch_size)
+            draw_variants(model, vae, known_1L, label, some, **sampling)
+            for some in training.batches(seeds, s.batch_size)
         ]
     )
     edited_BHW = paste(image_HW, decoded_BHW, change_HW, s.feather) if s.paste else decoded_BHW

@@ -123,7 +123,7 @@ def measure(
     side, found = images.image_size(files), []
     speckle = {"real": Speckle(), "rebuilt": Speckle()}
     with tqdm(total=len(files), desc=f"rebuild {files.split}", file=sys.stdout) as progress:
-        for rows in batches(len(files), s.batch_size):
+        for rows in batches(range(len(files)), s.batch_size):
             grey_BHW = images.read_images(files, rows, side)
             image_B3HW, rebuilt = rebuild(model, grey_BHW, every_scale=False)
             errors = metrics.image_errors(image_B3HW, rebuilt[-1])
@@ -161,8 +161,8 @@ def measure_by_scale(s: Settings, model: VQVAE, files: images.ImageFiles) -> dic
     chosen = np.linspace(0, len(files) - 1, count).round().astype(int)
     sums_2S = torch.zeros(2, len(model.quantize.v_patch_nums), dtype=torch.float64)
     with tqdm(total=count, desc=f"scale by scale, {files.split}", file=sys.stdout) as progress:
-        for rows in batches(count, s.batch_size):
-            grey_BHW = images.read_images(files, chosen[rows.start : rows.stop].tolist(), side)
+        for rows in batches(chosen, s.batch_size):
+            grey_BHW = images.read_images(files, rows.tolist(), side)
             image_B3HW, rebuilt = rebuild(model, grey_BHW, every_scale=True)
             for scale, rebuilt_B3HW in enumerate(rebuilt):
                 errors = metrics.image_errors(image_B3HW, rebuilt_B3HW)

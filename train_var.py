@@ -273,14 +273,13 @@ def validate(
     sums_2S = torch.zeros(2, len(spans), dtype=torch.float64, device=device)
     own_rows = np.flatnonzero(maps.view_N == 0)
     mine = own_rows[world.rank :: world.size]
-    for rows in training.batches(len(mine), s.batch_size):
-        chosen = mine[rows.start : rows.stop]
-        idx_BL = tokens.as_tensor(maps.idx_NL, chosen).to(device)
-        label_B = torch.from_numpy(maps.label_N[chosen]).to(device)
+    for rows in training.batches(mine, s.batch_size):
+        idx_BL = tokens.as_tensor(maps.idx_NL, rows).to(device)
+        label_B = torch.from_numpy(maps.label_N[rows]).to(device)
         input_BLC = vae.quantize.idxBl_to_var_input(split_scales(idx_BL, maps.patch_nums))
         with training.autocast(device, dtype):
             _, nats_BL, hit_BL = model(label_B, input_BLC, target_BL=idx_BL, chunk=s.head_chunk)
-        sums_2S += torch.stack([scale_means(x, spans) for x in (nats_BL, hit_BL)]).double() * len(chosen)
+        sums_2S += torch.stack([scale_means(x, spans) for x in (nats_BL, hit_BL)]).double() * len(rows)
     nats_S, accuracy_S = world.sum(sums_2S) / len(own_rows)
     mean = mean_over_tokens(nats_S, spans).item()
     return {

@@ -347,8 +347,8 @@ def validate(
     sums = torch.zeros(len(names), dtype=torch.float64, device=device)
     hits_SV = torch.zeros(len(s.patch_nums), s.vocab_size, device=device)
     mine = np.arange(world.rank, len(pixels_NHW), world.size)
-    for rows in training.batches(len(mine), s.batch_size):
-        image_B3HW = images.to_model_range(pixels_NHW[mine[rows.start : rows.stop]], device)
+    for rows in training.batches(mine, s.batch_size):
+        image_B3HW = images.to_model_range(pixels_NHW[rows], device)
         with training.autocast(device, dtype):
             features_BChw = model.img_to_features(image_B3HW)
             f_hat_BChw, _, vq = model.quantize(features_BChw)

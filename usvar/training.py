@@ -31,6 +31,7 @@ from usvar.files import full_disk_named, lock_folder, remove_stale_temporaries, 
 from usvar.threads import in_order
 
 T = TypeVar("T")
+Sliced = TypeVar("Sliced", bound=Sequence | np.ndarray)
 
 # Under torchrun, one Ctrl-C reaches a process twice, from the terminal and from torchrun.
 REPEAT_S = 2.0
@@ -590,6 +591,6 @@ def prefetch(
         yield step, batch, time.perf_counter() - started
 
 
-def batches(count: int, size: int) -> Iterator[range]:
-    """Ranges that cover `count` items in pieces of `size`."""
-    return (range(i, min(i + size, count)) for i in range(0, count, size))
+def batches(items: Sliced, size: int) -> Iterator[Sliced]:
+    """Items, such as a list, a range or an array, in pieces of `size`; the last may be smaller."""
+    return (items[i : i + size] for i in range(0, len(items), size))
