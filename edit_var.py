@@ -18,10 +18,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy import ndimage
 from torch import Tensor
 
 from models import VAR, VQVAE
-from models.helpers import image_seeds
+from models.helpers import image_seeds, split_scales
 from usvar import checkpoints, checks, cli, distributed, images, plots, provenance, tokens, training
 from usvar.errors import InputError
 from usvar.files import write_json
@@ -197,14 +198,9 @@ def fade(change_HW: np.ndarray, feather: int) -> np.ndarray:
     Returns:
         (H, W) float32.
     """
-    eroded_11HW = torch.from_numpy(change_HW)[None, None].float()
-    layers = [eroded_11HW]
-    while len(layers) < max(1, feather):
-        eroded_11HW = -F.max_pool2d(-eroded_11HW, kernel_size=3, stride=1, padding=1)
-        if not eroded_11HW.any():
-            break
-        layers.append(eroded_11HW)
-    return (sum(layers) / len(layers))[0, 0].numpy()
+    depth_HW = ndimage.distance_transform_cdt(change_HW, "chessboard")
+    deepest = min(max(1, feather), depth_HW.max())
+    return (np.minimum(depth_HW, deepest) / deepest).astype(np.float32)
 
 
 @torch.no_grad()
@@ -237,9 +233,9 @@ def paste(original_HW: np.ndarray, new_BHW: np.ndarray, change_HW: np.ndarray, f
 
 def show_region(image_HW: np.ndarray, change_HW: np.ndarray) -> np.ndarray:
     """The image with the part to keep dimmed and a white line around the part to change."""
-    inner_HW = -F.max_pool2d(-torch.from_numpy(change_HW)[None].float(), 3, stride=1, padding=1)[0].numpy()
+    edge_HW = ndimage.distance_transform_cdt(change_HW, "chessboard") == 1
     shown_HW = np.where(change_HW, image_HW, image_HW * 0.35)
-    return np.where(change_HW & (inner_HW == 0), 255, shown_HW).astype(np.uint8)
+    return np.where(edge_HW, 255, shown_HW).astype(np.uint8)
 
 
 def main(s: Settings) -> None:
@@ -267,14 +263,14 @@ def main(s: Settings) -> None:
     sampling = {name: getattr(s, name) for name in ("cfg", "top_k", "top_p", "temperature")}
     decoded_BHW = np.concatenate(
         [
-            draw_variants(model, vae, known_1L, label, seeds[rows.start : rows.stop], **sampling)
-            for rows in training.batches(s.variants, s.batch_size)
+            draw_variants(model, vae, known_1L, label, some, **sampling)
+            for some in training.batches(seeds, s.batch_size)
         ]
     )
     edited_BHW = paste(image_HW, decoded_BHW, change_HW, s.feather) if s.paste else decoded_BHW
 
     inputs = {"var": s.var, "vqvae": s.vqvae, "image": s.image} | ({"mask": s.mask} if s.mask else {})
-    free_S = [int((part < 0).sum()) for part in known_1L.split([v * v for v in model.patch_nums], dim=1)]
+    free_S = [int((part < 0).sum()) for part in split_scales(known_1L, model.patch_nums)]
     variants = []
     for i, (seed, picture) in enumerate(zip(seeds, edited_BHW, strict=True)):
         images.save_png(s.out_dir / f"edit_{i}.png", picture)

@@ -282,8 +282,7 @@ def is_there(s: Settings, sample: Sample) -> bool:
 def in_batches(samples: list[Sample], size: int) -> Iterator[list[Sample]]:
     """Samples of one mode and K in pieces of `size`."""
     for _, group in itertools.groupby(samples, key=lambda sample: (sample.K, sample.mode)):
-        same = list(group)
-        yield from (same[rows.start : rows.stop] for rows in training.batches(len(same), size))
+        yield from training.batches(list(group), size)
 
 
 def prior_mode(maps: tokens.TokenMaps, label: int, prefix: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models import VQVAE
+from models.helpers import scale_boundaries
 from usvar import checks, cli, distributed, images, metrics, physics, plots, provenance
 from usvar.checkpoints import Loaded, load_vqvae
 from usvar.errors import InputError
@@ -122,7 +123,7 @@ def measure(
     side, found = images.image_size(files), []
     speckle = {"real": Speckle(), "rebuilt": Speckle()}
     with tqdm(total=len(files), desc=f"rebuild {files.split}", file=sys.stdout) as progress:
-        for rows in batches(len(files), s.batch_size):
+        for rows in batches(range(len(files)), s.batch_size):
             grey_BHW = images.read_images(files, rows, side)
             image_B3HW, rebuilt = rebuild(model, grey_BHW, every_scale=False)
             errors = metrics.image_errors(image_B3HW, rebuilt[-1])
@@ -160,8 +161,8 @@ def measure_by_scale(s: Settings, model: VQVAE, files: images.ImageFiles) -> dic
     chosen = np.linspace(0, len(files) - 1, count).round().astype(int)
     sums_2S = torch.zeros(2, len(model.quantize.v_patch_nums), dtype=torch.float64)
     with tqdm(total=count, desc=f"scale by scale, {files.split}", file=sys.stdout) as progress:
-        for rows in batches(count, s.batch_size):
-            grey_BHW = images.read_images(files, chosen[rows.start : rows.stop].tolist(), side)
+        for rows in batches(chosen, s.batch_size):
+            grey_BHW = images.read_images(files, rows.tolist(), side)
             image_B3HW, rebuilt = rebuild(model, grey_BHW, every_scale=True)
             for scale, rebuilt_B3HW in enumerate(rebuilt):
                 errors = metrics.image_errors(image_B3HW, rebuilt_B3HW)
@@ -186,8 +187,7 @@ def summary(errors: dict[str, np.ndarray], chosen: np.ndarray) -> dict[str, obje
 @torch.no_grad()
 def draw_scales(s: Settings, model: VQVAE, files: images.ImageFiles) -> None:
     """A figure a class: rebuilt from 1, 2, ... all scales, then the original."""
-    sides = model.quantize.v_patch_nums
-    ends = np.cumsum(np.square(sides))
+    _, *ends = scale_boundaries(model.quantize.v_patch_nums)
     columns = [f"{n} scale{'s' * (n > 1)}\nK = {end}" for n, end in enumerate(ends, 1)]
     for label, name in enumerate(files.classes):
         rows = np.flatnonzero(files.label_N == label)

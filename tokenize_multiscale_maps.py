@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from models import VQVAE
+from models.helpers import scale_boundaries
 from models.quant import perplexity, usage
 from usvar import checkpoints, checks, cli, distributed, images, provenance, tokens, training
 from usvar.augment import augment, draw_parameters
@@ -122,25 +123,25 @@ def tokenise_split(
         "views": views,
         "listing_sha256": images.listing_sha256(files),
     }
-    if is_finished(folder, made_by):
+    if is_finished(folder, files.classes, made_by):
         if world.is_main:
             print(f"{split}: nothing to do, {folder / tokens.FILE_NAME} is made by these settings")
         return
 
-    count, length = len(files) * views, tokens.token_count(patch_nums)
+    count, length = len(files) * views, scale_boundaries(patch_nums)[-1]
     idx_path, done_path, path_path, stamp_path = (
         folder / f"partial_{name}" for name in ("idx.npy", "done.npy", "path.npy", "stamp.json")
     )
     if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         remove_stale_temporaries(folder)
-        stamp = json.dumps(made_by, sort_keys=True)
-        if not stamp_path.is_file() or json.loads(stamp_path.read_text(encoding="utf-8")) != stamp:
+        decisive = what_decides_tokens(made_by)
+        if not stamp_path.is_file() or json.loads(stamp_path.read_text(encoding="utf-8")) != decisive:
             stamp_path.unlink(missing_ok=True)
             dtype = np.uint16 if vqvae.model.vocab_size <= 65536 else np.int32
             new_memmap(idx_path, dtype, (count, length)).flush()
             new_memmap(done_path, np.bool_, (count,)).flush()
-            write_json(stamp_path, stamp)
+            write_json(stamp_path, decisive)
     world.barrier()
     idx_NL, done_N = np.load(idx_path, mmap_mode="r+"), np.load(done_path, mmap_mode="r+")
     share = np.array_split(np.arange(count), world.size)[world.rank]
@@ -197,23 +198,29 @@ def tokenise_split(
     world.barrier()
 
 
-def is_finished(folder: Path, made_by: dict) -> bool:
-    """Whether the split's archive is there and was made by the same settings from the same files."""
+def is_finished(folder: Path, classes: tuple[str, ...], made_by: dict) -> bool:
+    """Whether the split's archive is there and holds the tokens and labels that this run would make."""
     if not (folder / tokens.FILE_NAME).is_file() or not (folder / "classes.json").is_file():
         return False
     try:
-        before = tokens.read_token_maps(folder).made_by
+        before = tokens.read_token_maps(folder)
     except InputError as error:
         print(f"note: {error}; it is made anew")
         return False
-    return without_paths(before) == without_paths(made_by)
+    # Labels count on from the first class: one more in train moves them in val and test as well.
+    return before.classes == classes and what_decides_tokens(before.made_by) == what_decides_tokens(made_by)
 
 
-def without_paths(made_by: dict) -> dict:
-    """A made_by record less what does not change the tokens."""
-    settings = {name: made_by["settings"][name] for name in ("views", "seed")}
-    return {k: v for k, v in made_by.items() if k not in ("code_revision", "settings")} | {
-        "settings": settings
+def what_decides_tokens(made_by: dict) -> dict:
+    """The part of a made_by record that other tokens would differ in: what is read and how it is augmented.
+
+    Names of files, the batch size and the device are none of it, nor are the versions of code and torch: a
+    commit or a renamed VQ-VAE would else cost hours for the same tokens.
+    """
+    return {
+        "vqvae_sha256": made_by["inputs"]["vqvae"]["sha256"],
+        "seed": made_by.get("settings", {}).get("seed"),
+        **{name: made_by.get(name) for name in ("split", "listing_sha256", "views")},
     }
 
 

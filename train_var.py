@@ -188,21 +188,14 @@ class Settings:
 
 def check(s: Settings, train: tokens.TokenMaps, val: tokens.TokenMaps, processes: int) -> None:
     """Refuse settings and splits that do not fit each other, before anything is written."""
-    checks.require(s, "1 or more", "width", "heads")
+    checks.require(s, "1 or more", "width", "heads", "depth")
     if s.width % s.heads:
         raise InputError(f"--width {s.width} does not divide by --heads {s.heads}: choose a multiple")
     tokens.check_drawing(s.cfg, s.top_k, s.top_p, 1.0)
-    checks.require(s, "1 or more", "depth", "batch_size", "accumulate", "steps")
-    checks.require(s, "1 or more", "log_every", "eval_every", "save_every")
     checks.require(s, "0 or more", "head_chunk", "patience", "samples_per_class")
-    checks.require(s, "0 to 1", "class_drop", "label_smoothing", "class_balance")
+    checks.require(s, "0 to 1", "class_drop", "label_smoothing")
     checks.require(s, "0 to below 1", "drop_rate", "drop_path_rate")
-    training.check_optimiser(s)
-    if s.batch_size % (processes * s.accumulate):
-        raise InputError(
-            f"--batch-size {s.batch_size} does not divide by {processes} processes times --accumulate "
-            f"{s.accumulate}: choose a multiple of {processes * s.accumulate}"
-        )
+    training.check_shared(s, processes)
     if not isinstance(train.made_by.get("image_size"), int):
         raise InputError(f"{train.file}: its made_by record has no image_size: tokenise again")
     if train.classes != val.classes:
@@ -280,14 +273,13 @@ def validate(
     sums_2S = torch.zeros(2, len(spans), dtype=torch.float64, device=device)
     own_rows = np.flatnonzero(maps.view_N == 0)
     mine = own_rows[world.rank :: world.size]
-    for rows in training.batches(len(mine), s.batch_size):
-        chosen = mine[rows.start : rows.stop]
-        idx_BL = tokens.as_tensor(maps.idx_NL, chosen).to(device)
-        label_B = torch.from_numpy(maps.label_N[chosen]).to(device)
+    for rows in training.batches(mine, s.batch_size):
+        idx_BL = tokens.as_tensor(maps.idx_NL, rows).to(device)
+        label_B = torch.from_numpy(maps.label_N[rows]).to(device)
         input_BLC = vae.quantize.idxBl_to_var_input(split_scales(idx_BL, maps.patch_nums))
         with training.autocast(device, dtype):
             _, nats_BL, hit_BL = model(label_B, input_BLC, target_BL=idx_BL, chunk=s.head_chunk)
-        sums_2S += torch.stack([scale_means(x, spans) for x in (nats_BL, hit_BL)]).double() * len(chosen)
+        sums_2S += torch.stack([scale_means(x, spans) for x in (nats_BL, hit_BL)]).double() * len(rows)
     nats_S, accuracy_S = world.sum(sums_2S) / len(own_rows)
     mean = mean_over_tokens(nats_S, spans).item()
     return {
@@ -356,9 +348,9 @@ def main(s: Settings) -> None:
         "image_size": train.made_by["image_size"],
     }
     last_path, best_path = s.out_dir / "ar-ckpt-last.pth", s.out_dir / "ar-ckpt-best.pth"
-    last, note = read_last(last_path, MORE_STATE)
+    last, found_path, note = read_last(last_path, MORE_STATE)
     if last:
-        training.refuse_other_settings(last_path, last["made_by"], record, MAY_CHANGE)
+        training.refuse_other_settings(found_path, last["made_by"], record, MAY_CHANGE)
     run = training.RunFolder(s.out_dir, record) if world.is_main else None
 
     torch.manual_seed(s.seed)
@@ -375,7 +367,7 @@ def main(s: Settings) -> None:
     sampler = training.BalancedSampler(train.label_N, s.class_balance, s.seed)
     meter, start, best, stale, skipped = training.Meter(), 0, float("inf"), 0, 0
     if last:
-        restore(last_path, last, model, averaged, optimiser)
+        restore(found_path, last, model, averaged, optimiser)
         meter.load_state_dict(last["meter"], world)
         start, best, stale, skipped = (last[key] for key in ("step", "best", "stale", "skipped"))
         if best < float("inf") and not is_whole(best_path):

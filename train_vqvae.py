@@ -253,18 +253,12 @@ def check(s: Settings, side: int, processes: int = 1) -> None:
             f"--ch {s.ch} was given, wanted a multiple of 32 (group normalisation has 32 groups)"
         )
     checks.require(s, "2 or more", "vocab_size")
-    checks.require(s, "1 or more", "z_channels", "batch_size", "accumulate", "steps", "workers")
-    checks.require(s, "1 or more", "log_every", "eval_every", "save_every")
-    checks.require(s, "0 to 1", "class_balance", "data_set_balance", "adversarial_start", "revive_until")
+    checks.require(s, "1 or more", "z_channels", "workers")
+    checks.require(s, "0 to 1", "data_set_balance", "adversarial_start", "revive_until")
     checks.require(s, "0 or more", "codebook_start_images", "beta", "revive_every", "revive_below")
     checks.require(s, "0 or more", "vq_weight", "l1_weight", "ssim_weight", "perceptual_weight")
     checks.require(s, "0 or more", "adversarial_weight", "lecam_weight")
-    training.check_optimiser(s)
-    if s.batch_size % (processes * s.accumulate):
-        raise InputError(
-            f"--batch-size {s.batch_size} does not divide by {processes} processes times --accumulate "
-            f"{s.accumulate}: choose a multiple of {processes * s.accumulate}"
-        )
+    training.check_shared(s, processes)
 
 
 def backward(
@@ -312,12 +306,12 @@ def backward(
                     discriminator, rebuilt_B3HW, reconstruction, last_layer, world, dtype
                 )
                 with training.autocast(image_B3HW.device, dtype):
-                    judging, scores_2 = losses.judging(
+                    own_loss, scores_2 = losses.discriminator_loss(
                         discriminator, piece_B3HW, rebuilt_B3HW, s.lecam_weight
                     )
-                (judging / len(pieces)).backward()
+                (own_loss / len(pieces)).backward()
                 found |= {"train_adversarial": s.adversarial_weight * fooling, "adaptive_weight": ratio}
-                found |= {"judging_loss": judging, "scores_real_fake": scores_2}
+                found |= {"discriminator_loss": own_loss, "scores_real_fake": scores_2}
                 loss = loss + found["train_adversarial"]
             # Per pixel value, so that `clip` means the same at every image size.
             (loss / values / len(pieces)).backward()
@@ -328,7 +322,7 @@ def backward(
         for parameter in discriminator.parameters():
             # Copied back, for fused AdamW wants gradients in the layout of the weights, sums want plain rows.
             parameter.grad.copy_(world.mean(parameter.grad.contiguous()))
-        means["judging_norm"] = nn.utils.clip_grad_norm_(discriminator.parameters(), s.clip)
+        means["discriminator_norm"] = nn.utils.clip_grad_norm_(discriminator.parameters(), s.clip)
     return means
 
 
@@ -353,8 +347,8 @@ def validate(
     sums = torch.zeros(len(names), dtype=torch.float64, device=device)
     hits_SV = torch.zeros(len(s.patch_nums), s.vocab_size, device=device)
     mine = np.arange(world.rank, len(pixels_NHW), world.size)
-    for rows in training.batches(len(mine), s.batch_size):
-        image_B3HW = images.to_model_range(pixels_NHW[mine[rows.start : rows.stop]], device)
+    for rows in training.batches(mine, s.batch_size):
+        image_B3HW = images.to_model_range(pixels_NHW[rows], device)
         with training.autocast(device, dtype):
             features_BChw = model.img_to_features(image_B3HW)
             f_hat_BChw, _, vq = model.quantize(features_BChw)
@@ -423,12 +417,12 @@ def main(s: Settings) -> None:
     }
     config = {"kind": "vqvae", "arguments": arguments, "image_size": side, "classes": list(names)}
     last_path, best_path = s.out_dir / "last.pth", s.out_dir / "best.pth"
-    last, note = read_last(last_path)
+    last, found_path, note = read_last(last_path)
     if last:
-        training.refuse_other_settings(last_path, last["made_by"], record, MAY_CHANGE)
+        training.refuse_other_settings(found_path, last["made_by"], record, MAY_CHANGE)
         if last["config"] != config:
             raise InputError(
-                f"{last_path} was trained on other classes or sizes than {s.data_root} holds now"
+                f"{found_path} was trained on other classes or sizes than {s.data_root} holds now"
             )
         if not s.init_from:
             # Named no more, but what goes on comes from it.
@@ -489,9 +483,9 @@ def main(s: Settings) -> None:
 
     # Where it starts: at a checkpoint, at another model's weights, or with a codebook made from real images.
     if last:
-        restore(last_path, last, model, averaged, optimiser)
+        restore(found_path, last, model, averaged, optimiser)
         if discriminator:
-            load_strictly(discriminator, last.get("discriminator", {}), last_path, "discriminator.")
+            load_strictly(discriminator, last.get("discriminator", {}), found_path, "discriminator.")
         meter.load_state_dict(last["meter"], world)
         start, best, skipped = last["step"], last["best"], last["skipped"]
         if best < float("inf") and not is_whole(best_path):
@@ -563,19 +557,19 @@ def main(s: Settings) -> None:
             image_B3HW = to_device(*batch)
             network.train()
             hits_before_SV = model.quantize.ema_vocab_hit_SV.clone()
-            judge = discriminator if step >= s.adversarial_step else None
-            if judge and step == s.adversarial_step:
+            active = discriminator if step >= s.adversarial_step else None
+            if active and step == s.adversarial_step:
                 best = float("inf")  # smoother images, from before this loss, would win for good
-            numbers = backward(s, network, model, judge, perceptual, image_B3HW, world, dtype)
+            numbers = backward(s, network, model, active, perceptual, image_B3HW, world, dtype)
             # A discriminator whose gradient is not finite holds back the whole step.
             loss = numbers["train_total"] + numbers.get("train_adversarial", 0)
-            loss = loss / image_B3HW[0].numel() + 0 * numbers.get("judging_norm", 0)
+            loss = loss / image_B3HW[0].numel() + 0 * numbers.get("discriminator_norm", 0)
             norm, is_made = guard.step(step, rate, loss)
             own_hits_SV = model.quantize.ema_vocab_hit_SV
             own_hits_SV.copy_(torch.where(is_made, own_hits_SV, hits_before_SV))
-            if judge:
+            if active:
                 scores_2 = world.mean(numbers["scores_real_fake"].clone())
-                losses.follow_scores(judge, scores_2, is_made)
+                losses.follow_scores(active, scores_2, is_made)
             training.ema_update(averaged, model, step, s.ema_decay, is_made)
             progress.update()
 

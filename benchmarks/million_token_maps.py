@@ -88,7 +88,7 @@ def make_maps(folder: Path, count: int, vqvae_sha256: str) -> None:
     from usvar import tokens
 
     folder.mkdir(parents=True, exist_ok=True)
-    draw, length = np.random.default_rng(0), tokens.token_count(PATCH_NUMS)
+    draw, length = np.random.default_rng(0), sum(side * side for side in PATCH_NUMS)
     idx_NL = new_memmap(folder / "idx.npy", np.uint16, (count, length))
     path_N = new_memmap(folder / "path.npy", "<U32", (count,))
     for start in range(0, count, BLOCK):

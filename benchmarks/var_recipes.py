@@ -147,7 +147,7 @@ def draw(s: Settings, run: train_var.Settings, model: VAR, vae: VQVAE, label_N: 
     """Samples (N, H, W) uint8 of these classes, drawn as train_var.py draws them, from fixed seeds."""
     grey, seeds = [], image_seeds(s.seed, len(label_N))
     device = next(model.parameters()).device
-    for rows in training.batches(len(label_N), 64):
+    for rows in training.batches(range(len(label_N)), 64):
         chosen = slice(rows.start, rows.stop)
         _, f_hat = model.generate_tokens(
             torch.from_numpy(label_N[chosen]).to(device),

@@ -184,7 +184,7 @@ def code_hits(model: VQVAE, grey_NHW: np.ndarray, batch_size: int) -> torch.Tens
     device = next(model.parameters()).device
     hits_SV = torch.zeros_like(model.quantize.ema_vocab_hit_SV, dtype=torch.long)
     with tqdm(total=len(grey_NHW), desc="codes of train", leave=False, file=sys.stdout) as progress:
-        for rows in training.batches(len(grey_NHW), batch_size):
+        for rows in training.batches(range(len(grey_NHW)), batch_size):
             image_B3HW = images.to_model_range(grey_NHW[rows.start : rows.stop], device)
             hits_SV += code_counts(model.img_to_idxBl(image_B3HW), model.vocab_size)
             progress.update(len(rows))

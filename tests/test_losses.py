@@ -116,9 +116,9 @@ class Scores(nn.Module):
 def test_hinge_and_lecam_by_hand():
     real, fake = torch.full((1, 3, 4, 4), 0.5), torch.full((1, 3, 4, 4), -2.0)
     scores = Scores((0.3, -0.1))
-    loss, means_2 = losses.judging(scores, real, fake, lecam_weight=0)
+    loss, means_2 = losses.discriminator_loss(scores, real, fake, lecam_weight=0)
     assert loss.item() == pytest.approx((0.5 + 0) / 2) and means_2.tolist() == [0.5, -2.0]
-    with_lecam, _ = losses.judging(scores, real, fake, lecam_weight=10)
+    with_lecam, _ = losses.discriminator_loss(scores, real, fake, lecam_weight=10)
     assert with_lecam.item() == pytest.approx(0.25 + 10 * ((0.5 + 0.1) ** 2 + (0.3 + 2.0) ** 2), rel=1e-5)
     losses.follow_scores(scores, torch.full((2,), torch.nan), torch.tensor(False))
     assert scores.mean_scores_2.tolist() == pytest.approx([0.3, -0.1])
@@ -132,10 +132,10 @@ def test_the_discriminator_learns_to_tell_and_gives_no_gradient_to_the_images():
     discriminator = PatchDiscriminator(32)
     optimiser = torch.optim.AdamW(discriminator.parameters(), lr=1e-3)
     real, fake = pictures(0), pictures(1).mul(0.5).requires_grad_()
-    before = losses.judging(discriminator, real, fake, 0)[0].item()
+    before = losses.discriminator_loss(discriminator, real, fake, 0)[0].item()
     for _ in range(15):
         optimiser.zero_grad()
-        loss, (real_score, fake_score) = losses.judging(discriminator, real, fake, 0)
+        loss, (real_score, fake_score) = losses.discriminator_loss(discriminator, real, fake, 0)
         loss.backward()
         optimiser.step()
     assert fake.grad is None and loss.item() < 0.7 * before and real_score > fake_score

@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import re
 import resource
 import shutil
 import subprocess
@@ -206,6 +207,28 @@ def test_missing_or_foreign_state_is_refused_by_name(straight, tiny, tmp_path, s
     with pytest.raises(InputError, match=named):
         MAINS[script](settings_of(script, tiny, out, steps=STEPS[script], save_every=2))
     assert (out / LAST[script]).read_bytes() == before
+
+
+@pytest.mark.parametrize("script", TRAINERS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.pop("meter"),
+        lambda c: c["made_by"]["settings"].update(seed=1),
+        lambda c: c["ema"].popitem(),
+        lambda c: c["optimiser"]["state"].clear(),
+    ],
+)
+def test_what_is_wrong_in_the_one_before_is_said_of_that_file(straight, tiny, tmp_path, script, change):
+    """With a damaged last checkpoint, the messages named that one, which was not read."""
+    out = tmp_path / "out"
+    out.mkdir()
+    before = previous_path(out / LAST[script])
+    content = read_checkpoint(previous_path(straight[script] / LAST[script]))
+    change(content)
+    torch.save(content, before)
+    with pytest.raises(InputError, match=f"^{re.escape(str(before))} "):
+        MAINS[script](settings_of(script, tiny, out, steps=STEPS[script], save_every=2))
 
 
 def test_other_images_do_not_go_on_from_a_checkpoint(straight, tiny, tmp_path):

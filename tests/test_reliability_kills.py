@@ -73,7 +73,7 @@ def kill_again_and_again(script: str, tiny: dict, folder: Path, kills: int, step
         process.join()
         assert process.exitcode == -signal.SIGKILL, (folder / "printed").read_text()
         left = temporaries(out)
-        content, note = read_last(out / LAST[script])
+        content, _, note = read_last(out / LAST[script])
         log = read_log(out / "log.jsonl") if (out / "log.jsonl").exists() else []
         reached = max((row["step"] for row in log), default=0)
         now = content["step"] if content else 0
@@ -153,7 +153,7 @@ def test_a_kill_at_each_moment_of_a_save(script, tiny, tmp_path, moment):
     chosen = settings(script, tiny, out, steps=8)
     code, printed = run(script, chosen, tmp_path / "printed", KillInSave(moment, name))
     assert code == -signal.SIGKILL, printed
-    content, note = read_last(out / name)
+    content, _, note = read_last(out / name)
     # Saves are at steps 2, 4 and 6; the third is there once the second rename is done.
     assert content["step"] == (6 if moment == "after rename 2" else 4)
     assert bool(note) == (moment == "before rename 2")  # between the two renames only the one before is there

@@ -12,7 +12,7 @@ import torch
 from test_train_vqvae import ROOT
 
 import tokenize_multiscale_maps as script
-from usvar import images, tokens
+from usvar import images, provenance, tokens
 from usvar.checkpoints import load_vqvae
 from usvar.errors import InputError
 
@@ -102,6 +102,47 @@ def test_a_stopped_run_goes_on_and_a_finished_one_says_so(
     assert capsys.readouterr().out.count("nothing to do") == 3
 
 
+def test_only_what_decides_the_tokens_makes_them_anew(tiny_data, tiny_vqvae, tmp_path, monkeypatch, capsys):
+    """A half-done split began anew after a commit or with another batch size, and renaming the VQ-VAE made
+    all tokens anew."""
+    own, rows_done = script.tokenise, []
+
+    def interrupted(model, files, rows, *more):
+        if sum(rows_done) >= 24:
+            raise KeyboardInterrupt
+        rows_done.append(len(rows))
+        return own(model, files, rows, *more)
+
+    def stop_half_way(out: Path) -> None:
+        rows_done.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(script, "ROWS_PER_MARK", 8)
+            patch.setattr(script, "tokenise", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                script.main(settings(tiny_data, tiny_vqvae, out))
+
+    def rows_made(out: Path, vqvae: Path = tiny_vqvae, **changes) -> int:
+        rows_done.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(script, "tokenise", lambda *x: rows_done.append(len(x[2])) or own(*x))
+            script.main(settings(tiny_data, vqvae, out, **changes))
+        return sum(rows_done)
+
+    renamed = shutil.copy(tiny_vqvae, tmp_path / "renamed.pth")
+    stop_half_way(tmp_path / "same")
+    monkeypatch.setattr(provenance, "code_revision", lambda: "the next commit")
+    changes = {"batch_size": 6, "read_limit_s": 100.0}
+    all_rows = 54 + 12 + 9  # train in three views, val, test
+    assert rows_made(tmp_path / "same", renamed, **changes) == all_rows - 24
+    assert rows_made(tmp_path / "same", renamed, **changes) == 0
+    assert rows_made(tmp_path / "same") == 0
+    assert capsys.readouterr().out.count("nothing to do") == 6
+    # Val and test have one view, whatever --views says.
+    assert rows_made(tmp_path / "same", views=2) == 36
+    stop_half_way(tmp_path / "other")
+    assert rows_made(tmp_path / "other", seed=1) == all_rows
+
+
 def test_a_new_image_or_setting_makes_the_tokens_anew(made, tiny_data, tiny_vqvae, tmp_path, capsys):
     shutil.copytree(tiny_data, tmp_path / "data")
     shutil.copytree(made, tmp_path / "tokens")
@@ -110,6 +151,18 @@ def test_a_new_image_or_setting_makes_the_tokens_anew(made, tiny_data, tiny_vqva
     script.main(settings(tmp_path / "data", tiny_vqvae, tmp_path / "tokens"))
     assert capsys.readouterr().out.count("nothing to do") == 2
     assert "val/Heart/new.png" in tokens.read_token_maps(tmp_path / "tokens" / "val").path_N
+
+
+def test_a_new_class_in_train_moves_the_labels_of_the_other_splits(made, tiny_data, tiny_vqvae, tmp_path):
+    """Val and test kept the labels of before, and train_var.py then asked to tokenise again, in vain."""
+    shutil.copytree(tiny_data, tmp_path / "data")
+    shutil.copytree(made, tmp_path / "tokens")
+    images.save_png(tmp_path / "data/train/Aorta/new.png", np.full((64, 64), 7, dtype=np.uint8))
+    script.main(settings(tmp_path / "data", tiny_vqvae, tmp_path / "tokens"))
+    for split in images.SPLITS:
+        maps = tokens.read_token_maps(tmp_path / "tokens" / split)
+        assert maps.classes == ("Aorta", "Heart", "Kidney", "Liver")
+        assert [maps.classes[i] for i in maps.label_N] == [path.split("/")[1] for path in maps.path_N]
 
 
 def test_two_processes_write_the_same_archive(made, tiny_data, tiny_vqvae, tmp_path):

@@ -165,7 +165,7 @@ def test_every_loss_is_logged_and_acts(with_all_losses, straight):
     for row in rows[:2]:
         total = sum(row[f"train_{name}"] for name in ("sse", "vq", "l1", "dissimilarity"))
         assert row["train_total"] == pytest.approx(total, rel=1e-5)
-        assert row["train_adversarial"] != 0 and row["adaptive_weight"] > 0 and row["judging_norm"] > 0
+        assert row["train_adversarial"] != 0 and row["adaptive_weight"] > 0 and row["discriminator_norm"] > 0
     total = sum(rows[2][f"val_{name}"] for name in ("sse", "vq", "l1", "dissimilarity"))
     assert rows[2]["val_total"] == pytest.approx(total, rel=1e-5)
     first, last = (read_checkpoint(out / "last.pth") for out in (straight, with_all_losses))
@@ -217,7 +217,15 @@ def test_a_loss_without_weight_costs_nothing(tiny_data, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("was called without a weight")
 
-    for name in ("l1", "dissimilarity", "fooling", "judging", "adaptive_weight", "Perceptual", "vgg_path"):
+    for name in (
+        "l1",
+        "dissimilarity",
+        "fooling",
+        "discriminator_loss",
+        "adaptive_weight",
+        "Perceptual",
+        "vgg_path",
+    ):
         monkeypatch.setattr(losses, name, refuse)
     monkeypatch.setattr(train_vqvae, "PatchDiscriminator", refuse)
     train_vqvae.main(settings(tiny_data, tmp_path, steps=1))
@@ -232,13 +240,13 @@ def test_a_perceptual_loss_without_weights_says_that_it_is_off(tiny_data, tmp_pa
 
 
 def test_a_discriminator_without_a_number_holds_back_the_step(tiny_data, tmp_path, monkeypatch):
-    own = losses.judging
+    own = losses.discriminator_loss
 
     def poisoned(*arguments):
         loss, scores_2 = own(*arguments)
         return loss * float("nan"), scores_2
 
-    monkeypatch.setattr(losses, "judging", poisoned)
+    monkeypatch.setattr(losses, "discriminator_loss", poisoned)
     with pytest.raises(RunError, match="step 2 was not made"):
         train_vqvae.main(settings(tiny_data, tmp_path, **ALL_LOSSES))
     kept = read_checkpoint(tmp_path / "last.pth")
@@ -374,7 +382,15 @@ def batch_of_4(tiny_data, tmp_path_factory) -> Path:
 
 
 BATCH_OF_4 = {"batch_size": 4, "steps": 2, "log_every": 1, "eval_every": 2, "learning_rate": 1e-5}
-SAME = ("train_sse", "train_vq", "val_sse", "val_psnr_db", "val_ssim", "adaptive_weight", "judging_norm")
+SAME = (
+    "train_sse",
+    "train_vq",
+    "val_sse",
+    "val_psnr_db",
+    "val_ssim",
+    "adaptive_weight",
+    "discriminator_norm",
+)
 
 
 def assert_same_curve(first: Path, second: Path) -> None:

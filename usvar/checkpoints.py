@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from models import VAR, VQVAE
+from models.helpers import scale_boundaries
 from usvar.errors import InputError, RunError
 from usvar.files import atomic_path
 from usvar.provenance import sha256_file
@@ -108,7 +109,7 @@ def previous_path(path: Path) -> Path:
 
 def read_last(
     path: Path, more_state: Mapping[str, tuple[str, type]] | None = None
-) -> tuple[dict[str, Any] | None, str]:
+) -> tuple[dict[str, Any] | None, Path, str]:
     """Read the checkpoint that a run goes on from, or the one before it when the last one is damaged.
 
     Args:
@@ -116,15 +117,16 @@ def read_last(
         more_state: what this run needs beside RESUME_STATE, in the same form.
 
     Returns:
-        The content, None when no run has been here; and a sentence for the log, empty when all is well.
+        The content, None when no run has been here; the file it was read from, for messages about it; and a
+        sentence for the log, empty when all is well.
 
     Raises:
         InputError: when both are damaged, or something that a run needs to go on is missing in the file.
     """
     previous = previous_path(path)
     if not path.is_file() and not previous.is_file():
-        return None, ""
-    content, note = None, ""
+        return None, path, ""
+    found, note = path, ""
     try:
         content = read_checkpoint(path)
     except Damaged as damage:
@@ -135,14 +137,15 @@ def read_last(
                 f"no checkpoint is left to go on from: {damage}; {damage_before}; bring back a copy, or "
                 "start anew in another --out-dir"
             ) from damage_before
+        found = previous
         note = f"{damage}; the run goes on from {previous.name}, step {content.get('step')}"
     for key, (what, kind) in (RESUME_STATE | dict(more_state or {})).items():
         if not isinstance(content.get(key), kind):
             raise InputError(
-                f"{path} has no {what} ({key!r}): it was not written by a training script of this "
+                f"{found} has no {what} ({key!r}): it was not written by a training script of this "
                 "repository and a run cannot go on from it; start in another --out-dir"
             )
-    return content, note
+    return content, found, note
 
 
 def is_whole(path: Path) -> bool:
@@ -480,8 +483,8 @@ def _var_arguments(path: Path, state: Mapping[str, Tensor], vqvae: Loaded) -> di
     """Constructor arguments of a published VAR from the shapes of its tensors."""
     patch_nums = vqvae.model.quantize.v_patch_nums
     length = state["pos_1LC"].shape[1]
-    if length != sum(side**2 for side in patch_nums):
-        raise InputError(f"{path} has {length} tokens an image, the VQ-VAE {sum(s**2 for s in patch_nums)}")
+    if length != (wanted := scale_boundaries(patch_nums)[-1]):
+        raise InputError(f"{path} has {length} tokens an image, the VQ-VAE {wanted}")
     width = state["pos_start"].shape[-1]
     scale_key = "blocks.0.attn.scale_mul_1H11"
     return {

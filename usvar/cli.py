@@ -101,8 +101,8 @@ def _end_with_parent() -> None:
 def parse(settings_class: type[S], description: str | None, arguments: list[str]) -> S:
     """Flags to settings; a wrong flag is one line on stderr and exit code 2.
 
-    No setting of any script is NaN or infinite, and ranges are checked with comparisons that NaN passes, so
-    those are refused here for all, and so is an --out-dir that is a file.
+    No setting of any script is NaN or infinite, and not every one has a range to be checked against: such
+    numbers are refused here for all, and so is an --out-dir that is a file.
 
     tyro explains a wrong flag in a framed box of many lines. We keep its first statement and its
     suggestions, in one line that a log file or a terminal shows whole.

@@ -38,7 +38,7 @@ def base_terms(
         vq_weight: weight per pixel value.
 
     Returns:
-        SSE per image and the weighted VQ loss; their sum is the total.
+        SSE per image and the weighted VQ loss; without further losses, their sum is the total.
     """
     sse = (rebuilt_B3HW.float() - image_B3HW).square().sum((1, 2, 3)).mean()
     return sse, vq_weight * image_B3HW[0].numel() * vq
@@ -198,7 +198,7 @@ def fooling_term(
     return ratio * values * loss, ratio
 
 
-def judging(
+def discriminator_loss(
     discriminator: PatchDiscriminator, image_BCHW: Tensor, rebuilt_BCHW: Tensor, lecam_weight: float
 ) -> tuple[Tensor, Tensor]:
     """The discriminator's side: hinge loss and LeCam's term.

@@ -1,4 +1,4 @@
-"""How close a rebuilt image is to its original, and how much of the codebook lives.
+"""How close a rebuilt image is to its original.
 
 Images enter as floats in [-1, 1]; errors are stated on the grey range scaled to [0, 1], as is usual for
 PSNR and SSIM, so that figures compare with other work.

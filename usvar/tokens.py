@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.helpers import split_scales
+from models.helpers import scale_boundaries, scale_spans, split_scales
 from models.quant import code_counts
 from usvar import checks
 from usvar.checkpoints import Loaded, refuse_class_names
@@ -69,11 +69,6 @@ class TokenMaps:
         return str(self.made_by["inputs"]["vqvae"]["sha256"])
 
 
-def token_count(patch_nums: Sequence[int]) -> int:
-    """L: tokens of all scales together."""
-    return sum(side * side for side in patch_nums)
-
-
 def write_token_maps(
     folder: Path,
     idx_NL: np.ndarray,
@@ -98,8 +93,8 @@ def write_token_maps(
         "vnums": (np.array(patch_nums, dtype=np.int64), ()),
         "idx": (idx_NL, idx_NL.shape[1:]),
     }
-    for side, columns in zip(patch_nums, scale_slices(patch_nums), strict=True):
-        arrays[f"tok_{side}x{side}"] = (idx_NL[:, columns], (side, side))
+    for side, (start, end) in zip(patch_nums, scale_spans(patch_nums), strict=True):
+        arrays[f"tok_{side}x{side}"] = (idx_NL[:, start:end], (side, side))
     arrays |= {"label": (label_N, ()), "path": (path_N, ()), "view": (view_N, ())}
     arrays["made_by"] = (np.array(json.dumps(made_by)), ())
     with atomic_path(folder / FILE_NAME) as temporary, zipfile.ZipFile(temporary, "w") as archive:
@@ -241,7 +236,7 @@ def _check_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _check(maps: TokenMaps) -> None:
-    count, length = len(maps.label_N), token_count(maps.patch_nums)
+    count, length = len(maps.label_N), scale_boundaries(maps.patch_nums)[-1]
     for name, needed in (("inputs", dict), ("vocab_size", int)):
         if not isinstance(maps.made_by, dict) or not isinstance(maps.made_by.get(name), needed):
             raise InputError(f"{maps.file}: its made_by record has no {name}: tokenise again")
@@ -292,12 +287,6 @@ def check_drawing(cfg: float, top_k: int, top_p: float, temperature: float) -> N
 def as_tensor(idx_NL: np.ndarray, rows: Sequence[int] | np.ndarray) -> Tensor:
     """Some rows as (B, L) int64, copied out of the memory map."""
     return torch.from_numpy(np.ascontiguousarray(idx_NL[np.asarray(rows)]).astype(np.int64))
-
-
-def scale_slices(patch_nums: Sequence[int]) -> list[slice]:
-    """Columns of each scale in (N, L)."""
-    ends = np.cumsum([side * side for side in patch_nums]).tolist()
-    return [slice(end - side * side, end) for end, side in zip(ends, patch_nums, strict=True)]
 
 
 def draw_from_position_prior(
@@ -370,14 +359,14 @@ def frequency_scores(train: TokenMaps, other: TokenMaps) -> dict[str, tuple[np.n
     per_scale: dict[str, list[tuple[float, float]]] = {"unigram": [], "class_position": []}
     rows_C = np.maximum(1, np.bincount(train.label_N, minlength=classes))
     positions_at_once = max(1, MAX_COUNTS // (classes * vocab))
-    for columns in scale_slices(train.patch_nums):
+    for first, end in scale_spans(train.patch_nums):
         counts_V = np.ones(vocab)
-        for _, idx_Ml in _blocks(train, columns):
+        for _, idx_Ml in _blocks(train, slice(first, end)):
             counts_V += np.bincount(idx_Ml.ravel(), minlength=vocab)
         unigram_V = counts_V / counts_V.sum()
         nats, hits, tokens = np.zeros(2), np.zeros(2), 0
-        for start in range(columns.start, columns.stop, positions_at_once):
-            part = slice(start, min(start + positions_at_once, columns.stop))
+        for start in range(first, end, positions_at_once):
+            part = slice(start, min(start + positions_at_once, end))
             positions = np.arange(part.stop - part.start)
             counts_ClV = np.zeros((classes, len(positions), vocab), dtype=np.int32)
             for label_M, idx_Ml in _blocks(train, part):

@@ -1,4 +1,6 @@
-"""What both training scripts need: rate, batches and random numbers by step; EMA; stopping; the run folder.
+"""What training needs: rate, batches and random numbers by step; EMA; stopping; the run folder.
+
+Both training scripts use all of it; sampling, the tokeniser, the sweep and the networks that judge use parts.
 
 Because the learning rate, the images of a batch and every random draw are pure functions of the seed and the
 step, a run that goes on from a checkpoint meets exactly what it would have met, with any number of processes.
@@ -29,6 +31,7 @@ from usvar.files import full_disk_named, lock_folder, remove_stale_temporaries, 
 from usvar.threads import in_order
 
 T = TypeVar("T")
+Sliced = TypeVar("Sliced", bound=Sequence | np.ndarray)
 
 # Under torchrun, one Ctrl-C reaches a process twice, from the terminal and from torchrun.
 REPEAT_S = 2.0
@@ -171,16 +174,29 @@ def decay_groups(
     ]
 
 
-def check_optimiser(settings: Any) -> None:
-    """Refuse settings of the optimiser, the schedule and the seed that make no sense, for both trainers.
+def check_shared(settings: Any, processes: int) -> None:
+    """Refuse what makes no sense among the settings that both trainers have: batches, schedule, optimiser.
+
+    Args:
+        settings: of either trainer.
+        processes: how many share a batch.
 
     Raises:
         InputError: names the flag.
     """
+    checks.require(settings, "1 or more", "batch_size", "accumulate", "steps")
+    checks.require(settings, "1 or more", "log_every", "eval_every", "save_every")
+    checks.require(settings, "0 to 1", "class_balance")
     checks.require(settings, "above 0", "learning_rate", "clip", "read_limit_s")
     checks.require(settings, "0 to 1", "warmup", "final_rate")
     checks.require(settings, "0 to below 1", "betas", "ema_decay")
     checks.require(settings, "0 or more", "muon_rate", "weight_decay", "max_skipped_steps", "seed")
+    batch, shares = settings.batch_size, processes * settings.accumulate
+    if batch % shares:
+        raise InputError(
+            f"--batch-size {batch} does not divide by {processes} processes times --accumulate "
+            f"{settings.accumulate}: choose a multiple of {shares}"
+        )
 
 
 def amp_dtype(device: torch.device, precision: str) -> torch.dtype:
@@ -575,6 +591,6 @@ def prefetch(
         yield step, batch, time.perf_counter() - started
 
 
-def batches(count: int, size: int) -> Iterator[range]:
-    """Ranges that cover `count` items in pieces of `size`."""
-    return (range(i, min(i + size, count)) for i in range(0, count, size))
+def batches(items: Sliced, size: int) -> Iterator[Sliced]:
+    """Items, such as a list, a range or an array, in pieces of `size`; the last may be smaller."""
+    return (items[i : i + size] for i in range(0, len(items), size))

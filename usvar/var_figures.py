@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from models.helpers import scale_boundaries
 from usvar import plots, tokens, training
 
 # A measure's names in the log: over all tokens and of each scale; and its unit.
@@ -29,7 +30,7 @@ def draw_curves(
     rows = training.read_log(folder / "log.jsonl")
     best = training.best_row(rows, "val_mean")
     marks = {f"lowest on val: step {best['step']}": best["step"]} if best else {}
-    lengths = [side * side for side in patch_nums]
+    lengths = np.diff(scale_boundaries(patch_nums))
 
     def panel(measure: str, scale: int | None) -> tuple[dict, dict[str, float]]:
         """Curves of train and val, and the heights of the lines; of one scale or over all tokens."""

@@ -48,7 +48,9 @@ def draw_curves(folder: Path, patch_nums: Sequence[int], further_losses: Sequenc
     positive = list(panels)
     if series("train_adversarial")[0]:
         panels["adversarial loss, weighted, per image"] = {"train adversarial": series("train_adversarial")}
-        panels["discriminator's hinge loss (1: cannot tell)"] = {"train hinge": series("judging_loss")}
+        panels["discriminator: hinge loss (1: cannot tell) + weighted LeCam"] = {
+            "train discriminator": series("discriminator_loss")
+        }
     plots.curves(folder / "loss_curves.png", panels, log_panels=positive, title="VQ-VAE: losses")
     plots.curves(
         folder / "quality_curves.png",
