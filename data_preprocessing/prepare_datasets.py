@@ -33,6 +33,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import tyro
 from tqdm import tqdm
 
@@ -177,6 +178,7 @@ def prepare(settings: Settings, found: Found, new_name: dict[str, str], index: I
         (picture(record, look) for record, look in index.readable()), settings.seed, settings.cap, must_have
     )
     found.rejected.update(plan.dropped())
+    found.left_out.update(plan.over_cap())
     index.place(plan.places(), settings.out_root, settings.size)
 
     # Write what is missing.
@@ -576,8 +578,9 @@ def say(
     """The last words: table, what was done, and how many were rejected."""
     counts = Counter((row["class"], row["split"]) for row in rows)
     print(report.table(counts, sorted({name for name, _ in counts})))
-    for name, number in sorted(plan.over_cap.items()):
-        print(f"{name}: {number} pictures left out by --cap {settings.cap}")
+    datasets = plan.pictures.number_N["dataset"][plan.over_cap_M]
+    for dataset, count in zip(*np.unique(datasets, return_counts=True), strict=True):
+        print(f"{plan.pictures.datasets[dataset]}: {count} pictures left out by --cap {settings.cap}")
     images = counts.total()
     if written or removed or changed:
         print(

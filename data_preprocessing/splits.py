@@ -148,8 +148,9 @@ class Plan:
     group_N: np.ndarray
     # (C,) COPY, one for each picture that was dropped or joined.
     copy_C: np.ndarray
-    # Number of pictures left out by the cap, by data set.
-    over_cap: Counter = field(default_factory=Counter)
+    # The cap, and the pictures that it leaves out.
+    cap: int = 0
+    over_cap_M: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     # Pairs of copies with different labels, as rows of COPY; both sides are dropped.
     conflict: list[tuple[int, int, int, float]] = field(default_factory=list)
     # n -> reason, of pictures that are dropped for their labels.
@@ -169,6 +170,11 @@ class Plan:
         for n, source in self.pictures.db.execute("SELECT n, source FROM picture ORDER BY n"):
             if self.split_N[n] >= 0:
                 yield source, Place(SPLITS[self.split_N[n]], self.pictures.group(self.group_N[n]))
+
+    def over_cap(self) -> Iterator[tuple[str, str]]:
+        """Source and reason of each picture that the cap leaves out."""
+        for n in self.over_cap_M:
+            yield self.pictures.word("source", n), f"over --cap {self.cap} of its data set"
 
     def dropped(self) -> Iterator[tuple[str, str]]:
         """Source and reason of each exact copy and each copy with another label."""
@@ -210,15 +216,7 @@ def make_plan(pictures: Iterable[Picture], seed: int, cap: int, extra_classes: t
     kept_K = contents.kept_P[~np.isin(contents.kept_P, list(plan.for_labels))]
     _require_three_groups(plan, kept_K, extra_classes, "")
     drawn_K = _draw(plan, kept_K, seed, cap)
-    dataset_N = plan.pictures.number_N["dataset"]
-    for name, all_of_it, drawn in zip(
-        plan.pictures.datasets,
-        np.bincount(dataset_N[kept_K], minlength=len(plan.pictures.datasets)).tolist(),
-        np.bincount(dataset_N[drawn_K], minlength=len(plan.pictures.datasets)).tolist(),
-        strict=True,
-    ):
-        if all_of_it > drawn:
-            plan.over_cap[name] = all_of_it - drawn
+    plan.cap, plan.over_cap_M = cap, np.setdiff1d(kept_K, drawn_K)
     _require_three_groups(plan, drawn_K, (), f" within --cap {cap}")
     plan.split_N[drawn_K] = _choose_splits(plan, drawn_K, seed)[plan.group_N[drawn_K]]
     return plan

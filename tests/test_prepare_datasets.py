@@ -270,6 +270,19 @@ def test_second_run_has_nothing_to_do_and_changes_nothing(tmp_path, capsys):
     assert everything(tmp_path / "out") == before
 
 
+def test_what_the_cap_leaves_out_is_listed(tmp_path, capsys):
+    own_pictures(tmp_path / "raw")
+    every = {row["source"] for row in prepare(tmp_path / "raw", tmp_path / "out", cap=0)}
+    for _ in range(2):  # the list of the run before does not leave out more
+        kept = {row["source"] for row in prepare(tmp_path / "raw", tmp_path / "out", cap=10)}
+        with (tmp_path / "out" / "left_out.csv").open(encoding="utf-8") as file:
+            listed = {row["source"]: row["reason"] for row in csv.DictReader(file)}
+        assert len(kept) == 10 and listed.keys() == every - kept
+        assert set(listed.values()) == {"over --cap 10 of its data set"}
+        assert f"mine: {len(listed)} pictures left out by --cap 10" in capsys.readouterr().out
+    assert {row["source"] for row in prepare(tmp_path / "raw", tmp_path / "out", cap=0)} == every
+
+
 def test_only_what_is_new_is_read_and_written(tmp_path, monkeypatch):
     """One picture added, one removed, one changed, two outputs lost: nothing else is touched."""
     own_pictures(tmp_path / "raw", each=60)

@@ -324,7 +324,9 @@ def test_cap_takes_whole_groups_and_keeps_the_class_ratio():
     assert counts == {("set", "A"): 150, ("set", "B"): 50, ("small", "A"): 30}
     sizes = Counter(p.group for p in drawn if p.dataset == "set")
     assert set(sizes.values()) == {5}
-    assert plan.plan.over_cap == {"set": 800}
+    beyond = dict(plan.plan.over_cap())
+    assert len(beyond) == 800 and set(beyond.values()) == {"over --cap 200 of its data set"}
+    assert beyond.keys() == {p.source for p in pictures} - plan.places.keys()
     # The same groups are drawn whatever the order, others with another seed.
     assert make_plan(pictures[::-1], 0, 200).places == plan.places
     assert make_plan(pictures, 1, 200).places.keys() != plan.places.keys()
