@@ -26,6 +26,8 @@ def build_vae_var(
     depth: int = 16,
     shared_aln: bool = False,
     attn_l2_norm: bool = True,
+    flash_if_available: bool = True,
+    fused_if_available: bool = True,
     init_adaln: float = 0.5,
     init_adaln_gamma: float = 1e-5,
     init_head: float = 0.02,
@@ -41,6 +43,7 @@ def build_vae_var(
         patch_nums: tokens a side of each scale, coarse first.
         V, Cvae, ch, share_quant_resi: of the VQ-VAE, which comes frozen and in eval mode.
         num_classes, depth, shared_aln, attn_l2_norm: of the transformer.
+        flash_if_available, fused_if_available: see VAR.
         init_adaln, init_adaln_gamma, init_head, init_std: see VAR.init_weights.
 
     Returns:
@@ -64,6 +67,8 @@ def build_vae_var(
         shared_aln=shared_aln,
         attn_l2_norm=attn_l2_norm,
         patch_nums=patch_nums,
+        flash_if_available=flash_if_available,
+        fused_if_available=fused_if_available,
     ).to(device)
     var.init_weights(init_adaln, init_adaln_gamma, init_head, init_std)
     return vae, var

@@ -58,6 +58,8 @@ class VAR(nn.Module):
         cond_drop_rate: chance that a training image loses its class, which guidance needs.
         attn_l2_norm: attention by cosine.
         patch_nums: tokens a side of each scale, coarse first; those of vae_local.
+        flash_if_available, fused_if_available: taken for the published package's callers, and without effect:
+            PyTorch's own attention picks its kernel.
 
     Raises:
         ValueError: heads that do not divide the width, or other patch numbers than the VQ-VAE's.
@@ -79,6 +81,8 @@ class VAR(nn.Module):
         cond_drop_rate: float = 0.1,
         attn_l2_norm: bool = False,
         patch_nums: Sequence[int] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
+        flash_if_available: bool = True,
+        fused_if_available: bool = True,
     ):
         super().__init__()
         patch_nums = tuple(patch_nums)

@@ -1,5 +1,6 @@
 """models/__init__.py: both networks together; released checkpoints' layouts."""
 
+import inspect
 import itertools
 
 import pytest
@@ -70,3 +71,14 @@ def test_images_become_tokens_the_transformer_learns_and_samples_become_images(s
         optimizer.step()
     assert losses[-1] < 0.6 * losses[0]
     assert var.autoregressive_infer_cfg(2, 1, g_seed=0).shape == (2, 3, 32, 32)
+
+
+def test_the_published_package_s_callers_may_give_all_their_keywords():
+    """Kernels are PyTorch's choice here: the two keywords are taken, in their places, and change nothing."""
+    places = list(inspect.signature(build_vae_var).parameters)
+    assert places[9:13] == ["attn_l2_norm", "flash_if_available", "fused_if_available", "init_adaln"]
+    torch.manual_seed(0)
+    _, var = build_vae_var("cpu", **SMALL, flash_if_available=False, fused_if_available=False)
+    torch.manual_seed(0)
+    _, same = build_vae_var("cpu", **SMALL)
+    assert all(torch.equal(a, b) for a, b in zip(var.parameters(), same.parameters(), strict=True))
