@@ -221,8 +221,6 @@ def check(settings: Settings) -> None:
         raise InputError(
             f"--out-root {settings.out_root} and --raw-root {settings.raw_root} overlap: give two folders"
         )
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out-root {settings.out_root} is a file, wanted a folder")
     if (
         out.is_dir()
         and {path.name for path in out.iterdir()} - {LOCK_NAME}
@@ -289,9 +287,12 @@ def check_class_name(name: str) -> None:
         or name != name.strip()
         or name.startswith(".")
         or any(c in name for c in '/\\:*?"<>|')
+        # What the trainers read of a folder's name, see usvar.checkpoints.refuse_class_names.
+        or len(name.encode()) >= 200
     ):
         raise InputError(
-            f"class name {name!r} cannot be a folder's name: use letters, digits, blanks and hyphens"
+            f"class name {name[:80]!r} cannot be a folder's name: use letters, digits, blanks and hyphens, "
+            "fewer than 200 bytes"
         )
 
 

@@ -876,8 +876,6 @@ def check_folder(settings: Settings, record: dict, wanted: set[str], missing: in
         InputError: what is wrong and what to do.
     """
     s = settings
-    if s.out_root.exists() and not s.out_root.is_dir():
-        raise InputError(f"{s.out_root} is a file, wanted a folder: give another --out-root")
     path = s.out_root / "made_by.json"
     fresh = "give another --out-root or delete the folder"
     found = {p.relative_to(s.out_root).as_posix() for p in s.out_root.glob("*/*") if p.name[0] != "."}

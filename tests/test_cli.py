@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 
 import pytest
@@ -120,19 +120,15 @@ def test_a_stop_by_signal_ends_with_128_plus_its_number(monkeypatch, capsys):
     assert "step 3 is saved" in capsys.readouterr().err
 
 
-def test_an_out_dir_that_is_a_file_is_refused_before_the_script_starts(tmp_path, capsys):
-    @dataclass(frozen=True)
-    class WithOutput:
-        """Settings of a script that writes."""
-
-        # Where to.
-        out_dir: Path = Path("runs")
-
+@pytest.mark.parametrize("name", ["out_dir", "out_root"])
+def test_an_output_folder_that_is_a_file_is_refused_before_the_script_starts(name, tmp_path, capsys):
+    settings = make_dataclass("WithOutput", [(name, Path, Path("runs"))], frozen=True)
+    flag = f"--{name.replace('_', '-')}"
     (tmp_path / "file").write_text("kept")
     for wrong in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(SystemExit) as stop:
-            cli.parse(WithOutput, None, ["--out-dir", str(wrong)])
+            cli.parse(settings, None, [flag, str(wrong)])
         said = capsys.readouterr().err
         assert stop.value.code == 2 and said.count("\n") == 1
-        assert f"--out-dir {wrong} was given, but {tmp_path / 'file'} is a file" in said
-    assert cli.parse(WithOutput, None, ["--out-dir", str(tmp_path / "new" / "folder")])
+        assert f"{flag} {wrong} was given, but {tmp_path / 'file'} is a file" in said
+    assert cli.parse(settings, None, [flag, str(tmp_path / "new" / "folder")])

@@ -277,5 +277,3 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) ->
     (made / "made_by.json").unlink()
     with pytest.raises(InputError, match="no made_by"):
         run(made)
-    with pytest.raises(InputError, match="is a file"):
-        run(made / "simulation.csv")

@@ -102,7 +102,7 @@ def parse(settings_class: type[S], description: str | None, arguments: list[str]
     """Flags to settings; a wrong flag is one line on stderr and exit code 2.
 
     No setting of any script is NaN or infinite, and not every one has a range to be checked against: such
-    numbers are refused here for all, and so is an --out-dir that is a file.
+    numbers are refused here for all, and so is an --out-dir or --out-root that is a file.
 
     tyro explains a wrong flag in a framed box of many lines. We keep its first statement and its
     suggestions, in one line that a log file or a terminal shows whole.
@@ -124,11 +124,13 @@ def parse(settings_class: type[S], description: str | None, arguments: list[str]
                 flag = f"--{name.replace('_', '-')}"
                 print(f"error: {flag} {number} was given, wanted a finite number", file=sys.stderr)
                 raise SystemExit(2)
-    out = getattr(settings, "out_dir", None)
-    nearest = next((path for path in (out, *out.parents) if path.exists()), None) if out else None
-    if nearest and not nearest.is_dir():
-        print(f"error: --out-dir {out} was given, but {nearest} is a file: name a folder", file=sys.stderr)
-        raise SystemExit(2)
+    for name in ("out_dir", "out_root"):
+        out = getattr(settings, name, None)
+        nearest = next((path for path in (out, *out.parents) if path.exists()), None) if out else None
+        if nearest and not nearest.is_dir():
+            flag = f"--{name.replace('_', '-')}"
+            print(f"error: {flag} {out} was given, but {nearest} is a file: name a folder", file=sys.stderr)
+            raise SystemExit(2)
     return settings
 
 
