@@ -172,7 +172,7 @@ class Settings:
     device: str = "auto"
 
     # Forward pass: auto (bfloat16 where that is faster), float32 or bfloat16.
-    precision: str = "auto"
+    precision: training.Precision = "auto"
 
     # Compile the network with torch.compile: slower to start, faster to run on a GPU.
     compile: bool = False

@@ -203,7 +203,7 @@ class Settings:
     device: str = "auto"
 
     # Forward pass: auto (bfloat16 where that is faster), float32 or bfloat16; the quantiser is float32.
-    precision: str = "auto"
+    precision: training.Precision = "auto"
 
     # Compile the levels of encoder and decoder with torch.compile: slower to start, faster to run on a GPU.
     compile: bool = False

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ from usvar.errors import InputError
 from usvar.files import atomic_path, new_memmap, remove_stale_temporaries
 from usvar.threads import in_order
 
-SPLITS = ("train", "val", "test")
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 # Pixels a side that a prepared picture may have; a header that claims more is not decoded.
 MAX_SIDE = 4096
 READ_LIMIT_S = 300.0
