@@ -23,7 +23,7 @@ from models.discriminator import PatchDiscriminator
 from models.quant import code_counts
 from usvar import cli, codebook, images, losses, training
 from usvar.augment import augment
-from usvar.checkpoints import load_vqvae, read_checkpoint
+from usvar.checkpoints import load_vqvae, read_checkpoint, save_checkpoint
 from usvar.distributed import World
 from usvar.errors import InputError, RunError
 
@@ -522,6 +522,14 @@ def test_wrong_settings_are_refused_before_anything_is_written(tiny_data, tmp_pa
     with pytest.raises(InputError, match=named):
         train_vqvae.main(settings(tiny_data, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_other_classes_is_refused_by_what_differs(straight, tiny_data, tmp_path):
+    content = read_checkpoint(straight / "last.pth")
+    content["config"]["classes"] = ["Heart", "Spleen"]
+    save_checkpoint(tmp_path / "last.pth", content)
+    with pytest.raises(InputError, match=r"classes \['Heart', 'Spleen'\], .* has \['Heart', 'Kidney'"):
+        train_vqvae.main(settings(tiny_data, tmp_path))
 
 
 @pytest.mark.parametrize("script", [train_vqvae, train_var])
