@@ -104,7 +104,7 @@ class Settings:
     classes: tuple[str, ...] = ()
 
     # Split whose images give prefixes and stand at the right of the figures.
-    split: str = "val"
+    split: images.Split = "val"
 
     # Images of each class, for each mode and K.
     images_per_class: int = 8
@@ -146,10 +146,10 @@ class Settings:
     device: str = "auto"
 
     # Transformer: float32, bfloat16, or auto (bfloat16 on a GPU that has it).
-    precision: str = "float32"
+    precision: training.Precision = "float32"
 
     # Decoder: float32, bfloat16, auto, or same as the transformer.
-    decode_precision: str = "same"
+    decode_precision: Literal["same", "auto", "float32", "bfloat16"] = "same"
 
     # Images decoded at once, which bounds the memory; 0: 1 on a CPU, 16 on a GPU.
     decode_chunk: int = 0
@@ -445,13 +445,6 @@ def read_earlier(path: Path) -> dict[str, Any] | None:
 def main(s: Settings) -> None:
     """Generate what is missing, then draw."""
     device = distributed.start(s.device).device
-    training.amp_dtype(device, s.precision)
-    if s.decode_precision not in ("same", "auto", "float32", "bfloat16"):
-        raise InputError(
-            f"--decode-precision {s.decode_precision} was given, wanted same, auto, float32 or bfloat16"
-        )
-    if s.split not in images.SPLITS:
-        raise InputError(f"--split {s.split} was given, wanted train, val or test")
     vqvae = load_vqvae(s.vqvae, device)
     var = load_var(s.var, vqvae, device)
     model, vae = var.model, vqvae.model

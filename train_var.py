@@ -172,7 +172,7 @@ class Settings:
     device: str = "auto"
 
     # Forward pass: auto (bfloat16 where that is faster), float32 or bfloat16.
-    precision: str = "auto"
+    precision: training.Precision = "auto"
 
     # Compile the network with torch.compile: slower to start, faster to run on a GPU.
     compile: bool = False
@@ -451,7 +451,7 @@ def main(s: Settings) -> None:
             training.ema_update(averaged, model, step, s.ema_decay, is_made)
             progress.update()
 
-            # What is due now; only for that the device is waited for.
+            # What is due now. To ask the device which steps were left out is to wait for it: only then.
             is_over = done == s.steps
             logs, validates, saves = (
                 done % every == 0 or is_over for every in (s.log_every, s.eval_every, s.save_every)

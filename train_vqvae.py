@@ -203,7 +203,7 @@ class Settings:
     device: str = "auto"
 
     # Forward pass: auto (bfloat16 where that is faster), float32 or bfloat16; the quantiser is float32.
-    precision: str = "auto"
+    precision: training.Precision = "auto"
 
     # Compile the levels of encoder and decoder with torch.compile: slower to start, faster to run on a GPU.
     compile: bool = False
@@ -320,8 +320,8 @@ def backward(
             means[name] = means[name] + share if name in means else share
     if discriminator:
         for parameter in discriminator.parameters():
-            # Copied back, for fused AdamW wants gradients in the layout of the weights, sums want plain rows.
-            parameter.grad.copy_(world.mean(parameter.grad.contiguous()))
+            # Copied back, for fused AdamW wants gradients in the layout of the weights.
+            parameter.grad.copy_(world.mean(parameter.grad))
         means["discriminator_norm"] = nn.utils.clip_grad_norm_(discriminator.parameters(), s.clip)
     return means
 
@@ -420,10 +420,12 @@ def main(s: Settings) -> None:
     last, found_path, note = read_last(last_path)
     if last:
         training.refuse_other_settings(found_path, last["made_by"], record, MAY_CHANGE)
-        if last["config"] != config:
-            raise InputError(
-                f"{found_path} was trained on other classes or sizes than {s.data_root} holds now"
-            )
+        for name, value in config.items():
+            if (old := last["config"].get(name)) != value:
+                raise InputError(
+                    f"{found_path} was trained with {name} {old}, {s.data_root} has {value}: give the images "
+                    "that it was trained on to go on, or another --out-dir to start anew"
+                )
         if not s.init_from:
             # Named no more, but what goes on comes from it.
             record["inputs"] |= last["made_by"]["inputs"]
@@ -568,12 +570,13 @@ def main(s: Settings) -> None:
             own_hits_SV = model.quantize.ema_vocab_hit_SV
             own_hits_SV.copy_(torch.where(is_made, own_hits_SV, hits_before_SV))
             if active:
-                scores_2 = world.mean(numbers["scores_real_fake"].clone())
+                scores_2 = world.mean(numbers["scores_real_fake"])
                 losses.follow_scores(active, scores_2, is_made)
             training.ema_update(averaged, model, step, s.ema_decay, is_made)
             progress.update()
 
-            # What is due now; only for that the device is waited for, and before `best` starts anew.
+            # What is due now. To ask the device which steps were left out is to wait for it, so that it is
+            # asked only when something is due, and before `best` starts anew, for `save` to know the old one.
             is_last = done == s.steps
             logs, validates, saves = (
                 done % every == 0 or is_last for every in (s.log_every, s.eval_every, s.save_every)

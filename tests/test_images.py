@@ -67,7 +67,7 @@ def test_decoded_images_are_those_on_disk_and_follow_a_change(tmp_path):
         (b"<html>not found</html>", "cannot be read"),
         ("truncated", "cannot be read"),
         ("colour", "colour"),
-        ("sixteen bits", "int"),
+        ("sixteen bits", "stored in Pillow's mode I;16, wanted .* 8-bit L or RGB"),
         ("other size", "16 x 16"),
     ],
 )

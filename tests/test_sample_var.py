@@ -299,7 +299,6 @@ def test_greedy_and_published_smoothing_and_temperature_per_scale(base, tmp_path
         ({"modes": ("plain",), "prefix_tokens": (5,)}, "makes nothing"),
         ({"classes": ("Spleen",)}, "--classes Spleen was given, known are Heart, Kidney, Liver"),
         ({"data_root": Path("nowhere")}, "--data-root nowhere is no folder"),
-        ({"split": "vall"}, "--split vall was given"),
         ({"top_p": 1.01}, "--top-p 1.01 was given, wanted 0 to 1"),
         ({"top_p": float("nan")}, "--top-p nan"),
         ({"top_k": -1}, "--top-k -1"),
@@ -309,7 +308,6 @@ def test_greedy_and_published_smoothing_and_temperature_per_scale(base, tmp_path
         ({"greedy": True, "more_smooth": True}, "choose one"),
         ({"batch_size": 0}, "--batch-size 0"),
         ({"images_per_class": 0}, "--images-per-class 0"),
-        ({"precision": "half"}, "--precision half"),
         ({"var": Path("nowhere.pth")}, "nowhere.pth is missing"),
         ({"tokens_dir": Path("nowhere")}, "tokens_multiscale_maps.npz is missing"),
         ({"data_root": Path(__file__).parent}, "cannot be read"),
@@ -453,7 +451,10 @@ def test_the_priors_mode_is_the_most_frequent_token_at_each_place(base, tmp_path
 
 @pytest.mark.parametrize(
     "wrong",
-    ["half", "tokens", "labels", "class", "K", "guidance", "top-p", "cfg nan", "decode", "chunk", "layout"],
+    [
+        *("half", "tokens", "labels", "class", "K", "guidance", "top-p", "cfg nan"),
+        *("split", "precision", "decode", "chunk", "layout"),
+    ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(wrong, base, tmp_path, monkeypatch, capsys):
     flags = {"var": base.var, "vqvae": base.vqvae, "tokens-dir": base.tokens_dir, "out-dir": tmp_path / "out"}
@@ -466,7 +467,9 @@ def test_wrong_input_is_one_line_and_exit_code_2(wrong, base, tmp_path, monkeypa
         "guidance": "--cfg -1.0 was given",
         "top-p": "--top-p 1.5 was given",
         "cfg nan": "--cfg nan was given",
-        "decode": "--decode-precision half was given",
+        "split": "invalid choice 'vall' for argument '--split'",
+        "precision": "invalid choice 'half' for argument '--precision'",
+        "decode": "invalid choice 'half' for argument '--decode-precision'",
         "chunk": "--decode-chunk -1 was given",
         "layout": "--channels-last",
     }[wrong]
@@ -489,6 +492,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(wrong, base, tmp_path, monkeypa
             "guidance": {"cfg": -1},
             "top-p": {"top-p": 1.5},
             "cfg nan": {"cfg": "nan"},
+            "split": {"split": "vall"},
+            "precision": {"precision": "half"},
             "decode": {"decode-precision": "half"},
             "chunk": {"decode-chunk": -1},
             "layout": {"channels-last": "maybe"},

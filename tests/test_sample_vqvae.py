@@ -14,7 +14,7 @@ from PIL import Image
 
 import sample_vqvae
 from sample_vqvae import Settings
-from usvar import images, physics
+from usvar import cli, images, physics
 from usvar.checkpoints import load_vqvae
 from usvar.errors import InputError
 from usvar.images import SPLITS
@@ -150,7 +150,6 @@ def test_a_class_without_images_in_a_split_counts_nothing(tiny_data, tiny_vqvae,
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"splits": ("val", "vall")}, "vall was given, wanted some of train, val, test"),
         ({"splits": ()}, "wanted some of train, val, test"),
         ({"batch_size": 0}, "--batch-size 0"),
         ({"data_root": Path("nowhere")}, "holds nothing, wanted the folders train, val and test"),
@@ -164,6 +163,14 @@ def test_a_wrong_setting_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=message):
         sample_vqvae.main(Settings(**(arguments | wrong)))
     assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_split_is_one_line_and_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.parse(Settings, None, ["--data-root", "x", "--vqvae", "x", "--splits", "val", "vall"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1
+    assert "invalid choice 'vall' for argument '--splits'" in said and "'val', 'test'" in said
 
 
 def test_images_of_another_size_are_refused(tiny_vqvae, tmp_path):

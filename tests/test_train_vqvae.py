@@ -16,13 +16,14 @@ import pytest
 import torch
 import torch._dynamo
 
+import train_var
 import train_vqvae
 from models import VQVAE
 from models.discriminator import PatchDiscriminator
 from models.quant import code_counts
 from usvar import cli, codebook, images, losses, training
 from usvar.augment import augment
-from usvar.checkpoints import load_vqvae, read_checkpoint
+from usvar.checkpoints import load_vqvae, read_checkpoint, save_checkpoint
 from usvar.distributed import World
 from usvar.errors import InputError, RunError
 
@@ -515,13 +516,30 @@ def test_unused_codes_are_replaced_everywhere():
         ({"ch": 0}, "--ch 0 was given, wanted a multiple of 32"),
         ({"patch_nums": ()}, "do not fit images"),
         ({"patch_nums": (0, 1, 4)}, "do not fit images"),
-        ({"precision": "half"}, "half"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_is_written(tiny_data, tmp_path, changes, named):
     with pytest.raises(InputError, match=named):
         train_vqvae.main(settings(tiny_data, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_other_classes_is_refused_by_what_differs(straight, tiny_data, tmp_path):
+    content = read_checkpoint(straight / "last.pth")
+    content["config"]["classes"] = ["Heart", "Spleen"]
+    save_checkpoint(tmp_path / "last.pth", content)
+    with pytest.raises(InputError, match=r"classes \['Heart', 'Spleen'\], .* has \['Heart', 'Kidney'"):
+        train_vqvae.main(settings(tiny_data, tmp_path))
+
+
+@pytest.mark.parametrize("script", [train_vqvae, train_var])
+def test_an_unknown_precision_is_one_line_and_exit_code_2(script, capsys):
+    paths = {train_vqvae: ["--data-root", "x"], train_var: ["--tokens-dir", "x", "--vqvae", "x"]}
+    with pytest.raises(SystemExit) as stop:
+        cli.parse(script.Settings, None, [*paths[script], "--precision", "half"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1
+    assert "invalid choice 'half' for argument '--precision'" in said and "'bfloat16'" in said
 
 
 def test_a_wrong_folder_is_one_line_and_exit_code_2(tmp_path):

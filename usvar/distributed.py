@@ -59,7 +59,7 @@ class World:
         return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=some_unused)
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean over processes."""
+        """Mean over processes; the argument stays as it is."""
         return self.sum(values) / self.size
 
     def gather(self, rows: Tensor) -> Tensor:
@@ -71,10 +71,13 @@ class World:
         return torch.cat(parts)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over processes."""
-        if self.size > 1:
-            dist.all_reduce(values)
-        return values
+        """Sum over processes; the argument stays as it is."""
+        if self.size == 1:
+            return values
+        # A copy in plain rows, which all processes have in common: their layouts may differ.
+        total = values.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in any process: all of them must leave a loop at the same step."""

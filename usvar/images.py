@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ from usvar.errors import InputError
 from usvar.files import atomic_path, new_memmap, remove_stale_temporaries
 from usvar.threads import in_order
 
-SPLITS = ("train", "val", "test")
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 # Pixels a side that a prepared picture may have; a header that claims more is not decoded.
 MAX_SIDE = 4096
 READ_LIMIT_S = 300.0
@@ -160,7 +162,8 @@ def read_image(path: Path) -> np.ndarray:
         strange = "in colour"
     if strange:
         raise InputError(
-            f"{path} is {strange}, wanted one grey picture stored as 8-bit RGB: run prepare_datasets.py on it"
+            f"{path} is {strange}, wanted one grey picture stored as 8-bit L or RGB without palette or "
+            "transparency: run prepare_datasets.py on it"
         )
     return array if array.ndim == 2 else array[..., 0]
 
@@ -170,7 +173,7 @@ def _strangeness(picture: Image.Image) -> str:
     if picture.format != "PNG":
         return f"a {picture.format} file"
     if picture.mode not in ("L", "RGB"):
-        return f"of mode {picture.mode}, int or with a palette or alpha"
+        return f"stored in Pillow's mode {picture.mode}"
     if max(picture.size) > MAX_SIDE:
         return f"{picture.width} x {picture.height} pixels"
     if getattr(picture, "n_frames", 1) > 1:

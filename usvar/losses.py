@@ -162,7 +162,7 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
         A scalar without gradient.
     """
     norms = [
-        world.mean(torch.autograd.grad(loss, last_layer, retain_graph=True)[0].contiguous()).norm()
+        world.mean(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]).norm()
         for loss in (reconstruction, adversarial)
     ]
     return (norms[0] / (norms[1] + 1e-6)).clamp(max=LARGEST_ADAPTIVE)

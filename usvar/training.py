@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,9 @@ from usvar.threads import in_order
 
 T = TypeVar("T")
 Sliced = TypeVar("Sliced", bound=Sequence | np.ndarray)
+
+# How a forward pass may be computed; the command line refuses other words.
+Precision = Literal["auto", "float32", "bfloat16"]
 
 # Under torchrun, one Ctrl-C reaches a process twice, from the terminal and from torchrun.
 REPEAT_S = 2.0
@@ -199,14 +202,8 @@ def check_shared(settings: Any, processes: int) -> None:
         )
 
 
-def amp_dtype(device: torch.device, precision: str) -> torch.dtype:
-    """The dtype of the forward pass: "auto" is bf16 on a GPU or CPU that is faster in it, float32 elsewhere.
-
-    Raises:
-        InputError: for another word than auto, float32 or bfloat16.
-    """
-    if precision not in ("auto", "float32", "bfloat16"):
-        raise InputError(f"--precision {precision} was given, wanted auto, float32 or bfloat16")
+def amp_dtype(device: torch.device, precision: Precision) -> torch.dtype:
+    """Dtype of the forward pass: "auto" is bf16 on a GPU or CPU that is faster in it, float32 elsewhere."""
     if device.type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
