@@ -27,7 +27,9 @@ recipes=(--rows all --ch 64 --vocab-size 2048 --batch-size 32 --steps "${RECIPE_
 judges=(--extractor-steps 1500 --classifier-steps 1000)
 evaluation_size=(--images-per-class 50)
 sweep_size=(--images-per-class 20 --cfg 0 1 1.5 2 3 --top-p 0 0.9 0.95 0.99 --top-k 0 300 --temperature 0.9 1 1.1)
-speed=(--device cuda --dtype bfloat16)
+speed=(--device cuda --dtype bfloat16 --batch 64)
+# The card's rate is nearer with a larger transformer, and after compiling.
+larger=(--depth 16 --width 1024) compiled=(--compile True)
 drawn=()
 matrices=()
 shard=()
@@ -41,6 +43,7 @@ if [[ $SMOKE == 1 ]]; then
     judges=(--extractor-steps 4 --classifier-steps 4 --extractor-pixels 32)
     evaluation_size=(--images-per-class 4)
     sweep_size=(--images-per-class 4 --cfg 0 1.5 --top-p 0.95 --top-k 0 --temperature 1 --prefix-tokens 0 1)
+    larger=(--depth 3) compiled=()
     speed=(--repeats 1 --batch 2 --width 64 --depth 2 --vqvae-width 32 --vocab-size 64 --patch-nums 1 2 3)
     drawn=(--top-k 20)
     matrices=(--vqvae-batch 1 --matrix-side 64)
@@ -62,6 +65,10 @@ stage training_speed "$out/speed/training.json" python benchmarks/training.py --
     "${speed[@]}" "${published[@]}"
 stage matrix_rate "$out/speed/matrix_rate.json" python benchmarks/matrix_rate.py --out-dir "$out/speed" \
     "${speed[@]}" "${matrices[@]}"
+stage matrix_rate_larger "$out/speed_larger/matrix_rate.json" python benchmarks/matrix_rate.py \
+    --out-dir "$out/speed_larger" "${speed[@]}" "${matrices[@]}" "${larger[@]}"
+stage matrix_rate_compiled "$out/speed_compiled/matrix_rate.json" python benchmarks/matrix_rate.py \
+    --out-dir "$out/speed_compiled" "${speed[@]}" "${matrices[@]}" "${compiled[@]}"
 stage vqvae - python train_vqvae.py --data-root "$data" --out-dir "$out/vqvae" "${vqvae_size[@]}"
 stage vqvae_shards "$out/weights/vqvae/index.json" python results/pack.py shard "$out/vqvae/best.pth" \
     "$out/weights/vqvae" "${shard[@]}"
@@ -77,6 +84,13 @@ stage var_join "$var" python results/pack.py join "$out/weights/var" "$var"
 sample_and_evaluate
 stage var_deep - python train_var.py --tokens-dir "$out/tokens" --vqvae "$vqvae" --out-dir "$out/var_deep" \
     "${var_size[@]}" "${deep[@]}"
+# Beside the smaller one: the same judges, its own settings.
+deeper=(--data-root "$data" --var "$out/var_deep/ar-ckpt-best.pth" --vqvae "$vqvae" --tokens-dir "$out/tokens")
+deeper+=(--judges "$sweep/judges.pth" "${judges[@]}")
+stage sweep_deep "$out/sweep_deep/chosen.json" python sweep_var.py "${deeper[@]}" --out-dir "$out/sweep_deep" \
+    "${sweep_size[@]}"
+stage evaluation_deep "$out/evaluation_deep/metrics.json" python evaluate_var.py "${deeper[@]}" \
+    --out-dir "$out/evaluation_deep" --settings-from "$out/sweep_deep/chosen.json" "${evaluation_size[@]}"
 stage recipes - python benchmarks/vqvae_recipes.py --data-root "$data" --out-dir "$out/recipes" "${recipes[@]}"
 stage record - python results/record.py --run "$out" --out-dir "$record" --shown "${shown[@]}"
 finish

@@ -46,18 +46,21 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     ),
     "tokens": ((), (), ()),
     "var": (("baselines.json",), ("loss_curves.png", "loss_per_scale.png"), ()),
-    "sweep": (("chosen.json",), ("sweep.png",), ()),
+    **dict.fromkeys(("sweep", "sweep_deep"), (("chosen.json",), ("sweep.png",), ())),
     # Copied only when all classes in them are in --shown, see `real_classes`.
     "samples": ((), (), ("sweep_tp.png", "sweep_nop.png")),
     "variety": ((), ("variety_*.png",), ()),
     "edits": (("edit.json",), (), ("before_after.png",)),
-    "evaluation": (
-        ("metrics.json",),
-        tuple(
-            f"figures/{name}.png"
-            for name in ("kernel_distance", "use", "confusion", "copies", "physics", "bits_per_token")
+    **dict.fromkeys(
+        ("evaluation", "evaluation_deep"),
+        (
+            ("metrics.json",),
+            tuple(
+                f"figures/{name}.png"
+                for name in ("kernel_distance", "use", "confusion", "copies", "physics", "bits_per_token")
+            ),
+            (),
         ),
-        (),
     ),
     "speed": (
         (
@@ -67,11 +70,16 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
         ("sampling*.png", "training*.png"),
         (),
     ),
+    **dict.fromkeys(("speed_larger", "speed_compiled"), (("matrix_rate.json",), (), ())),
     "var_deep": (("baselines.json",), ("loss_curves.png", "loss_per_scale.png"), ()),
-    "recipes": (("results.json",), (), ()),
+    "recipes": (("results.json",), ("recipes.png",), ()),
 }
 # Stages of a recipe whose commands made a folder of another name.
-COMMANDS = {"speed": ("sampling_speed", "training_speed", "matrix_rate")}
+COMMANDS = {
+    "speed": ("sampling_speed", "training_speed", "matrix_rate"),
+    "speed_larger": ("matrix_rate_larger",),
+    "speed_compiled": ("matrix_rate_compiled",),
+}
 MOST_BYTES = 200_000
 LOG_ROWS = 150
 # Longer ones are curves, or have one entry an image: no numbers to read.
