@@ -33,7 +33,7 @@ from usvar.checkpoints import read_checkpoint
 from usvar.errors import InputError
 from usvar.files import atomic_path, write_json, write_text
 from usvar.tokens import TokenMaps, code_counts_of, read_token_maps
-from usvar.training import best_row, read_log
+from usvar.training import read_log
 
 # By stage: numbers, figures without real pictures, and figures with them, one a class.
 STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
@@ -128,9 +128,11 @@ def record(s: Settings, stage: str) -> None:
     if (source / "settings.json").is_file():
         made_by = read_json(source / "settings.json")
     # The settings are written anew when a finished run is started again, by whatever code is there then.
+    best_step = None
     for name in ("best.pth", "ar-ckpt-best.pth"):
         if (source / name).is_file():
-            made_by = read_checkpoint(source / name)["made_by"]
+            best = read_checkpoint(source / name)
+            made_by, best_step = best["made_by"], best["step"]
     if (source / "train" / "tokens_multiscale_maps.npz").is_file():
         maps = read_token_maps(source / "train")
         made_by = maps.made_by
@@ -140,7 +142,7 @@ def record(s: Settings, stage: str) -> None:
     if (source / "log.jsonl").is_file():
         rows = read_log(source / "log.jsonl")
         write_text(target / "log.jsonl", "".join(json.dumps(row) + "\n" for row in thinned(rows)))
-        numbers |= validated(rows)
+        numbers |= validated(rows, best_step)
     about = {
         **command_of(s, stage),
         "device": s.device or device_in_words(),
@@ -206,13 +208,14 @@ def is_kept(row: dict[str, Any]) -> bool:
     return "note" in row or any(name.startswith("val_") for name in row)
 
 
-def validated(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The validation that best.pth was chosen by, and the last one."""
+def validated(rows: list[dict[str, Any]], best_step: int | None) -> dict[str, Any]:
+    """The validation of the weights that were kept, and the last one.
+
+    Not the lowest of all: the choice starts anew with the adversarial loss.
+    """
     rows = [row for row in rows if any(name.startswith("val_") for name in row)]
-    if not rows:
-        return {}
-    score = "val_total" if "val_total" in rows[0] else "val_mean"
-    return {"best_on_val": best_row(rows, score), "last_on_val": rows[-1]}
+    best = [{"best_on_val": row} for row in rows if row["step"] == best_step]
+    return {**(best[-1] if best else {}), **({"last_on_val": rows[-1]} if rows else {})}
 
 
 def command_of(s: Settings, stage: str) -> dict[str, Any]:
