@@ -373,25 +373,14 @@ def main(s: Settings) -> None:
         if best < float("inf") and not is_whole(best_path):
             note += f" {best_path} is missing or damaged: the next validation writes it anew"
             best = float("inf")
-    is_over = start >= s.steps or 0 < s.patience <= stale
     if run:
         run.forget_after(start)
         if note:
             run.note(start, note.strip())
-    if is_over:
-        done = (
-            f"all {s.steps} steps are done" if start >= s.steps else f"the run stopped early at step {start}"
-        )
-        if not is_whole(best_path):
-            raise InputError(
-                f"{best_path} is missing or damaged, and {done}: delete {last_path.name} to train the last "
-                "steps again from the checkpoint before it"
-            )
-        hint = "" if start >= s.steps else "; --patience 0 goes on"
-        if run:
-            print(f"nothing to do: {done}, as {last_path} says{hint}")
-            run.close()
-        world.close()
+    if start >= s.steps or 0 < s.patience <= stale:
+        early = f"the run stopped early at step {start} (--patience 0 goes on)"
+        done = f"all {s.steps} steps are done" if start >= s.steps else early
+        training.end_at_once(run, world, last_path, best_path, done)
         return
 
     baselines = {
@@ -438,6 +427,8 @@ def main(s: Settings) -> None:
             save_last(last_path, content, model, averaged)
 
     progress = tqdm(total=s.steps, initial=start, disable=not world.is_main, file=sys.stdout, mininterval=5)
+    # Why it ends before its last step: raised below, when all processes have come that far.
+    ending: Exception | None = None
     with training.StopSignal() as stop:
         for step, batch, _ in training.prefetch(load, range(start, s.steps), s.read_limit_s, train.file):
             rate = training.learning_rate(step, s.learning_rate, s.warmup_steps, s.steps, s.final_rate)
@@ -462,9 +453,8 @@ def main(s: Settings) -> None:
                 if problem:
                     if guard.stopped_at - 1 > start or last is None:
                         save(guard.stopped_at - 1)
-                    progress.close()
-                    world.close()
-                    raise RunError(problem)
+                    ending = RunError(problem)
+                    break
 
             whole = {"mean": nats_S, "accuracy": accuracy_S}
             whole = {f"train_{key}": mean_over_tokens(x_S, spans) for key, x_S in whole.items()}
@@ -502,13 +492,13 @@ def main(s: Settings) -> None:
             if is_over:
                 break
             if stopping:
-                progress.close()
-                world.close()
-                raise cli.Stopped(
-                    stop.received or 2, f"step {done} is in {last_path}; the same command goes on"
-                )
-    progress.close()
-    world.close()
+                text = f"step {done} is in {last_path}; the same command goes on"
+                ending = cli.Stopped(stop.received or 2, text)
+                break
+        progress.close()
+        world.close()
+    if ending:
+        raise ending
     if run:
         run.close()
         early = (

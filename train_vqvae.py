@@ -515,15 +515,7 @@ def main(s: Settings) -> None:
                 "give --vgg FILE in another --out-dir to have it",
             )
     if start >= s.steps:
-        if not is_whole(best_path):
-            raise InputError(
-                f"{best_path} is missing or damaged, and all {s.steps} steps are done: delete "
-                f"{last_path.name} to train the last steps again from the checkpoint before it"
-            )
-        if run:
-            print(f"nothing to do: {last_path} has all {s.steps} steps")
-            run.close()
-        world.close()
+        training.end_at_once(run, world, last_path, best_path, f"all {s.steps} steps are done")
         return
 
     guard = training.StepGuard(model.parameters(), optimiser, s.clip, world, s.max_skipped_steps, skipped)
@@ -548,6 +540,8 @@ def main(s: Settings) -> None:
         )
     waited_s = 0.0
     progress = tqdm(total=s.steps, initial=start, disable=not world.is_main, file=sys.stdout, mininterval=5)
+    # Why it ends before its last step: raised below, when all processes have come that far.
+    ending: Exception | None = None
     with training.StopSignal() as stop:
         for step, batch, waited in training.prefetch(
             load, range(start, s.steps), s.read_limit_s, train_NHW.filename
@@ -588,9 +582,8 @@ def main(s: Settings) -> None:
                 if problem:
                     if guard.stopped_at - 1 > start or last is None:
                         save(guard.stopped_at - 1)
-                    progress.close()
-                    world.close()
-                    raise RunError(problem)
+                    ending = RunError(problem)
+                    break
 
             revived = torch.zeros((), device=device)
             if revives and is_made:
@@ -632,13 +625,13 @@ def main(s: Settings) -> None:
                 if saves or stopping:
                     save(done)
             if stopping and not is_last:
-                progress.close()
-                world.close()
-                raise cli.Stopped(
-                    stop.received or 2, f"step {done} is in {last_path}; the same command goes on"
-                )
-    progress.close()
-    world.close()
+                text = f"step {done} is in {last_path}; the same command goes on"
+                ending = cli.Stopped(stop.received or 2, text)
+                break
+        progress.close()
+        world.close()
+    if ending:
+        raise ending
     if run:
         run.close()
         print(f"done: {best_path} (val total {best:.0f}), figures in {s.out_dir}")

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from usvar import checks
+from usvar.checkpoints import is_whole
 from usvar.distributed import World
 from usvar.errors import InputError
 from usvar.files import full_disk_named, lock_folder, remove_stale_temporaries, write_json, write_text
@@ -334,6 +335,30 @@ class RunFolder:
         if self.writer:
             self.writer.close()
         self._lock.close()
+
+
+def end_at_once(run: RunFolder | None, world: World, last_path: Path, best_path: Path, done: str) -> None:
+    """End a run that has nothing left to do.
+
+    Args:
+        run: the folder; None in all processes but the first.
+        world: all processes.
+        last_path: the checkpoint that says so.
+        best_path: the checkpoint that the run is for.
+        done: why nothing is left, for the message.
+
+    Raises:
+        InputError: when the best checkpoint is lost.
+    """
+    if not is_whole(best_path):
+        raise InputError(
+            f"{best_path} is missing or damaged, and {done}: delete {last_path.name} to train the last steps "
+            "again from the checkpoint before it"
+        )
+    if run:
+        print(f"nothing to do: {done}, as {last_path} says")
+        run.close()
+    world.close()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
