@@ -351,6 +351,7 @@ def main(s: Settings) -> None:
     last, found_path, note = read_last(last_path, MORE_STATE)
     if last:
         training.refuse_other_settings(found_path, last["made_by"], record, MAY_CHANGE)
+        training.refuse_other_config(found_path, last["config"], config, s.tokens_dir)
     run = training.RunFolder(s.out_dir, record) if world.is_main else None
 
     torch.manual_seed(s.seed)
@@ -464,9 +465,11 @@ def main(s: Settings) -> None:
                 means, seconds = meter.read(world)
                 if run and means:
                     run.log({"step": done, **means, "rate": rate, "seconds_per_step": seconds})
-                    progress.set_postfix_str(
-                        f"loss {means['train_mean']:.3f} last scale {means['train_last']:.3f} "
-                        f"{s.batch_size / seconds:.1f} images/s"
+                    progress.write(
+                        f"step {done:>6}  cross-entropy {means['train_mean']:.3f}  last scale "
+                        f"{means['train_last']:.3f}  right {means['train_accuracy']:.1%}  gradient "
+                        f"{means['gradient_norm']:6.2f}  rate {rate:.1e}  "
+                        f"{s.batch_size / seconds:7.1f} images/s"
                     )
             with meter.paused():
                 if validates:
@@ -484,8 +487,8 @@ def main(s: Settings) -> None:
                         if s.samples_per_class:
                             draw_samples(s, averaged, vae, train.classes, done)
                         progress.write(
-                            f"step {done}: val cross-entropy {scores['val_mean']:.3f} nats a token, "
-                            f"last scale {scores['val_last']:.3f}, right {scores['val_accuracy']:.1%}"
+                            f"step {done:>6}  val: cross-entropy {scores['val_mean']:.3f} nats a token  "
+                            f"last scale {scores['val_last']:.3f}  right {scores['val_accuracy']:.1%}"
                         )
                 if saves or is_over or stopping:
                     save(done)

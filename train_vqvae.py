@@ -420,12 +420,7 @@ def main(s: Settings) -> None:
     last, found_path, note = read_last(last_path)
     if last:
         training.refuse_other_settings(found_path, last["made_by"], record, MAY_CHANGE)
-        for name, value in config.items():
-            if (old := last["config"].get(name)) != value:
-                raise InputError(
-                    f"{found_path} was trained with {name} {old}, {s.data_root} has {value}: give the images "
-                    "that it was trained on to go on, or another --out-dir to start anew"
-                )
+        training.refuse_other_config(found_path, last["config"], config, s.data_root)
         if not s.init_from:
             # Named no more, but what goes on comes from it.
             record["inputs"] |= last["made_by"]["inputs"]
@@ -598,13 +593,17 @@ def main(s: Settings) -> None:
                 waited_s = 0.0
                 if run and means:
                     run.log({"step": done, **means, "rate": rate, **timing})
-                    progress.set_postfix_str(
-                        f"SSE {means['train_sse']:.0f} VQ {means['train_vq']:.0f} "
-                        f"{s.batch_size / seconds:.1f} images/s"
+                    progress.write(
+                        f"step {done:>6}  SSE {means['train_sse']:8.1f}  VQ {means['train_vq']:8.1f}  "
+                        f"gradient {means['gradient_norm']:8.2f}  rate {rate:.1e}  "
+                        f"{s.batch_size / seconds:7.1f} images/s  waiting {timing['waiting_share']:.1%}"
                     )
             with meter.paused():
                 if validates:
                     scores, hits_SV = validate(s, averaged, val_NHW, world, dtype, perceptual)
+                    in_use_S = model.quantize.usage_percent(s.batch_size // world.size)
+                    scores["train_usage"] = [percent / 100 for percent in in_use_S]
+                    scores["train_perplexity"] = perplexity(model.quantize.ema_vocab_hit_SV).tolist()
                     is_best = scores["val_total"] < best
                     best = min(best, scores["val_total"])
                     if run and is_best:
@@ -618,7 +617,7 @@ def main(s: Settings) -> None:
                         draw_codebook(s.out_dir, averaged, hits_SV)
                         draw_reconstructions(s.out_dir, averaged, val_NHW, val_files.label_N, names)
                         progress.write(
-                            f"step {done}: val SSE {scores['val_sse']:.0f}  "
+                            f"step {done:>6}  val: SSE {scores['val_sse']:.1f}  "
                             f"PSNR {scores['val_psnr_db']:.2f} dB  SSIM {scores['val_ssim']:.3f}  "
                             f"codes in use {scores['val_usage_all']:.0%}"
                         )

@@ -10,6 +10,7 @@ S scales, V codebook size.
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -65,6 +66,25 @@ def perplexity(counts_SV: Tensor) -> Tensor:
     share_SV = counts_SV.double() / total.clamp_min(1e-12)
     entropy_S = -torch.special.xlogy(share_SV, share_SV).sum(dim=-1)
     return torch.where(total[..., 0] > 0, entropy_S.exp(), 0.0).float()
+
+
+@functools.cache
+def _bicubic(small: int, large: int, device: torch.device) -> Tensor:
+    """How bicubic interpolation mixes the values of a row: (large, small), read off from unit vectors."""
+    unit_1sv1 = torch.eye(small, device=device)[None, :, :, None]
+    return F.interpolate(unit_1sv1, size=(large, 1), mode="bicubic")[0, :, :, 0].T.contiguous()
+
+
+def upsample(h_BChw: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring float32 maps to a size by bicubic interpolation, as two products of matrices.
+
+    The same as F.interpolate up to rounding and several times as fast: its GPU kernel gives each thread one
+    place and all images and channels one after the other, and 16 x 16 places do not fill a GPU.
+    """
+    rows, columns = (
+        _bicubic(s, large, h_BChw.device) for s, large in zip(h_BChw.shape[-2:], size, strict=True)
+    )
+    return rows @ h_BChw @ columns.T
 
 
 class Phi(nn.Conv2d):
@@ -370,7 +390,7 @@ class VectorQuantizer2(nn.Module):
                 else:
                     share = self.quant_resi.at(scale_position(si, S))(h_BChw)
                     if f_hat is not None:
-                        f_hat = F.interpolate(f_hat, size=share.shape[-2:], mode="bicubic")
+                        f_hat = upsample(f_hat, share.shape[-2:])
                 f_hat = share if f_hat is None else f_hat + share
                 sums.append(f_hat)
             return sums[-1] if last_one else sums
@@ -479,7 +499,7 @@ class VectorQuantizer2(nn.Module):
     def _share(self, h_BChw: Tensor, si: int, S: int, size: tuple[int, int]) -> Tensor:
         """Bring one scale's codes to full size, except the last scale's, and pass them through its phi."""
         if si < S - 1:
-            h_BChw = F.interpolate(h_BChw, size=size, mode="bicubic")
+            h_BChw = upsample(h_BChw, size)
         return self.quant_resi.at(scale_position(si, S))(h_BChw)
 
     def _float32(self) -> contextlib.AbstractContextManager:

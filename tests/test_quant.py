@@ -9,7 +9,16 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.quant import USED_SHARE, Phi, VectorQuantizer2, code_counts, nearest_tick, perplexity, usage
+from models.quant import (
+    USED_SHARE,
+    Phi,
+    VectorQuantizer2,
+    code_counts,
+    nearest_tick,
+    perplexity,
+    upsample,
+    usage,
+)
 
 PATCH_NUMS = (1, 2, 4)
 
@@ -339,3 +348,15 @@ def test_shapes_and_codes_that_do_not_fit_are_refused():
         vq.init_codebook_(torch.randn(3, 5))
     with pytest.raises(ValueError, match="mask of shape"):
         vq.replace_codes_(torch.ones(3, dtype=torch.bool), torch.randn(3, 6))
+
+
+@pytest.mark.parametrize("side", [(1, 1), (2, 2), (3, 5), (13, 13), (16, 16)])
+def test_upsampling_is_bicubic_interpolation_forward_and_backward(side):
+    maps = [torch.randn(2, 3, *side, requires_grad=True)]
+    maps.append(maps[0].detach().clone().requires_grad_())
+    weights = torch.randn(2, 3, 16, 16)
+    up = upsample(maps[0], (16, 16)), F.interpolate(maps[1], size=(16, 16), mode="bicubic")
+    for value in up:
+        (value * weights).sum().backward()
+    torch.testing.assert_close(*up, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(maps[0].grad, maps[1].grad, rtol=1e-5, atol=1e-4)

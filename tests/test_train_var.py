@@ -447,6 +447,25 @@ def test_classes_in_another_order_are_refused(tiny_tokens, tiny_vqvae, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
+def test_labels_of_another_data_set_are_refused(straight, tiny_tokens, tiny_vqvae, tmp_path):
+    """Class names beside the tokens that are not theirs, and a run that would go on with other classes."""
+    out = shutil.copytree(straight, tmp_path / "out")
+    before = (out / "ar-ckpt-last.pth").read_bytes()
+    other = shutil.copytree(tiny_tokens, tmp_path / "tokens")
+    for split in ("train", "val"):
+        (other / split / "classes.json").write_text('["Lung", "Spleen", "Toe"]')
+    with pytest.raises(InputError, match="lists Lung, Spleen, Toe, the tokens beside it were made for Heart"):
+        train_var.main(settings(other, tiny_vqvae, out))
+    for split in ("train", "val"):
+        maps = tokens.read_token_maps(tiny_tokens / split)
+        arrays = maps.idx_NL, maps.label_N, maps.path_N, maps.view_N
+        classes = ("Lung", "Spleen", "Toe")
+        tokens.write_token_maps(other / split, *arrays, maps.patch_nums, classes, maps.made_by)
+    with pytest.raises(InputError, match="another train tokens file"):
+        train_var.main(settings(other, tiny_vqvae, out))
+    assert (out / "ar-ckpt-last.pth").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

@@ -121,6 +121,8 @@ def test_a_run_writes_what_the_next_stages_read(straight, tiny_data):
     assert {"train_sse", "train_vq", "train_total"} <= rows[0].keys()
     assert abs(rows[0]["train_total"] - rows[0]["train_sse"] - rows[0]["train_vq"]) < 1e-2
     assert len(rows[2]["val_usage"]) == len(rows[2]["val_perplexity"]) == 3
+    assert all(0 < share <= 1 for share in rows[2]["train_usage"]) and len(rows[2]["train_usage"]) == 3
+    assert all(1 <= codes <= 32 for codes in rows[2]["train_perplexity"])
     assert json.loads((straight / "settings.json").read_text())["settings"]["steps"] == 4
 
 

@@ -96,7 +96,8 @@ def write_token_maps(
     for side, (start, end) in zip(patch_nums, scale_spans(patch_nums), strict=True):
         arrays[f"tok_{side}x{side}"] = (idx_NL[:, start:end], (side, side))
     arrays |= {"label": (label_N, ()), "path": (path_N, ()), "view": (view_N, ())}
-    arrays["made_by"] = (np.array(json.dumps(made_by)), ())
+    # The names lie beside, for people; that they are those of the labels can be seen here.
+    arrays["made_by"] = (np.array(json.dumps(made_by | {"classes": list(classes)})), ())
     with atomic_path(folder / FILE_NAME) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, (array, row_shape) in arrays.items():
             # A fixed date: the same tokens give the same bytes.
@@ -107,9 +108,9 @@ def write_token_maps(
                 header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False}
                 header["shape"] = (*array.shape[:1], *row_shape)
                 np.lib.format.write_array_header_1_0(file, header)
-                rows = range(0, len(array), BLOCK) if array.ndim else [...]
-                for i in rows:
-                    file.write((array if i is ... else array[i : i + BLOCK]).tobytes())
+                starts = range(0, len(array), BLOCK) if array.ndim else ()
+                for block in [array[i : i + BLOCK] for i in starts] if array.ndim else [array]:
+                    file.write(block.tobytes())
     write_json(folder / "classes.json", list(classes))
 
 
@@ -144,6 +145,11 @@ def read_token_maps(folder: Path) -> TokenMaps:
         raise InputError(f"{path} or its classes.json cannot be read ({reason}): tokenise again") from error
     _check_arrays(path, arrays)
     refuse_class_names(folder / "classes.json", classes)
+    if made_by.get("classes", classes) != classes:
+        raise InputError(
+            f"{folder / 'classes.json'} lists {', '.join(classes)}, the tokens beside it were made for "
+            f"{', '.join(made_by['classes'])}: put its own file back, or tokenise again"
+        )
     maps = TokenMaps(
         file=path,
         idx_NL=arrays["idx"],

@@ -402,6 +402,26 @@ def refuse_other_settings(path: Path, before: dict, now: dict, may_change: tuple
             )
 
 
+def refuse_other_config(path: Path, before: dict[str, Any], now: dict[str, Any], data: Path) -> None:
+    """Refuse to go on with other classes or sizes than those of a checkpoint.
+
+    Args:
+        path: the checkpoint.
+        before: its "config".
+        now: the same of the data and settings at hand.
+        data: where the data lie, for the message.
+
+    Raises:
+        InputError: for the first entry that differs.
+    """
+    for name, value in now.items():
+        if (old := before.get(name)) != value:
+            raise InputError(
+                f"{path} was trained with {name} {old}, {data} has {value}: give the data that it was "
+                "trained on to go on, or another --out-dir to start anew"
+            )
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
     """Mixed precision, or nothing for float32."""
     if dtype == torch.float32:
