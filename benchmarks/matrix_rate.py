@@ -23,6 +23,7 @@ from tqdm import tqdm
 # A script's own folder is on the path, the repository's root is not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import train_var
 import train_vqvae
 from benchmarks.measure import NetworkSettings, as_record, build, cost_of
 from benchmarks.training import Step
@@ -121,7 +122,8 @@ def main(s: Settings) -> None:
 
     rate, matrix_side = matrix_rate(s, device)
     print(f"{s.dtype} matrices of {matrix_side} x {matrix_side}: {rate / 1e12:.3g} TFLOP/s")
-    on_tokens = Step(s, vae, var, device, **({"compile": True} if s.compile else {}))
+    ways = {"muon_rate": train_var.Settings.muon_rate} | ({"compile": True} if s.compile else {})
+    on_tokens = Step(s, vae, var, device, **ways)
     train, without_optimiser = vqvae_step(s, vae, device)
     work = {
         "tokenise": (tokenise, s.vqvae_batch),
@@ -130,12 +132,14 @@ def main(s: Settings) -> None:
         # Last: it lets the VQ-VAE, which the others use, train.
         "training step, VQ-VAE": (train, s.vqvae_batch),
     }
+    # Operations are counted of the networks alone: Muon's products are many for one image, few for a batch.
+    counted = {train: without_optimiser, on_tokens.run: on_tokens.backward}
     rows = {}
     for name, (call, images) in tqdm(work.items(), desc="measure", file=sys.stdout):
         vae.train(name == "training step, VQ-VAE")
-        with FlopCounterMode(display=False) as counter:
-            # Of the networks alone: Muon's products are many for one image, and few for a real batch.
-            (without_optimiser if call is train else call)()
+        # Eager, for what is first called under the counter torch.compile leaves alone for good.
+        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+            counted.get(call, call)()
         operations = counter.get_total_flops()
         seconds = fastest(call, device, s.repeats)
         rows[name] = {

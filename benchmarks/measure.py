@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from models import VAR, VQVAE
 from usvar import plots, provenance
+from usvar.distributed import set_up_convolutions
 from usvar.errors import InputError
 from usvar.files import write_json
 from usvar.plots import COLOURS, plt
@@ -199,6 +200,8 @@ def report(
 
 def build(s: NetworkSettings, device: torch.device) -> tuple[VQVAE, VAR, dict[str, Any]]:
     """Both networks with random weights whose logits vary, and their constructor arguments."""
+    if device.type == "cuda":
+        set_up_convolutions()
     if s.width % 64 or s.batch < 1 or s.repeats < 1 or s.depth < 1:
         raise InputError(
             f"--width {s.width} --depth {s.depth} --batch {s.batch} --repeats {s.repeats} were given, wanted "

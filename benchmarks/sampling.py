@@ -148,7 +148,14 @@ def fast_paths(s: Settings, vae: VQVAE, var: VAR, device: torch.device) -> list[
     pairs = [
         pair("adaLN: each scale -> once", lambda: adaln(len(spans)), lambda: adaln(1)),
         pair("cache: grown -> pre-allocated", grown, preallocated),
-        pair("guidance 0: both halves -> one", lambda: tokens(1e-12), lambda: tokens(0.0)),
+        # Batches of two sizes may use two kernels of a GPU, which round differently: a token in some
+        # thousand is then another one. On a CPU they are the same.
+        pair(
+            "guidance 0: both halves -> one",
+            lambda: tokens(1e-12),
+            lambda: tokens(0.0),
+            equal=device.type == "cpu",
+        ),
         pair(
             "head at scale 0: both halves -> one",
             lambda: head_at_first_scale(slice(None)),

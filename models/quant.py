@@ -71,8 +71,9 @@ def perplexity(counts_SV: Tensor) -> Tensor:
 @functools.cache
 def _bicubic(small: int, large: int, device: torch.device) -> Tensor:
     """How bicubic interpolation mixes the values of a row: (large, small), read off from unit vectors."""
-    unit_1sv1 = torch.eye(small, device=device)[None, :, :, None]
-    return F.interpolate(unit_1sv1, size=(large, 1), mode="bicubic")[0, :, :, 0].T.contiguous()
+    with torch.inference_mode(False):  # it is kept, and training must not meet a tensor of inference
+        unit_1sv1 = torch.eye(small, device=device)[None, :, :, None]
+        return F.interpolate(unit_1sv1, size=(large, 1), mode="bicubic")[0, :, :, 0].T.contiguous()
 
 
 def upsample(h_BChw: Tensor, size: tuple[int, int]) -> Tensor:

@@ -6,7 +6,8 @@
 #   PIECE_SECONDS=540 bash results/real_256_gpu.sh runs/prepared.zip runs/real_256 vqvae      a short loan
 #
 # Not run yet: no GPU was to be had. VQVAE_STEPS and VAR_STEPS set how long is trained; the rates decay to the
-# end, so choose them by the first minute's speed and keep them: a run goes on only with the same. Stages can be
+# end, so choose them by the first minute's speed and keep them: a run goes on only with the same. COMPILE=True
+# trains with torch.compile: minutes at the start, then faster, see speed_compiled. Stages can be
 # named, stopped and gone on with: see stages.sh. README.md in this folder says how to split them over loans.
 source "$(dirname "$0")/stages.sh"
 
@@ -20,8 +21,10 @@ published=(${PUBLISHED:+--published "$PUBLISHED"})
 shown=(Liver-Benign Liver-Malignant Liver-Normal Thyroid-Nodule-DDTI)
 views=8 per_class=8 variety=16
 size=256 box=(80 112 176 208)
-vqvae_size=(--batch-size 32 --steps "${VQVAE_STEPS:-6000}" --eval-every 1000 --save-every 500)
-var_size=(--batch-size 64 --steps "${VAR_STEPS:-10000}" --eval-every 1000 --save-every 500)
+vqvae_size=(--batch-size 32 --steps "${VQVAE_STEPS:-6000}" --eval-every 1000 --save-every 500
+    --compile "${COMPILE:-False}")
+var_size=(--batch-size 64 --steps "${VAR_STEPS:-10000}" --eval-every 1000 --save-every 500
+    --compile "${COMPILE:-False}")
 deep=(--depth 12)
 recipes=(--rows all --ch 64 --vocab-size 2048 --batch-size 32 --steps "${RECIPE_STEPS:-3000}")
 judges=(--extractor-steps 1500 --classifier-steps 1000)
@@ -59,15 +62,15 @@ else
         --size "$size"
     stage archive "$out/prepared.zip" python results/pack.py images "$data" "$out/prepared.zip"
 fi
-stage sampling_speed "$out/speed/sampling.json" python benchmarks/sampling.py --out-dir "$out/speed" \
+MAY_FAIL=1 stage sampling_speed "$out/speed/sampling.json" python benchmarks/sampling.py --out-dir "$out/speed" \
     "${speed[@]}" "${drawn[@]}" "${published[@]}"
-stage training_speed "$out/speed/training.json" python benchmarks/training.py --out-dir "$out/speed" \
+MAY_FAIL=1 stage training_speed "$out/speed/training.json" python benchmarks/training.py --out-dir "$out/speed" \
     "${speed[@]}" "${published[@]}"
-stage matrix_rate "$out/speed/matrix_rate.json" python benchmarks/matrix_rate.py --out-dir "$out/speed" \
+MAY_FAIL=1 stage matrix_rate "$out/speed/matrix_rate.json" python benchmarks/matrix_rate.py --out-dir "$out/speed" \
     "${speed[@]}" "${matrices[@]}"
-stage matrix_rate_larger "$out/speed_larger/matrix_rate.json" python benchmarks/matrix_rate.py \
+MAY_FAIL=1 stage matrix_rate_larger "$out/speed_larger/matrix_rate.json" python benchmarks/matrix_rate.py \
     --out-dir "$out/speed_larger" "${speed[@]}" "${matrices[@]}" "${larger[@]}"
-stage matrix_rate_compiled "$out/speed_compiled/matrix_rate.json" python benchmarks/matrix_rate.py \
+MAY_FAIL=1 stage matrix_rate_compiled "$out/speed_compiled/matrix_rate.json" python benchmarks/matrix_rate.py \
     --out-dir "$out/speed_compiled" "${speed[@]}" "${matrices[@]}" "${compiled[@]}"
 stage vqvae - python train_vqvae.py --data-root "$data" --out-dir "$out/vqvae" "${vqvae_size[@]}"
 stage vqvae_shards "$out/weights/vqvae/index.json" python results/pack.py shard "$out/vqvae/best.pth" \

@@ -132,7 +132,7 @@ def record(s: Settings, stage: str) -> None:
     for name in ("best.pth", "ar-ckpt-best.pth"):
         if (source / name).is_file():
             best = read_checkpoint(source / name)
-            made_by, best_step = best["made_by"], best["step"]
+            made_by, best_step = best["made_by"], best.get("step")
     if (source / "train" / "tokens_multiscale_maps.npz").is_file():
         maps = read_token_maps(source / "train")
         made_by = maps.made_by

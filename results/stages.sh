@@ -17,9 +17,10 @@ known=()
 PIECE_SECONDS=${PIECE_SECONDS:-0}
 SMOKE=${SMOKE:-0}
 DRY=${DRY:-0}
+MAY_FAIL=0
 
 # stage NAME FILE COMMAND...: FILE is what a finished stage leaves, "-" where the script sees by itself that
-# nothing is to do. The command goes to commands/NAME.txt, start, seconds and exit code to commands/times.csv.
+# nothing is to do. MAY_FAIL=1 before it: what comes after does not need it. The command goes to commands/NAME.txt, start, seconds and exit code to commands/times.csv.
 stage() {
     local name=$1 finished=$2 limit=() code=0
     shift 2
@@ -38,7 +39,7 @@ stage() {
     if [[ $PIECE_SECONDS != 0 ]]; then
         # SECONDS counts from the start of the recipe. A script that does not stop in time is killed.
         ((SECONDS < PIECE_SECONDS)) || again "$name"
-        limit=(timeout --preserve-status --signal TERM --kill-after 120 "$((PIECE_SECONDS - SECONDS))")
+        limit=(timeout --preserve-status --signal TERM --kill-after 45 "$((PIECE_SECONDS - SECONDS))")
     fi
     mkdir -p "$out/commands"
     printf '%q ' "$@" | sed 's/ $/\n/' >"$out/commands/$name.txt"
@@ -47,7 +48,11 @@ stage() {
     "${limit[@]}" "$@" || code=$?
     echo "$name,$date,$((SECONDS - start)),$code" >>"$out/commands/times.csv"
     if [[ $code == 143 ]]; then again "$name"; fi
-    if [[ $code != 0 ]]; then exit "$code"; fi
+    if [[ $code != 0 && $MAY_FAIL == 1 ]]; then
+        echo "stage $name ended with code $code; the others go on" >&2
+    elif [[ $code != 0 ]]; then
+        exit "$code"
+    fi
 }
 
 again() {

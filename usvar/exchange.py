@@ -255,7 +255,10 @@ def tokenise(models: Models, grey_BHW: np.ndarray | Tensor, *, batch_size: int =
         )
     device = next(vae.parameters()).device
     parts = [grey_BHW[start : start + batch_size] for start in range(0, len(grey_BHW), batch_size)]
-    return torch.cat([torch.cat(vae.img_to_idxBl(to_model_range(part, device)), dim=1) for part in parts])
+    # As in the scripts: TF32 on a GPU would make other tokens of the same image.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        idx = [torch.cat(vae.img_to_idxBl(to_model_range(part, device)), dim=1) for part in parts]
+    return torch.cat(idx)
 
 
 def _without_paths(made_by: dict[str, Any]) -> dict[str, Any]:
