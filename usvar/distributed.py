@@ -127,8 +127,8 @@ def sum_gradients(network: nn.Module, now: bool) -> contextlib.AbstractContextMa
 def set_up_convolutions() -> None:
     """Set how a GPU convolves in this process.
 
-    What is to be float32, such as the quantiser, is not rounded to TF32's 10 bits, and cuDNN tries its kernels
-    once for each shape: there are few shapes, so that pays.
+    What is to be float32, such as the quantiser, is not rounded to TF32's 10 bits, and cuDNN tries its
+    kernels once for each shape: there are few shapes, so that pays.
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
