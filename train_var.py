@@ -42,6 +42,7 @@ MAY_CHANGE = (
     "max_skipped_steps",
     "log_every",
     "save_every",
+    "tensorboard",
     "read_limit_s",
     "device",
     "samples_per_class",
@@ -167,6 +168,9 @@ class Settings:
 
     # Probability that the codes drawn from must reach together in those samples; 0 is all.
     top_p: float = 0.95
+
+    # Also write the numbers of log.jsonl for TensorBoard, to <out-dir>/tensorboard.
+    tensorboard: bool = False
 
     # auto (a GPU if there is one), cpu, cuda or cuda:1.
     device: str = "auto"
@@ -427,6 +431,8 @@ def main(s: Settings) -> None:
         if world.is_main:
             save_last(last_path, content, model, averaged)
 
+    if run and s.tensorboard:
+        run.open_tensorboard(start)
     progress = tqdm(total=s.steps, initial=start, disable=not world.is_main, file=sys.stdout, mininterval=5)
     # Why it ends before its last step: raised below, when all processes have come that far.
     ending: Exception | None = None

@@ -15,7 +15,6 @@ first. The test split is not read here.
 
 import copy
 import dataclasses
-import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,7 +189,7 @@ class Settings:
     # Steps between two saves of last.pth.
     save_every: int = 1000
 
-    # Also write the numbers of log.jsonl for TensorBoard, to <out-dir>/tensorboard (its package is needed).
+    # Also write the numbers of log.jsonl for TensorBoard, to <out-dir>/tensorboard.
     tensorboard: bool = False
 
     # Threads that decode images at the start.
@@ -236,11 +235,6 @@ def check(s: Settings, side: int, processes: int = 1) -> None:
     """Refuse settings that do not fit the images or each other, before anything is written."""
     checks.require_file("--init-from", s.init_from)
     checks.require_file("--vgg", s.vgg)
-    if s.tensorboard and not importlib.util.find_spec("tensorboard"):
-        raise InputError(
-            "--tensorboard True was given, but its package is not installed: pip install tensorboard, "
-            "or leave it off"
-        )
     is_rising = list(s.patch_nums) == sorted({n for n in s.patch_nums if n > 0})
     if side % 16 or not s.patch_nums or s.patch_nums[-1] != side // 16 or not is_rising:
         fitting = [n for n in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16) if n < side // 16] + [side // 16]

@@ -103,7 +103,7 @@ class Settings:
     list: LoneFlag = 0
     # Side of the square output images in pixels, 16 to 1024.
     size: int = 256
-    # Which classes: "all", "mission" (its six organs), or a JSON file {"class": "new name" or null}.
+    # Which classes: "all", "mission" (twelve, see catalogue), or a JSON file {"class": "new name" or null}.
     selection: str = "all"
     # Classes to leave out, by name.
     exclude_classes: tuple[str, ...] = ()

@@ -447,6 +447,13 @@ def test_classes_in_another_order_are_refused(tiny_tokens, tiny_vqvae, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
+def test_tensorboard_gets_the_numbers_when_asked(straight, tiny_tokens, tiny_vqvae, tmp_path):
+    train_var.main(settings(tiny_tokens, tiny_vqvae, tmp_path / "out", tensorboard=True))
+    (events,) = (tmp_path / "out" / "tensorboard").iterdir()
+    assert b"val_mean" in events.read_bytes()
+    assert not (straight / "tensorboard").exists()
+
+
 def test_labels_of_another_data_set_are_refused(straight, tiny_tokens, tiny_vqvae, tmp_path):
     """Class names beside the tokens that are not theirs, and a run that would go on with other classes."""
     out = shutil.copytree(straight, tmp_path / "out")

@@ -462,7 +462,8 @@ def _vqvae_arguments(
     patch_nums = patch_nums or PUBLISHED_PATCH_NUMS
     if len(patch_nums) != scales:
         raise InputError(
-            f"{path} has {scales} scales, {len(patch_nums)} patch numbers are known: give patch_nums"
+            f"{path} has {scales} scales, {len(patch_nums)} patch numbers are known: load it in Python with "
+            "usvar.checkpoints.load_vqvae(path, patch_nums=...) and save it with its settings"
         )
     vocab_size, channels = state["quantize.embedding.weight"].shape
     phis = sum(bool(re.fullmatch(r"quantize\.quant_resi\.qresi_ls\.\d+\.weight", key)) for key in state)

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from usvar import training
+from usvar import images, training
 from usvar.augment import augment, draw_parameters
 from usvar.distributed import World
 from usvar.errors import InputError, RunError
@@ -185,7 +185,7 @@ class Extractor(nn.Module):
 
 def network_input(grey_BHW: np.ndarray, pixels: int, device: torch.device | str) -> Tensor:
     """uint8 images to (B, 1, pixels, pixels) in [-1, 1], averaged over areas or, if smaller, interpolated."""
-    x_B1HW = torch.from_numpy(np.array(grey_BHW)).to(device)[:, None].float() / 127.5 - 1
+    x_B1HW = images.to_model_range(grey_BHW, device)[:, :1]
     if x_B1HW.shape[-1] >= pixels:
         return F.adaptive_avg_pool2d(x_B1HW, pixels)
     return F.interpolate(x_B1HW, (pixels, pixels), mode="bilinear", align_corners=False)

@@ -29,7 +29,7 @@ SCORE_DECAY, LARGEST_ADAPTIVE = 0.99, 1e4
 def base_terms(
     image_B3HW: Tensor, rebuilt_B3HW: Tensor, vq: Tensor, vq_weight: float
 ) -> tuple[Tensor, Tensor]:
-    """The mission's base loss: squared error summed over an image, and the VQ loss on the same footing.
+    """The base loss: squared error summed over an image, and the VQ loss on the same footing.
 
     Args:
         image_B3HW: originals in [-1, 1].

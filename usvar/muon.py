@@ -7,6 +7,9 @@ less than half of the images for the same PSNR (docs/vqvae_recipes.md).
 Source: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); length of the step
 after J. Liu et al., "Muon is Scalable for LLM Training" (2025), section 2.2.
 
+torch.optim.Muon takes matrices only; here kernels of convolutions count as matrices, equal shapes go through
+in one product, AdamW for all other weights is in the same optimiser, and `found_inf` leaves a step out.
+
 Axes: N matrices of one shape, O output channels, I input channels times places of the kernel.
 """
 

@@ -298,7 +298,7 @@ class RunFolder:
 
     def open_tensorboard(self, step: int) -> None:
         """From now on `log` writes numbers for TensorBoard as well; those after `step` are forgotten."""
-        from torch.utils.tensorboard import SummaryWriter  # a package of its own, for those who ask for it
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self.writer = SummaryWriter(self.path / "tensorboard", purge_step=step + 1)
 
