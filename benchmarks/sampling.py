@@ -38,6 +38,7 @@ from benchmarks.measure import (
 from models import VAR, VQVAE
 from models.basic_var import KeyValueCache, linear
 from models.helpers import filter_top_k_top_p, scale_spans
+from models.quant import upsample
 from usvar import cli, training
 
 
@@ -141,6 +142,7 @@ def fast_paths(s: Settings, vae: VQVAE, var: VAR, device: torch.device) -> list[
     if device.type == "cpu":  # as fhat_to_img lays it out
         map_BChw = map_BChw.contiguous(memory_format=torch.channels_last)
     f_hat = draw(s.batch, vae.Cvae, s.patch_nums[-1], s.patch_nums[-1])
+    maps_of_codes = [draw(s.batch, vae.Cvae, side, side) for side in s.patch_nums[:-1]]
 
     def head_at_first_scale(half: slice) -> torch.Tensor:
         return var.get_logits(first_B1D[half], cond_BD[half])[: s.batch]
@@ -175,6 +177,12 @@ def fast_paths(s: Settings, vae: VQVAE, var: VAR, device: torch.device) -> list[
             "doubling: repeat, convolve -> at once",
             lambda: up.conv(F.interpolate(map_BChw, scale_factor=2)),
             lambda: up(map_BChw),
+        ),
+        pair(
+            "codes to full size: F.interpolate -> products",
+            lambda: torch.stack([F.interpolate(x, f_hat.shape[2:], mode="bicubic") for x in maps_of_codes]),
+            lambda: torch.stack([upsample(x, f_hat.shape[2:]) for x in maps_of_codes]),
+            dtypes=(torch.float32, torch.float32),
         ),
         pair(
             "decoding: whole batch -> in chunks",
