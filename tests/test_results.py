@@ -377,6 +377,24 @@ def test_no_run_is_one_line(tmp_path):
 # ---- the recipes
 
 
+def test_a_stage_that_may_fail_does_not_end_the_recipe(tmp_path):
+    """A measurement that finds fault must not cost the training after it; any other stage ends the recipe."""
+    text = (
+        "MAY_FAIL=1 stage a - false; stage b - touch $out/b; stage c - false; stage d - touch $out/d; finish"
+    )
+    command = f"source results/stages.sh; {text}"
+    done = subprocess.run(
+        ["bash", "-c", command, "recipe", tmp_path, tmp_path / "run"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "stage a ended with code 1; the others go on" in done.stderr
+    assert (tmp_path / "run" / "b").exists() and not (tmp_path / "run" / "d").exists()
+    times = (tmp_path / "run" / "commands" / "times.csv").read_text().splitlines()
+    assert [(row.split(",")[0], row.split(",")[-1]) for row in times] == [("a", "1"), ("b", "0"), ("c", "1")]
+
+
 @pytest.mark.parametrize("smoke", ["0", "1"])
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("raw", ["data/raw", "prepared.zip"])
