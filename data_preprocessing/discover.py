@@ -265,7 +265,7 @@ def _hidden(name: str) -> bool:
 
 def _refuse_a_set_itself(raw_root: Path) -> None:
     """Read as class folders, a data set's own folder would give masks as pictures and no patients."""
-    known = [entry for entry in CATALOGUE if _is_called(entry, {plain_name(raw_root.resolve().name)})]
+    known = [entry for entry in CATALOGUE if plain_name(raw_root.resolve().name) in _names(entry)]
     for entry in known:
         if _has_records(entry, raw_root, ("",)):
             raise InputError(
@@ -279,8 +279,9 @@ def _has_records(entry: DataSet, folder: Path, homes: tuple[str, ...]) -> bool:
     return _read_entry(entry, folder, files, frozenset(), [], Found()).records > 0
 
 
-def _is_called(entry: DataSet, names: set[str]) -> bool:
-    return not names.isdisjoint(plain_name(name) for name in (entry.name, *entry.aliases))
+def _names(entry: DataSet) -> set[str]:
+    """What its folder may be called, as `plain_name` writes it."""
+    return {plain_name(name) for name in (entry.name, *entry.aliases)}
 
 
 def _read_folder(
@@ -320,15 +321,14 @@ def _read_folder(
     archives = [file.path.name for file in files if ARCHIVE.search(file.path.name)]
     packed = [name for name in archives if plain_name(ARCHIVE.sub("", name)) not in unpacked][:3]
     unpack = f"{', '.join(packed)} still packed, unpack there"
-    if taken:
+    first = next(iter(entries), None)
+    if first and taken:
         if packed:
-            first = next(iter(entries))
             found.notes.append(f"{folder.name}: {unpack} if pictures are missing ({first.unpack})")
         return
     inside = sorted(path.name for path in folder.iterdir() if not _hidden(path.name))[:5]
-    if entries:
+    if first:
         wanted = " or ".join(entry.marker or entry.layouts[0].pattern for entry in entries)
-        first = next(iter(entries))
         why = f"named like {first.name}, but no path like {wanted} is in it"
         unpack += f" ({first.unpack})"
     else:
@@ -351,10 +351,13 @@ def entries_in(folder: Path) -> dict[DataSet, tuple[str, ...]]:
     further = [below for path in inside for below in _folders_in(path)]
     named: dict[DataSet, list[tuple[str, ...]]] = {}
     for paths in ([folder], inside, further):
-        names = {path.relative_to(folder).parts: plain_name(path.name) for path in paths}
+        # By name, for there may be a folder a patient, and an entry has few names.
+        called: dict[str, list[tuple[str, ...]]] = {}
+        for path in paths:
+            called.setdefault(plain_name(path.name), []).append(path.relative_to(folder).parts)
         for entry in CATALOGUE:
-            if own := [parts for parts, name in names.items() if _is_called(entry, {name})]:
-                named.setdefault(entry, []).extend(own)
+            for name in _names(entry) & called.keys():
+                named.setdefault(entry, []).extend(called[name])
     return {
         entry: _homes(own, {parts for other in named if other != entry for parts in named[other]})
         for entry, own in named.items()
