@@ -38,6 +38,7 @@ from usvar import (
     provenance,
     report,
     tokens,
+    training,
 )
 from usvar.augment import augment, draw_parameters
 from usvar.chosen import DRAWING, read_sweep, with_chosen
@@ -604,12 +605,14 @@ def likelihood(s: Settings, models: Models) -> dict[str, Any]:
     spans, device = scale_spans(model.patch_nums), next(model.parameters()).device
     length_S = np.array([end - start for start, end in spans])
     numbers: dict[str, Any] = {}
+    scored: dict[str, tokens.TokenMaps] = {}
     for split, found in maps.items():
         rows = np.flatnonzero(found.view_N == 0)
         rows = np.sort(np.random.default_rng(s.seed).permutation(rows)[: s.likelihood_images])
+        arrays = {name: getattr(found, name)[rows] for name in ("idx_NL", "label_N", "path_N", "view_N")}
+        scored[split] = found = replace(found, **arrays)
         nats = []
-        for start in range(0, len(rows), s.batch_size):
-            chosen = rows[start : start + s.batch_size]
+        for chosen in training.batches(np.arange(len(rows)), s.batch_size):
             idx_BL = tokens.as_tensor(found.idx_NL, chosen).to(device)
             input_BLC = vae.quantize.idxBl_to_var_input(split_scales(idx_BL, model.patch_nums))
             logits_BLV = model(torch.from_numpy(found.label_N[chosen]).to(device), input_BLC)
@@ -620,10 +623,8 @@ def likelihood(s: Settings, models: Models) -> dict[str, Any]:
         numbers[split]["standard_error"] = (
             float(image_N.std(ddof=1) / math.sqrt(len(rows))) if len(rows) > 1 else None
         )
-    # The rows of the last split are the test's: the same images for all lines.
-    test = replace(found, idx_NL=found.idx_NL[rows], label_N=found.label_N[rows], view_N=found.view_N[rows])
-    for name, nats_S in tokens.frequency_cross_entropies(maps["train"], test).items():
-        numbers[f"test, {tokens.FREQUENCIES[name]} alone"] = {"images": len(test)} | _bits(
+    for name, nats_S in tokens.frequency_cross_entropies(maps["train"], scored["test"]).items():
+        numbers[f"test, {tokens.FREQUENCIES[name]} alone"] = {"images": len(scored["test"])} | _bits(
             nats_S / math.log(2), length_S
         )
     return numbers
