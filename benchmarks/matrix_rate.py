@@ -122,8 +122,7 @@ def main(s: Settings) -> None:
 
     rate, matrix_side = matrix_rate(s, device)
     print(f"{s.dtype} matrices of {matrix_side} x {matrix_side}: {rate / 1e12:.3g} TFLOP/s")
-    ways = {"muon_rate": train_var.Settings.muon_rate} | ({"compile": True} if s.compile else {})
-    on_tokens = Step(s, vae, var, device, **ways)
+    on_tokens = Step(s, vae, var, device, muon_rate=train_var.Settings.muon_rate, compile=s.compile)
     train, without_optimiser = vqvae_step(s, vae, device)
     work = {
         "tokenise": (tokenise, s.vqvae_batch),

@@ -108,9 +108,11 @@ def write_token_maps(
                 header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False}
                 header["shape"] = (*array.shape[:1], *row_shape)
                 np.lib.format.write_array_header_1_0(file, header)
-                starts = range(0, len(array), BLOCK) if array.ndim else ()
-                for block in [array[i : i + BLOCK] for i in starts] if array.ndim else [array]:
-                    file.write(block.tobytes())
+                if not array.ndim:
+                    file.write(array.tobytes())
+                    continue
+                for i in range(0, len(array), BLOCK):
+                    file.write(array[i : i + BLOCK].tobytes())
     write_json(folder / "classes.json", list(classes))
 
 
