@@ -46,8 +46,21 @@ def test_singular_values_become_about_one_and_vectors_stay(shape, dtype):
     assert off_Nkk.abs().max() < (1e-3 if dtype == torch.float32 else 0.15)
 
 
-def test_zeros_stay_zeros():
-    assert torch.equal(orthogonalised(torch.zeros(1, 4, 6)), torch.zeros(1, 4, 6))
+@pytest.mark.parametrize("shape", [(3, 32, 288), (3, 288, 32), (2, 64, 64)])
+def test_the_shorter_way_is_as_good_as_the_rounds_themselves(shape):
+    """float32 goes by the square of a wide matrix, float64 takes the matrix itself through the rounds."""
+    generator = torch.Generator().manual_seed(4)
+    # Singular values over five orders, as momenta have them.
+    columns = torch.logspace(0, -5, shape[2])
+    matrix_NOI = torch.randn(shape, generator=generator) * columns
+    torch.testing.assert_close(
+        orthogonalised(matrix_NOI), orthogonalised(matrix_NOI.double()).float(), rtol=0, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("columns", [6, 12])
+def test_zeros_stay_zeros(columns):
+    assert torch.equal(orthogonalised(torch.zeros(1, 4, columns)), torch.zeros(1, 4, columns))
 
 
 def test_matrices_of_one_shape_do_not_meet():

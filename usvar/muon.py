@@ -40,10 +40,34 @@ def orthogonalised(matrix_NOI: Tensor) -> Tensor:
     is_tall = matrix_NOI.shape[1] > matrix_NOI.shape[2]
     x = matrix_NOI.mT if is_tall else matrix_NOI  # the products below are of the shorter side
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
-    for _ in range(ROUNDS):
-        square = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=B, alpha=C), x, beta=A)
+    if x.dtype == torch.float32 and x.shape[2] >= 2 * x.shape[1]:
+        x = _factor(x @ x.mT) @ x
+    else:
+        for _ in range(ROUNDS):
+            square = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=B, alpha=C), x, beta=A)
     return x.mT if is_tall else x
+
+
+def _factor(square_NOO: Tensor) -> Tensor:
+    """What all rounds together multiply a matrix x by: a polynomial of x x^T, which is all they need to know.
+
+    For a wide x that is up to three times less work than to take x itself through the rounds. They make small
+    singular values 3.4^5 times larger, and rounding with them: float32 bears that, bfloat16 would not.
+    """
+    factor_NOO = round_NOO = _round(square_NOO)
+    for _ in range(ROUNDS - 1):
+        square_NOO = round_NOO @ square_NOO @ round_NOO
+        round_NOO = _round(square_NOO)
+        factor_NOO = round_NOO @ factor_NOO
+    return factor_NOO
+
+
+def _round(square_NOO: Tensor) -> Tensor:
+    """What one round multiplies x by: A + B x x^T + C (x x^T)^2."""
+    result_NOO = torch.baddbmm(square_NOO, square_NOO, square_NOO, beta=B, alpha=C)
+    result_NOO.diagonal(dim1=1, dim2=2).add_(A)
+    return result_NOO
 
 
 class Muon(torch.optim.AdamW):
