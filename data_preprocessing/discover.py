@@ -193,12 +193,16 @@ def _why_refused(item: os.DirEntry, home: Path) -> str:
     return ""
 
 
-def discover(raw_root: Path, include: Sequence[str] = (), found: Found | None = None) -> Found:
+def discover(
+    raw_root: Path, include: Sequence[str] = (), found: Found | None = None, own_patients: str = ""
+) -> Found:
     """All pictures below `raw_root`, in a fixed order.
 
     Args:
         include: words of the catalogue's `left_out` that bring back what is left out by default.
         found: an empty one to be filled, None for one in memory.
+        own_patients: regular expression whose first group is the patient in the path, below the class folder,
+            of a person's own pictures; "" where patients are unknown.
 
     Raises:
         InputError: when the folder is missing, nothing in it can be read as a data set, or a publisher's
@@ -225,7 +229,7 @@ def discover(raw_root: Path, include: Sequence[str] = (), found: Found | None = 
     if not any(entries_of.values()):
         _refuse_a_set_itself(raw_root)
     if {path.name.lower() for path in folders} & {"train", "training"}:
-        _read_own(raw_root, raw_root, found)
+        _read_own(raw_root, raw_root, own_patients, found)
     else:
         # A folder of the same pictures under another name may hold the original's name too. It is left out
         # only where the original's folder does hold pictures.
@@ -238,10 +242,12 @@ def discover(raw_root: Path, include: Sequence[str] = (), found: Found | None = 
             and (entry.name not in originals or _has_records(entry, folder, homes))
         }
         for folder in folders:
-            _read_folder(raw_root, folder, entries_of[folder], present, frozenset(include), found)
+            _read_folder(
+                raw_root, folder, entries_of[folder], present, frozenset(include), own_patients, found
+            )
         if not found.records and not found.rejected and not found.left_out:
             # No data set among them: they may be the class folders themselves.
-            _read_own(raw_root, raw_root, found)
+            _read_own(raw_root, raw_root, own_patients, found)
     if not found.records and not found.rejected and found.left_out:
         raise InputError(
             f"--raw-root {raw_root} holds no usable picture but ones left out by default "
@@ -290,6 +296,7 @@ def _read_folder(
     entries: dict[DataSet, tuple[str, ...]],
     present: set[str],
     include: frozenset[str],
+    own_patients: str,
     found: Found,
 ) -> None:
     files = Files(folder) if entries else None
@@ -312,7 +319,7 @@ def _read_folder(
                 said.append(f"{tally.rejected.total()} rejected, the first: {why}")
             found.notes.append("; ".join(said))
             found.notes += [f"WARNING: {folder.name}: {entry.name}, {why}" for why in tally.warnings]
-    own = not taken and _read_own(raw_root, folder, found)
+    own = not taken and _read_own(raw_root, folder, own_patients, found)
     if own and not entries:
         return
     files = files or Files(folder)
@@ -520,8 +527,10 @@ def _leads_out(beside: Path, folder: Path) -> bool:
     return not beside.resolve().is_relative_to(folder.resolve())
 
 
-def _read_own(raw_root: Path, folder: Path, found: Found) -> bool:
+def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> bool:
     """A person's own pictures: `<Class>/*` or `{train,val,test}/<Class>/*` in `folder`.
+
+    With `own_patients` they may lie deeper, such as `<Class>/<Patient>/*`, where it finds a patient.
 
     Returns:
         Whether anything was found.
@@ -536,7 +545,7 @@ def _read_own(raw_root: Path, folder: Path, found: Found) -> bool:
                 found.rejected[f"{path.relative_to(raw_root)}"] = "a link that leads out of the raw root"
                 continue
             class_folders.append((path, split))
-    if not any(_has_pictures(path) for path, _ in class_folders):
+    if not own_patients and not any(_has_pictures(path) for path, _ in class_folders):
         return False
     title = raw_root.resolve().name if folder == raw_root else folder.name
     if masks := [path.name for path, _ in class_folders if MASK_WORDS.search(path.name)]:
@@ -544,21 +553,27 @@ def _read_own(raw_root: Path, folder: Path, found: Found) -> bool:
             f"{title}: left out, {masks[0]!r} looks like masks, wanted class folders with pictures only"
         )
         return True
-    files, read = Files(folder), 0
+    files, read, unknown, unknown_file, empty_classes = Files(folder), 0, 0, "", []
     for path, split in class_folders:
         home, empty = f"{path.relative_to(folder).as_posix()}/", True
         for file in files.below(home):
-            if "/" in file.relative.removeprefix(home):
+            below = file.relative.removeprefix(home)
+            match = re.search(own_patients, below) if own_patients else None
+            patient = match[1] if match else None
+            if "/" in below and (not patient or MASK_WORDS.search(below.rsplit("/", 1)[0])):
                 continue
             several = may_have_frames(file.path.name)
+            # Frames of one video or volume belong together.
+            group = patient or (file.relative if several else "")
+            if not group:
+                unknown, unknown_file = unknown + 1, unknown_file or file.relative
             found.add(
                 Record(
                     source=str(file.path.relative_to(raw_root)),
                     dataset=title,
                     organ=path.name.split("-")[0],
                     class_name=path.name,
-                    # Frames of one video or volume belong together.
-                    group=file.relative if several else "",
+                    group=group,
                     split=split,
                     name=_output_name(title, file.relative),
                     bytes=file.bytes,
@@ -568,12 +583,22 @@ def _read_own(raw_root: Path, folder: Path, found: Found) -> bool:
             )
             read, empty = read + 1, False
         if empty:
-            found.empty_classes.append(path.name)
+            empty_classes.append(path.name)
+    if not read:
+        return False
+    found.empty_classes += empty_classes
     prefix = "" if folder == raw_root else f"{folder.name}/"
     found.rejected.update({prefix + relative: why for relative, why in files.refused.items()})
     classes = {path.name for path, _ in class_folders}
     elsewhere = f" ({len(files) - read} files elsewhere left out)" if len(files) > read else ""
-    found.notes.append(f"{title}: own pictures, {read} files in {len(classes)} classes{elsewhere}")
+    note = f"{title}: own pictures, {read} files in {len(classes)} classes{elsewhere}"
+    if unknown and not splits:
+        note += (
+            f"; the patients of {unknown} of them are unknown, such as {unknown_file}: where pictures of one "
+            "patient are no near copies they can come to two sides of the split, unless --own-patients says "
+            "what of the path names the patient"
+        )
+    found.notes.append(note)
     return True
 
 

@@ -23,6 +23,7 @@ import heapq
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from collections import Counter, defaultdict
@@ -111,6 +112,9 @@ class Settings:
     include: tuple[str, ...] = ()
     # Leave out pictures in which this was detected: calipers, doppler, dual (two views), text.
     exclude_flags: tuple[str, ...] = ()
+    # Which part of the path below <AnyName>/<Class>/ names the patient of your own pictures: a regular
+    # expression with one group, '^([^_]+)_' for p012_3.png, '^(.+?)/' for p012/3.png; '' if there is none.
+    own_patients: str = ""
     # Frames taken from each video or volume, evenly spaced.
     frames: int = 4
     # Largest number of images of one data set, drawn by whole patients; 0 for no cap.
@@ -130,7 +134,7 @@ def main(settings: Settings) -> None:
     check(settings)
     with database_faults_named(settings.out_root / INDEX):
         index = Index()
-        found = discover(settings.raw_root, settings.include, index.found)
+        found = discover(settings.raw_root, settings.include, index.found, settings.own_patients)
         for note in found.notes:
             print(note)
         new_name = select(found, settings)
@@ -212,6 +216,17 @@ def check(settings: Settings) -> None:
     checks.require(settings, "0 or more", "cap", "workers")
     checks.require(settings, "0 to 1", "max_rejected")
     checks.require(settings, "1 or more", "frames")
+    try:
+        groups = re.compile(settings.own_patients).groups
+    except re.error as error:
+        raise InputError(
+            f"--own-patients {settings.own_patients} is no regular expression: {error}"
+        ) from None
+    if settings.own_patients and groups != 1:
+        raise InputError(
+            f"--own-patients {settings.own_patients} has {groups} groups, wanted one, which is the patient, "
+            "such as '^([^_]+)_'"
+        )
     if unknown := sorted(set(settings.include) - set(catalogue.INCLUDES)):
         raise InputError(f"--include {unknown[0]}, known are {', '.join(catalogue.INCLUDES)}: see --list")
     if unknown := sorted(set(settings.exclude_flags) - set(FLAGS)):
@@ -478,7 +493,7 @@ def manifest_row(
     return dict(zip(MANIFEST, map(str, values), strict=True))
 
 
-def write_leak_report(out: Path, rows: Iterable[dict[str, str]], plan: Plan) -> None:
+def write_leak_report(out: Path, rows: Sequence[dict[str, str]], plan: Plan) -> None:
     """Write label_conflicts.csv and leak_report.json where they are new, and say the main figures."""
     facts = (
         {
@@ -488,7 +503,12 @@ def write_leak_report(out: Path, rows: Iterable[dict[str, str]], plan: Plan) -> 
         }
         for row in rows
     )
-    found = leak_report(plan) | {"shortcut": shortcut_report(facts)}
+    unknown = Counter(row["dataset"] for row in rows if not row["patient"])
+    found = leak_report(plan) | {
+        # Images of no named patient or video, by data set: only near copies keep those of one together.
+        "patients_unknown": dict(sorted(unknown.items())),
+        "shortcut": shortcut_report(facts),
+    }
     write_csv(out / "label_conflicts.csv", CONFLICT, plan.conflicts())
     path = out / "leak_report.json"
     write_if_new(path, [json.dumps(found, indent=2, ensure_ascii=False) + "\n"])
@@ -496,7 +516,9 @@ def write_leak_report(out: Path, rows: Iterable[dict[str, str]], plan: Plan) -> 
     print(
         f"copies: {found['exact_copies']['found']} exact, {near['near_found']} near, {near['mirror_found']} "
         f"mirrored, {found['label_conflicts']['pictures_dropped']} pictures dropped for two labels; "
-        f"{found['across_splits']['groups']} groups across splits; see {path}"
+        f"{found['across_splits']['groups']} groups across splits; "
+        f"patients of {unknown.total()} images unknown; "
+        f"see {path}"
     )
     print(found["shortcut"]["text"])
 

@@ -214,6 +214,52 @@ def test_own_folders_with_splits_are_kept(tmp_path, home):
         assert f"/{row['split']}" in f"/{row['source']}".replace("valid", "val")
 
 
+@pytest.mark.parametrize(
+    ("name", "own_patients"), [("p{p:02}_{view}.png", "^([^_]+)_"), ("p{p:02}/{view}.png", "^(.+?)/")]
+)
+def test_own_patients_stay_on_one_side(tmp_path, capsys, name, own_patients):
+    """Other pictures of one patient are no near copies: only the person who brings them knows."""
+    for p in range(12):
+        for view in range(4):
+            path = tmp_path / "raw" / "mine" / "Cat" / name.format(p=p, view=view)
+            save(path, speckle(10 * p + view))
+    save(tmp_path / "raw" / "mine" / "Cat" / "masks" / "p00_0.png", speckle(900))
+    save(tmp_path / "raw" / "mine" / "Cat" / "stray.png", speckle(901))
+    rows = prepare(tmp_path / "raw", tmp_path / "out", own_patients=own_patients)
+    assert len(rows) == 49
+    assert {row["patient"] for row in rows} == {*(f"p{p:02}" for p in range(12)), ""}
+    sides = {(row["patient"], row["split"]) for row in rows if row["patient"]}
+    assert len(sides) == 12 and len({split for _, split in sides}) == 3
+    said = capsys.readouterr().out
+    assert "49 files in 1 classes (1 files elsewhere left out)" in said
+    assert "the patients of 1 of them are unknown, such as Cat/stray.png" in said
+    leaks = json.loads((tmp_path / "out" / "leak_report.json").read_text())
+    assert leaks["patients_unknown"] == {"mine": 1}
+
+
+def test_unknown_own_patients_are_said_and_can_be_named_later(tmp_path, capsys):
+    for p in range(12):
+        for view in range(4):
+            save(tmp_path / "raw" / "mine" / "Cat" / f"p{p:02}_{view}.png", speckle(10 * p + view))
+    before = prepare(tmp_path / "raw", tmp_path / "out")
+    assert "the patients of 48 of them are unknown" in capsys.readouterr().out
+    assert len({(row["source"].split("_")[0], row["split"]) for row in before}) > 12
+    after = prepare(tmp_path / "raw", tmp_path / "out", own_patients="^([^_]+)_")
+    assert len({(row["patient"], row["split"]) for row in after}) == 12
+    files = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").glob("*/Cat/*.png")}
+    assert files - {"contact_sheets/Cat.png"} == {row["file"] for row in after} and len(after) == 48
+
+
+@pytest.mark.parametrize(
+    ("own_patients", "why"), [("(", "no regular expression"), ("p1", "has 0 groups"), ("(a)(b)", "has 2")]
+)
+def test_a_wrong_pattern_for_own_patients(tmp_path, own_patients, why):
+    own_pictures(tmp_path / "raw", each=4)
+    with pytest.raises(InputError, match=why):
+        prepare(tmp_path / "raw", tmp_path / "out", own_patients=own_patients)
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_val_is_drawn_from_train_never_from_test(tmp_path):
     for split, start, count in (("train", 0, 12), ("test", 200, 3)):
         for i in range(count):
