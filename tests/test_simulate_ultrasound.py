@@ -139,7 +139,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) ->
         with pytest.raises(InputError, match=message):
             run(made, **changes)
     record = json.loads((made / "made_by.json").read_text(encoding="utf-8"))
-    record["inputs"]["simulator"]["sha256"] = "0" * 64
+    record["inputs"]["physics"]["sha256"] = "0" * 64
     (made / "made_by.json").write_text(json.dumps(record), encoding="utf-8")
     run(made, images_per_class=1, classes=("Heart",))  # complete: the version does not matter
     with pytest.raises(InputError, match="another version of the simulator"):
