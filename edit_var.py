@@ -47,7 +47,7 @@ class Settings:
     # The part in pixels, X0 Y0 X1 Y1 from the upper left corner; X1 and Y1 are the first pixels behind it.
     box: tuple[int, int, int, int] | None = None
 
-    # The part as a picture of the image's size, white what is to be changed; instead of a box.
+    # The part as a second image of the same size, white what is to be changed; instead of a box.
     mask: Path | None = None
 
     # Keep the part and change what is around it.
@@ -60,7 +60,7 @@ class Settings:
     variants: int = 4
 
     # A token is free when more than this share of its cell is to be changed: 0 frees each that is touched;
-    # towards 1 the coarse tokens, which decide on the whole picture, are kept.
+    # towards 1 the coarse tokens, which decide on the whole image, are kept.
     overlap: float = 0.0
 
     # Put the original's pixels back over the part to keep; off: everything comes out of the decoder.
@@ -134,17 +134,17 @@ def box_region(box: tuple[int, int, int, int], size: int) -> np.ndarray:
 
 
 def mask_region(path: Path, size: int) -> np.ndarray:
-    """(H, W) bool, True where the picture is white.
+    """(H, W) bool, True where the image is white.
 
     Raises:
         InputError: when it cannot be read, or has another size than the image.
     """
     try:
-        with Image.open(path) as picture:
-            grey_HW = np.asarray(picture.convert("L"))
+        with Image.open(path) as mask:
+            grey_HW = np.asarray(mask.convert("L"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(
-            f"{path} cannot be read as a mask ({error}): give a picture in black and white"
+            f"{path} cannot be read as a mask ({error}): give an image in black and white"
         ) from error
     if grey_HW.shape != (size, size):
         raise InputError(
@@ -248,7 +248,7 @@ def main(s: Settings) -> None:
     label = class_label(s, loaded)
     size = model.patch_nums[-1] * vae.downsample
     if not s.image.is_file():
-        raise InputError(f"--image {s.image} is no file: give a prepared picture")
+        raise InputError(f"--image {s.image} is no file: give a prepared image")
     image_HW = images.read_image(s.image)
     if image_HW.shape != (size, size):
         raise InputError(
@@ -272,9 +272,9 @@ def main(s: Settings) -> None:
     inputs = {"var": s.var, "vqvae": s.vqvae, "image": s.image} | ({"mask": s.mask} if s.mask else {})
     free_S = [int((part < 0).sum()) for part in split_scales(known_1L, model.patch_nums)]
     variants = []
-    for i, (seed, picture) in enumerate(zip(seeds, edited_BHW, strict=True)):
-        images.save_png(s.out_dir / f"edit_{i}.png", picture)
-        difference_HW = np.abs(picture.astype(np.float32) - image_HW)
+    for i, (seed, variant_HW) in enumerate(zip(seeds, edited_BHW, strict=True)):
+        images.save_png(s.out_dir / f"edit_{i}.png", variant_HW)
+        difference_HW = np.abs(variant_HW.astype(np.float32) - image_HW)
         variants.append(
             {
                 "file": f"edit_{i}.png",

@@ -72,16 +72,8 @@ def check(s: Settings, vqvae: Loaded) -> list[images.ImageFiles]:
     checks.require(s, "0 or more", "by_scale")
     if not s.splits:
         raise InputError(f"--splits was given without any, wanted some of {', '.join(images.SPLITS)}")
-    classes = images.find_classes(s.data_root)
-    found = [images.find_images(s.data_root, split, classes) for split in dict.fromkeys(s.splits)]
     side = vqvae.model.quantize.v_patch_nums[-1] * vqvae.model.downsample
-    for files in found:
-        if (size := images.image_size(files)) != side:
-            raise InputError(
-                f"{files.root / files.split} holds images of {size} x {size} pixels, {s.vqvae} wants "
-                f"{side} x {side}: prepare with --size {side} or give another VQ-VAE"
-            )
-    return found
+    return images.find_images_of_side(s.data_root, dict.fromkeys(s.splits), side, s.vqvae)
 
 
 def rebuild(model: VQVAE, grey_BHW: np.ndarray, every_scale: bool) -> tuple[Tensor, list[Tensor]]:
@@ -195,10 +187,10 @@ def draw_scales(s: Settings, model: VQVAE, files: images.ImageFiles) -> None:
         rows = rows[np.linspace(0, len(rows) - 1, min(s.images_per_class, len(rows))).round().astype(int)]
         grey_BHW = images.read_images(files, rows.tolist(), images.image_size(files))
         _, rebuilt = rebuild(model, grey_BHW, every_scale=True)
-        pictures = [*map(images.to_uint8, rebuilt), grey_BHW]
+        shown = [*map(images.to_uint8, rebuilt), grey_BHW]
         plots.image_grid(
             s.out_dir / f"scales_{name}.png",
-            [list(row) for row in zip(*pictures, strict=True)],
+            [list(row) for row in zip(*shown, strict=True)],
             [f"image {row - rows[0] + 1}" for row in rows],
             [*columns, "original"],
             f"{name}: {files.split} images rebuilt from their first K tokens, scale by scale",

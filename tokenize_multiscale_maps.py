@@ -57,12 +57,12 @@ class Settings:
     # Seed of the augmented views.
     seed: int = 0
 
-    # Seconds to wait for the pictures of a batch before the run stops and names them.
+    # Seconds to wait for the images of a batch before the run stops and names them.
     read_limit_s: float = 300.0
 
 
 def view_parameters(files: images.ImageFiles, rows: np.ndarray, views: int, seed: int) -> torch.Tensor:
-    """Augmentation of each row (image, view), by the picture's name: new pictures change no other's views."""
+    """Augmentation of each row (image, view), by the image's name: new images change no other's views."""
     parameters = []
     for row in rows:
         name = zlib.crc32(files.paths[row // views].encode())
@@ -93,20 +93,6 @@ def tokenise(
         image_B3HW = image_B3HW.clone()
         image_B3HW[chosen] = augment(image_B3HW[chosen, :1], parameters_B4).expand(-1, 3, -1, -1)
     return torch.cat(model.img_to_idxBl(image_B3HW), dim=1).cpu().numpy()
-
-
-def find_images(s: Settings, vqvae: checkpoints.Loaded) -> list[images.ImageFiles]:
-    """The splits' images, after refusing those of another size, before anything is written."""
-    classes = images.find_classes(s.data_root)
-    wanted = vqvae.model.quantize.v_patch_nums[-1] * vqvae.model.downsample
-    found = [images.find_images(s.data_root, split, classes) for split in images.SPLITS]
-    for files in found:
-        if (size := images.image_size(files)) != wanted:
-            raise InputError(
-                f"{s.data_root / files.split} holds images of {size} x {size} pixels, {s.vqvae} wants "
-                f"{wanted} x {wanted}: prepare with --size {wanted} or give another VQ-VAE"
-            )
-    return found
 
 
 def tokenise_split(
@@ -151,11 +137,11 @@ def tokenise_split(
     batches = [share[i : i + step] for i in range(0, len(share), step)]
 
     def read_rows(rows: np.ndarray) -> np.ndarray:
-        # The views of a picture follow each other: it is read once.
-        pictures, place_B = np.unique(rows // views, return_inverse=True)
-        return images.read_images(files, pictures.tolist(), size)[place_B]
+        # The views of an image follow each other: it is read once.
+        chosen, place_B = np.unique(rows // views, return_inverse=True)
+        return images.read_images(files, chosen.tolist(), size)[place_B]
 
-    # Pictures are read in a thread while the device works on the batch before.
+    # Images are read in a thread while the device works on the batch before.
     read = in_order(
         read_rows,
         batches,
@@ -178,7 +164,7 @@ def tokenise_split(
     progress.close()
     world.barrier()
     if world.is_main:
-        # On disk, because the names of a million pictures fill memory.
+        # On disk, because the names of a million images fill memory.
         path_N = new_memmap(path_path, f"<U{max(map(len, files.paths))}", (count,))
         for i, name in enumerate(files.paths):
             path_N[i * views : (i + 1) * views] = name
@@ -243,7 +229,8 @@ def main(s: Settings) -> None:
     world = distributed.start(s.device)
     images.find_classes(s.data_root)
     vqvae = checkpoints.load_vqvae(s.vqvae, world.device)
-    splits = find_images(s, vqvae)
+    side = vqvae.model.quantize.v_patch_nums[-1] * vqvae.model.downsample
+    splits = images.find_images_of_side(s.data_root, images.SPLITS, side, s.vqvae)
     record = provenance.made_by("tokenize_multiscale_maps.py", s, {"vqvae": s.vqvae})
     lock = lock_folder(s.out_dir) if world.is_main else None
     for files in splits:

@@ -7,17 +7,20 @@
 Reads <tokens-dir>/{train,val}/ from tokenize_multiscale_maps.py and the VQ-VAE that made them. Writes to
 <out-dir>: ar-ckpt-best.pth (averaged weights, lowest cross-entropy on val), ar-ckpt-last.pth (everything
 needed to go on), ar-ckpt-last-previous.pth (the one before it, taken when the last is damaged), log.jsonl,
-settings.json, baselines.json, loss_curves.png, {loss,accuracy}_per_scale.png and samples.png. Run the same
-command again to go on; Ctrl-C saves first. No image is decoded in the loop, and the test split is not read.
+settings.json, baselines.json, loss_curves.png, {loss,accuracy}_per_scale.png, samples.png, and samples.png
+of each validation as progress/samples_<step>.png. Run the same command again to go on; Ctrl-C saves first.
+No image is decoded in the loop, and the test split is not read.
 """
 
 import copy
 import functools
 import math
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +30,8 @@ from tqdm import tqdm
 from models import VAR, VQVAE
 from models.helpers import scale_spans, split_scales
 from usvar import checks, cli, distributed, images, plots, provenance, tokens, training
-from usvar.checkpoints import is_whole, load_vqvae, read_last, restore, save_checkpoint, save_last
-from usvar.errors import InputError, RunError
+from usvar.checkpoints import load_vqvae, restore, save_checkpoint, save_last
+from usvar.errors import InputError
 from usvar.files import write_json
 from usvar.muon import Muon
 from usvar.var_figures import draw_curves
@@ -50,7 +53,6 @@ MAY_CHANGE = (
     "top_k",
     "top_p",
 )
-
 
 # What a checkpoint of this script holds beside usvar.checkpoints.RESUME_STATE.
 MORE_STATE = {"stale": ("count of validations without a new best", int)}
@@ -311,27 +313,13 @@ def draw_samples(s: Settings, model: VAR, vae: VQVAE, classes: tuple[str, ...], 
         )
         rows.append(list(images.to_uint8(vae.fhat_to_img(f_hat))))
     title = f"Samples after step {step}: no prefix, guidance {s.cfg:g}, top-k {s.top_k}, top-p {s.top_p:g}"
-    plots.image_grid(
-        s.out_dir / "samples.png", rows, classes, [f"seed {i}" for i in range(len(seeds))], title
-    )
+    figure = s.out_dir / "samples.png"
+    plots.image_grid(figure, rows, classes, [f"seed {i}" for i in range(len(seeds))], title)
+    training.keep_of_step(figure, step)
 
 
-def main(s: Settings) -> None:
-    """Train, validate, save, and go on from ar-ckpt-last.pth when there is one."""
-    world = distributed.start(s.device)
-    device, share = world.device, world.share(s.batch_size)
-    training.keep_freed_memory(device)
-    dtype = training.amp_dtype(device, s.precision)
-    vqvae = load_vqvae(s.vqvae, device)
-    vae: VQVAE = vqvae.model
-    train, val = (
-        tokens.read_token_maps_of(vqvae, s.vqvae, s.tokens_dir / split) for split in ("train", "val")
-    )
-    check(s, train, val, world.size)
-    spans = scale_spans(train.patch_nums)
-
-    inputs = {"vqvae": s.vqvae, "train_tokens": train.file, "val_tokens": val.file}
-    record = provenance.made_by("train_var.py", s, inputs)
+def model_config(s: Settings, train: tokens.TokenMaps, vqvae_sha256: str) -> dict[str, Any]:
+    """What checkpoints say of the model: how it is built, its classes, and what its tokens stand for."""
     arguments = {
         "num_classes": len(train.classes),
         "depth": s.depth,
@@ -344,73 +332,76 @@ def main(s: Settings) -> None:
         "shared_aln": s.shared_aln,
         "patch_nums": list(train.patch_nums),
     }
-    config = {
+    return {
         "kind": "var",
         "arguments": arguments,
         "classes": list(train.classes),
-        "vqvae_sha256": vqvae.sha256,
+        "vqvae_sha256": vqvae_sha256,
         "image_size": train.made_by["image_size"],
     }
-    last_path, best_path = s.out_dir / "ar-ckpt-last.pth", s.out_dir / "ar-ckpt-best.pth"
-    last, found_path, note = read_last(last_path, MORE_STATE)
-    if last:
-        training.refuse_other_settings(found_path, last["made_by"], record, MAY_CHANGE)
-        training.refuse_other_config(found_path, last["config"], config, s.tokens_dir)
-    run = training.RunFolder(s.out_dir, record) if world.is_main else None
 
+
+def build(
+    s: Settings, vae: VQVAE, arguments: dict[str, Any], device: torch.device, dtype: torch.dtype
+) -> tuple[VAR, VAR, Muon]:
+    """The transformer, its averaged weights, and the optimiser."""
     torch.manual_seed(s.seed)
     model = VAR(vae_local=vae, **arguments)
     model.init_weights(init_std=math.sqrt(1 / s.width / 3))
     model = model.to(device)
     model.recompute_blocks = s.recompute
     averaged = copy.deepcopy(model).requires_grad_(False).eval()
+    groups = training.decay_groups(model, s.weight_decay, s.muon_rate, model.blocks)
+    return model, averaged, Muon(groups, s.learning_rate, s.betas, dtype)
+
+
+def write_baselines(
+    folder: Path, train: tokens.TokenMaps, val: tokens.TokenMaps
+) -> dict[str, tuple[list[float], list[float]]]:
+    """What frequencies score on val: nats a token and accuracy of each scale; also in baselines.json."""
+    scores = tokens.frequency_scores(train, val).items()
+    baselines = {name: (nats_S.tolist(), accuracy_S.tolist()) for name, (nats_S, accuracy_S) in scores}
+    records = {"nats_per_token_of_each_scale_on_val": 0, "accuracy_of_each_scale_on_val": 1}
+    content = {key: {name: pair[i] for name, pair in baselines.items()} for key, i in records.items()}
+    write_json(folder / "baselines.json", content)
+    return baselines
+
+
+def main(s: Settings) -> None:
+    """Train, validate, save, and go on from ar-ckpt-last.pth when there is one."""
+    world = distributed.start(s.device)
+    device, share = world.device, world.share(s.batch_size)
+    training.keep_freed_memory(device)
+    dtype = training.amp_dtype(device, s.precision)
+
+    # What is read, and whether the settings fit it and the run that was here before.
+    vqvae = load_vqvae(s.vqvae, device)
+    vae: VQVAE = vqvae.model
+    train, val = (
+        tokens.read_token_maps_of(vqvae, s.vqvae, s.tokens_dir / split) for split in ("train", "val")
+    )
+    check(s, train, val, world.size)
+    spans = scale_spans(train.patch_nums)
+    inputs = {"vqvae": s.vqvae, "train_tokens": train.file, "val_tokens": val.file}
+    record = provenance.made_by("train_var.py", s, inputs)
+    config = model_config(s, train, vqvae.sha256)
+    last_path, best_path = s.out_dir / "ar-ckpt-last.pth", s.out_dir / "ar-ckpt-best.pth"
+    last, found_path, notes = training.earlier_run(
+        last_path, best_path, record, config, MAY_CHANGE, s.tokens_dir, MORE_STATE
+    )
+    run = training.RunFolder(s.out_dir, record) if world.is_main else None
+
+    # The network, the optimiser, and the batch of a step.
+    model, averaged, optimiser = build(s, vae, config["arguments"], device, dtype)
     network: nn.Module = world.wrap(model)
     if s.compile:
         network = torch.compile(network)
-    groups = training.decay_groups(model, s.weight_decay, s.muon_rate, model.blocks)
-    optimiser = Muon(groups, s.learning_rate, s.betas, dtype)
     sampler = training.BalancedSampler(train.label_N, s.class_balance, s.seed)
-    meter, start, best, stale, skipped = training.Meter(), 0, float("inf"), 0, 0
-    if last:
-        restore(found_path, last, model, averaged, optimiser)
-        meter.load_state_dict(last["meter"], world)
-        start, best, stale, skipped = (last[key] for key in ("step", "best", "stale", "skipped"))
-        if best < float("inf") and not is_whole(best_path):
-            note += f" {best_path} is missing or damaged: the next validation writes it anew"
-            best = float("inf")
-    if run:
-        run.forget_after(start)
-        if note:
-            run.note(start, note.strip())
-    if start >= s.steps or 0 < s.patience <= stale:
-        early = f"the run stopped early at step {start} (--patience 0 goes on)"
-        done = f"all {s.steps} steps are done" if start >= s.steps else early
-        training.end_at_once(run, world, last_path, best_path, done)
-        return
-
-    baselines = {
-        name: (nats_S.tolist(), accuracy_S.tolist())
-        for name, (nats_S, accuracy_S) in tokens.frequency_scores(train, val).items()
-    }
-    if run:
-        records = {"nats_per_token_of_each_scale_on_val": 0, "accuracy_of_each_scale_on_val": 1}
-        content = {key: {k: v[i] for k, v in baselines.items()} for key, i in records.items()}
-        write_json(s.out_dir / "baselines.json", content)
-        means = {k: mean_over_tokens(torch.tensor(nats), spans).item() for k, (nats, _) in baselines.items()}
-        count = sum(p.numel() for p in model.parameters()) / 1e6
-        print(
-            f"{len(train)} train and {len(val)} val token maps of {spans[-1][1]} tokens in "
-            f"{len(train.classes)} classes; {count:.1f} M parameters; {device}, {dtype}; "
-            f"steps {start} to {s.steps}\n"
-            f"to beat on val, nats a token: codes' frequencies {means['unigram']:.3f}, "
-            f"class and position frequencies {means['class_position']:.3f}"
-        )
+    path_chance_N1 = torch.tensor([[block.drop_path.drop_prob] for block in model.blocks])
 
     def batch_names(step: int) -> list[str]:
         rows = sampler.batch(step, s.batch_size)
         return [f"{train.path_N[row]} view {train.view_N[row]}" for row in rows]
-
-    path_chance_N1 = torch.tensor([[block.drop_path.drop_prob] for block in model.blocks])
 
     def load(step: int) -> tuple[Tensor, ...]:
         rows = sampler.batch(step, s.batch_size)[share]
@@ -421,6 +412,19 @@ def main(s: Settings) -> None:
         idx_BL, label_B = tokens.as_tensor(train.idx_NL, rows), torch.from_numpy(train.label_N[rows])
         return training.pinned((idx_BL, label_B, drop_B[share], path_drop_BN2[share]), device)
 
+    # Where it starts: at a checkpoint or anew.
+    meter, start, best, stale, skipped = training.Meter(), 0, float("inf"), 0, 0
+    if last:
+        restore(found_path, last, model, averaged, optimiser)
+        meter.load_state_dict(last["meter"], world)
+        start, best, stale, skipped = (last[key] for key in ("step", "best", "stale", "skipped"))
+    if run:
+        run.begin(start, notes)
+    if start >= s.steps or 0 < s.patience <= stale:
+        early = f"the run stopped early at step {start} (--patience 0 goes on)"
+        finished = f"all {s.steps} steps are done" if start >= s.steps else early
+        training.end_at_once(run, world, last_path, best_path, finished)
+        return
     guard = training.StepGuard(model.parameters(), optimiser, s.clip, world, s.max_skipped_steps, skipped)
 
     def save(step: int) -> None:
@@ -431,36 +435,45 @@ def main(s: Settings) -> None:
         if world.is_main:
             save_last(last_path, content, model, averaged)
 
-    if run and s.tensorboard:
-        run.open_tensorboard(start)
+    if run:
+        if s.tensorboard:
+            run.open_tensorboard(start)
+        baselines = write_baselines(s.out_dir, train, val)
+        means = {k: mean_over_tokens(torch.tensor(nats), spans).item() for k, (nats, _) in baselines.items()}
+        count = sum(p.numel() for p in model.parameters()) / 1e6
+        print(
+            f"{len(train)} train and {len(val)} val token maps of {spans[-1][1]} tokens in "
+            f"{len(train.classes)} classes; {count:.1f} M parameters; {device}, {dtype}; "
+            f"steps {start} to {s.steps}\n"
+            f"to beat on val, nats a token: codes' frequencies {means['unigram']:.3f}, "
+            f"class and position frequencies {means['class_position']:.3f}"
+        )
     progress = tqdm(total=s.steps, initial=start, disable=not world.is_main, file=sys.stdout, mininterval=5)
     # Why it ends before its last step: raised below, when all processes have come that far.
     ending: Exception | None = None
+    network.train()
     with training.StopSignal() as stop:
         for step, batch, _ in training.prefetch(load, range(start, s.steps), s.read_limit_s, train.file):
+            # One step.
+            done = step + 1
             rate = training.learning_rate(step, s.learning_rate, s.warmup_steps, s.steps, s.final_rate)
             # Dropout draws from torch's own stream: seeded by step, it need not be saved.
             torch.manual_seed(training.step_seed(s.seed, training.STREAM_NETWORK, step, world.rank))
-            network.train()
             batch = [x.to(device, non_blocking=True) for x in batch]
             loss, nats_S, accuracy_S = backward(s, network, vae, batch, spans, dtype)
-            done = step + 1
             norm, is_made = guard.step(step, rate, loss)
             training.ema_update(averaged, model, step, s.ema_decay, is_made)
             progress.update()
 
             # What is due now. To ask the device which steps were left out is to wait for it: only then.
-            is_over = done == s.steps
-            logs, validates, saves = (
-                done % every == 0 or is_over for every in (s.log_every, s.eval_every, s.save_every)
-            )
+            logs, validates, saves = training.due(done, s)
             stopping = world.any(stop.received is not None)
             if logs or validates or saves or stopping:
-                problem = training.report_left_out(guard, run, last_path, batch_names)
-                if problem:
+                ending = training.report_left_out(guard, run, last_path, batch_names)
+                if ending:
+                    # Unless the checkpoint that is here has these weights already.
                     if guard.stopped_at - 1 > start or last is None:
                         save(guard.stopped_at - 1)
-                    ending = RunError(problem)
                     break
 
             whole = {"mean": nats_S, "accuracy": accuracy_S}
@@ -477,16 +490,16 @@ def main(s: Settings) -> None:
                         f"{means['gradient_norm']:6.2f}  rate {rate:.1e}  "
                         f"{s.batch_size / seconds:7.1f} images/s"
                     )
+            is_over = done == s.steps
             with meter.paused():
                 if validates:
                     scores = validate(s, averaged, vae, val, world, dtype)
-                    stale += 1
-                    if scores["val_mean"] < best:
-                        best, stale = scores["val_mean"], 0
-                        if run:
-                            content = {"model": averaged.state_dict(), "config": config, "made_by": record}
-                            save_checkpoint(best_path, {**content, "step": done, "val": scores})
+                    is_best = scores["val_mean"] < best
+                    best, stale = min(best, scores["val_mean"]), 0 if is_best else stale + 1
                     is_over = is_over or world.any(0 < s.patience <= stale)
+                    if run and is_best:
+                        content = {"model": averaged.state_dict(), "config": config, "made_by": record}
+                        save_checkpoint(best_path, {**content, "step": done, "val": scores})
                     if run:
                         run.log({"step": done, **scores})
                         draw_curves(s.out_dir, train.patch_nums, baselines)
@@ -502,7 +515,7 @@ def main(s: Settings) -> None:
                 break
             if stopping:
                 text = f"step {done} is in {last_path}; the same command goes on"
-                ending = cli.Stopped(stop.received or 2, text)
+                ending = cli.Stopped(stop.received or signal.SIGINT, text)
                 break
         progress.close()
         world.close()

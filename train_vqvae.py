@@ -8,14 +8,16 @@
 Reads <data-root>/{train,val}/<Class>/*.png from data_preprocessing/prepare_datasets.py. Writes to <out-dir>:
 best.pth (averaged weights, lowest loss on val), last.pth (everything needed to go on), last-previous.pth
 (the one before it, taken when last.pth is damaged), log.jsonl, settings.json, loss_curves.png,
-quality_curves.png, reconstructions.png, codebook_usage.png and codebook_perplexity.png (per scale),
-codebook_vectors.png and codebook_weight.npy. Run the same command again to go on from last.pth; Ctrl-C saves
-first. The test split is not read here.
+quality_curves.png, reconstructions.png (that of each validation as progress/reconstructions_<step>.png),
+codebook_usage.png and codebook_perplexity.png (per scale), codebook_vectors.png and codebook_weight.npy. Run
+the same command again to go on from last.pth; Ctrl-C saves first. The test split is not read here.
 """
 
 import copy
 import dataclasses
+import signal
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,17 +33,9 @@ from models.discriminator import PatchDiscriminator
 from models.quant import code_counts, perplexity
 from usvar import checks, cli, distributed, images, losses, metrics, provenance, training
 from usvar.augment import augment, draw_parameters
-from usvar.checkpoints import (
-    is_whole,
-    load_strictly,
-    load_vqvae,
-    read_last,
-    restore,
-    save_checkpoint,
-    save_last,
-)
+from usvar.checkpoints import load_strictly, load_vqvae, restore, save_checkpoint, save_last
 from usvar.codebook import encode, revive_codes, start_codebook, take_weights
-from usvar.errors import InputError, RunError
+from usvar.errors import InputError
 from usvar.files import atomic_path
 from usvar.muon import Muon
 from usvar.vqvae_figures import draw_codebook, draw_curves, draw_reconstructions
@@ -347,6 +341,7 @@ def validate(
             features_BChw = model.img_to_features(image_B3HW)
             f_hat_BChw, _, vq = model.quantize(features_BChw)
             rebuilt_B3HW = model.fhat_to_img(f_hat_BChw).float()
+            # A call gives the loss or the tokens; two take under a hundredth of a validation on a CPU.
             tokens = model.quantize.f_to_idxBl_or_fhat(features_BChw, to_fhat=False)
         sse, weighted_vq = losses.base_terms(image_B3HW, rebuilt_B3HW, vq, s.vq_weight)
         terms = losses.further_terms(image_B3HW, rebuilt_B3HW, s.further_losses, perceptual, dtype)
@@ -382,6 +377,79 @@ def what_made_it(
     return record
 
 
+def model_config(s: Settings, side: int, names: Sequence[str]) -> dict[str, Any]:
+    """What checkpoints say of the model: how it is built, the side of its images in pixels, its classes."""
+    arguments = {
+        "vocab_size": s.vocab_size,
+        "z_channels": s.z_channels,
+        "ch": s.ch,
+        "beta": s.beta,
+        "using_znorm": s.cosine_lookup,
+        "v_patch_nums": list(s.patch_nums),
+    }
+    return {"kind": "vqvae", "arguments": arguments, "image_size": side, "classes": list(names)}
+
+
+def read_source(s: Settings, device: torch.device) -> VQVAE:
+    """The VQ-VAE that fine-tuning starts from, refused when it has another width."""
+    source = load_vqvae(s.init_from, device).model
+    if (width := source.encoder.conv_in.out_channels) != s.ch:
+        raise InputError(f"{s.init_from} has width {width}, --ch {s.ch} was given: give --ch {width}")
+    return source
+
+
+def build(
+    s: Settings, arguments: dict[str, Any], device: torch.device, dtype: torch.dtype
+) -> tuple[VQVAE, VQVAE, PatchDiscriminator | None, Muon]:
+    """The VQ-VAE, its averaged weights, the discriminator if there is one, and the optimiser of all."""
+    torch.manual_seed(s.seed)
+    layout = training.image_layout(device)
+    model = VQVAE(**arguments, test_mode=False).to(device, memory_format=layout)
+    for module in model.modules():
+        if isinstance(module, Level):
+            module.recompute = s.recompute
+    averaged = copy.deepcopy(model).requires_grad_(False).eval()
+    groups, discriminator = training.decay_groups(model, s.weight_decay, s.muon_rate), None
+    if s.adversarial_weight:
+        discriminator = PatchDiscriminator(s.ch).to(device, memory_format=layout)
+        groups += training.decay_groups(discriminator, s.weight_decay)
+    return model, averaged, discriminator, Muon(groups, s.learning_rate, s.betas, dtype)
+
+
+def begin(
+    s: Settings, model: VQVAE, source: VQVAE | None, batches: Iterable[Tensor], world: distributed.World
+) -> list[str]:
+    """Set where a new run starts: another model's weights, and a codebook made from real images.
+
+    Args:
+        s, world: as everywhere.
+        model: changed in place.
+        source: the VQ-VAE that fine-tuning starts from; None without one.
+        batches: images (B, 3, H, W) for the start of the codebook, this process's part of each batch.
+
+    Returns:
+        What the log is to say of it.
+    """
+    new_V, notes = torch.ones(s.vocab_size, dtype=torch.bool), []
+    if source:
+        kept, new_V = take_weights(model, source)
+        notes = [f"started from {s.init_from}: {kept}"]
+    if s.codebook_start_images and new_V.any():
+        model.eval()
+        features_BChw = torch.cat([encode(model, image_B3HW, world) for image_B3HW in batches])
+        start_codebook(model, features_BChw, s.seed, new_V)
+    return notes
+
+
+def recent_use(model: VQVAE, images_a_process: int) -> dict[str, list[float]]:
+    """Use of the codebook per scale in training, from the moving average of look-ups."""
+    percent_S = model.quantize.usage_percent(images_a_process)
+    return {
+        "train_usage": [percent / 100 for percent in percent_S],
+        "train_perplexity": perplexity(model.quantize.ema_vocab_hit_SV).tolist(),
+    }
+
+
 def main(s: Settings) -> None:
     """Train, validate, save, and go on from last.pth when there is one."""
     world = distributed.start(s.device)
@@ -396,34 +464,24 @@ def main(s: Settings) -> None:
     side = images.image_size(train_files)
     check(s, side, world.size)
     vgg = losses.vgg_path(s.vgg) if s.perceptual_weight else None
-    record = what_made_it(s, train_files, val_files, vgg)
-    is_perceptual_off = bool(s.perceptual_weight) and not vgg
-    if is_perceptual_off:
-        s = dataclasses.replace(s, perceptual_weight=0.0)
-    perceptual = losses.Perceptual(vgg).to(device) if vgg else None
-    arguments = {
-        "vocab_size": s.vocab_size,
-        "z_channels": s.z_channels,
-        "ch": s.ch,
-        "beta": s.beta,
-        "using_znorm": s.cosine_lookup,
-        "v_patch_nums": list(s.patch_nums),
-    }
-    config = {"kind": "vqvae", "arguments": arguments, "image_size": side, "classes": list(names)}
+    record, config = what_made_it(s, train_files, val_files, vgg), model_config(s, side, names)
     last_path, best_path = s.out_dir / "last.pth", s.out_dir / "best.pth"
-    last, found_path, note = read_last(last_path)
-    if last:
-        training.refuse_other_settings(found_path, last["made_by"], record, MAY_CHANGE)
-        training.refuse_other_config(found_path, last["config"], config, s.data_root)
-        if not s.init_from:
-            # Named no more, but what goes on comes from it.
-            record["inputs"] |= last["made_by"]["inputs"]
-            record["settings"]["init_from"] = last["made_by"]["settings"].get("init_from")
-    source = load_vqvae(s.init_from, device).model if s.init_from and not last else None
-    if source and (width := source.encoder.conv_in.out_channels) != s.ch:
-        raise InputError(f"{s.init_from} has width {width}, --ch {s.ch} was given: give --ch {width}")
+    last, found_path, notes = training.earlier_run(
+        last_path, best_path, record, config, MAY_CHANGE, s.data_root
+    )
+    if last and not s.init_from:
+        # Named no more, but what goes on comes from it.
+        record["inputs"] |= last["made_by"]["inputs"]
+        record["settings"]["init_from"] = last["made_by"]["settings"].get("init_from")
+    source = read_source(s, device) if s.init_from and not last else None
+    if s.perceptual_weight and not vgg:
+        s = dataclasses.replace(s, perceptual_weight=0.0)
+        notes.append(
+            "the perceptual loss is OFF: torch's cache has no weights of torchvision's VGG16; "
+            "give --vgg FILE in another --out-dir to have it"
+        )
+    perceptual = losses.Perceptual(vgg).to(device) if vgg else None
     run = training.RunFolder(s.out_dir, record) if world.is_main else None
-
     with world.main_first():  # one process decodes, the others then find the file
         train_NHW, val_NHW = (
             images.decoded(files, side, s.out_dir / "cache", s.workers, s.read_limit_s)
@@ -431,29 +489,15 @@ def main(s: Settings) -> None:
         )
 
     # Networks, the optimiser, and the batch of a step.
-    torch.manual_seed(s.seed)
-    layout = training.image_layout(device)
-    model = VQVAE(**arguments, test_mode=False).to(device, memory_format=layout)
-    for module in model.modules():
-        if isinstance(module, Level):
-            module.recompute = s.recompute
-    averaged = copy.deepcopy(model).requires_grad_(False).eval()
-    # With few scales, some of the four shared phi serve none of them.
+    model, averaged, discriminator, optimiser = build(s, config["arguments"], device, dtype)
+    # With few scales, some of the four shared phi serve none of them. The discriminator is not wrapped:
+    # `backward` averages its gradients over processes.
     network: nn.Module = world.wrap(model, some_unused=True)
     if s.compile:
         model.compile_levels()
-    trained, discriminator = [model], None
-    groups = training.decay_groups(model, s.weight_decay, s.muon_rate)
-    if s.adversarial_weight:
-        # Not wrapped as the network is: `backward` averages its gradients over processes.
-        discriminator = PatchDiscriminator(s.ch).to(device, memory_format=layout)
-        trained.append(discriminator)
-        groups += training.decay_groups(discriminator, s.weight_decay)
-    optimiser = Muon(groups, s.learning_rate, s.betas, dtype)
     sampler = training.BalancedSampler(
         train_files.label_N, s.class_balance, s.seed, images.data_sets(train_files), s.data_set_balance
     )
-    meter, start, best, skipped = training.Meter(), 0, float("inf"), 0
 
     def batch_names(step: int) -> list[str]:
         return [train_files.paths[row] for row in sampler.batch(step, s.batch_size)]
@@ -470,43 +514,25 @@ def main(s: Settings) -> None:
             # One channel is augmented, then shown three times.
             parameters_B4 = parameters_B4.to(device, non_blocking=True)
             image_B3HW = augment(image_B3HW[:, :1], parameters_B4).expand(-1, 3, -1, -1)
-        return image_B3HW.contiguous(memory_format=layout)
+        return image_B3HW.contiguous(memory_format=training.image_layout(device))
 
-    # Where it starts: at a checkpoint, at another model's weights, or with a codebook made from real images.
+    # Where it starts: at a checkpoint or anew.
+    meter, start, best, skipped = training.Meter(), 0, float("inf"), 0
     if last:
         restore(found_path, last, model, averaged, optimiser)
         if discriminator:
             load_strictly(discriminator, last.get("discriminator", {}), found_path, "discriminator.")
         meter.load_state_dict(last["meter"], world)
         start, best, skipped = last["step"], last["best"], last["skipped"]
-        if best < float("inf") and not is_whole(best_path):
-            note += f" {best_path} is missing or damaged: the next validation writes it anew"
-            best = float("inf")
     else:
-        new_V = torch.ones(s.vocab_size, dtype=torch.bool)
-        if source:
-            kept, new_V = take_weights(model, source)
-            note += f"started from {s.init_from}: {kept}"
-        if s.codebook_start_images and new_V.any():
-            model.eval()
-            batches = range(-(-s.codebook_start_images // s.batch_size))
-            features_BChw = torch.cat([encode(model, to_device(*load(i)), world) for i in batches])
-            start_codebook(model, features_BChw, s.seed, new_V)
+        first_steps = range(-(-s.codebook_start_images // s.batch_size))
+        notes += begin(s, model, source, (to_device(*load(step)) for step in first_steps), world)
         averaged.load_state_dict(model.state_dict())
     if run:
-        run.forget_after(start)
-        if note:
-            run.note(start, note.strip())
-        if is_perceptual_off:
-            run.note(
-                start,
-                "the perceptual loss is OFF: torch's cache has no weights of torchvision's VGG16; "
-                "give --vgg FILE in another --out-dir to have it",
-            )
+        run.begin(start, notes)
     if start >= s.steps:
         training.end_at_once(run, world, last_path, best_path, f"all {s.steps} steps are done")
         return
-
     guard = training.StepGuard(model.parameters(), optimiser, s.clip, world, s.max_skipped_steps, skipped)
 
     def save(step: int) -> None:
@@ -517,30 +543,29 @@ def main(s: Settings) -> None:
         if discriminator:
             content["discriminator"] = discriminator.state_dict()
         if world.is_main:
-            save_last(last_path, content, *trained, averaged)
+            save_last(last_path, content, *filter(None, (model, discriminator, averaged)))
 
-    if run and s.tensorboard:
-        run.open_tensorboard(start)
-    if world.is_main:
+    if run:
+        if s.tensorboard:
+            run.open_tensorboard(start)
         count = sum(p.numel() for p in model.parameters()) / 1e6
         print(
             f"{len(train_files)} train and {len(val_files)} val images of {side} x {side} in {len(names)} "
             f"classes; {count:.1f} M parameters; {device}, {dtype}; steps {start} to {s.steps}"
         )
-    waited_s = 0.0
     progress = tqdm(total=s.steps, initial=start, disable=not world.is_main, file=sys.stdout, mininterval=5)
+    waited_s = 0.0
     # Why it ends before its last step: raised below, when all processes have come that far.
     ending: Exception | None = None
+    network.train()
     with training.StopSignal() as stop:
-        for step, batch, waited in training.prefetch(
-            load, range(start, s.steps), s.read_limit_s, train_NHW.filename
-        ):
+        batches = training.prefetch(load, range(start, s.steps), s.read_limit_s, train_NHW.filename)
+        for step, batch, waited in batches:
             # One step.
             waited_s += waited
             done = step + 1
             rate = training.learning_rate(step, s.learning_rate, s.warmup_steps, s.steps, s.final_rate)
             image_B3HW = to_device(*batch)
-            network.train()
             hits_before_SV = model.quantize.ema_vocab_hit_SV.clone()
             active = discriminator if step >= s.adversarial_step else None
             if active and step == s.adversarial_step:
@@ -553,25 +578,21 @@ def main(s: Settings) -> None:
             own_hits_SV = model.quantize.ema_vocab_hit_SV
             own_hits_SV.copy_(torch.where(is_made, own_hits_SV, hits_before_SV))
             if active:
-                scores_2 = world.mean(numbers["scores_real_fake"])
-                losses.follow_scores(active, scores_2, is_made)
+                losses.follow_scores(active, world.mean(numbers["scores_real_fake"]), is_made)
             training.ema_update(averaged, model, step, s.ema_decay, is_made)
             progress.update()
 
             # What is due now. To ask the device which steps were left out is to wait for it, so that it is
             # asked only when something is due, and before `best` starts anew, for `save` to know the old one.
-            is_last = done == s.steps
-            logs, validates, saves = (
-                done % every == 0 or is_last for every in (s.log_every, s.eval_every, s.save_every)
-            )
+            logs, validates, saves = training.due(done, s)
             revives = s.revive_every and done % s.revive_every == 0 and done <= s.revive_until * s.steps
             stopping = world.any(stop.received is not None)
             if logs or validates or saves or revives or stopping or done == s.adversarial_step:
-                problem = training.report_left_out(guard, run, last_path, batch_names)
-                if problem:
+                ending = training.report_left_out(guard, run, last_path, batch_names)
+                if ending:
+                    # Unless the checkpoint that is here has these weights already.
                     if guard.stopped_at - 1 > start or last is None:
                         save(guard.stopped_at - 1)
-                    ending = RunError(problem)
                     break
 
             revived = torch.zeros((), device=device)
@@ -583,21 +604,19 @@ def main(s: Settings) -> None:
             if logs:
                 steps = meter.steps
                 means, seconds = meter.read(world)
-                timing = {"seconds_per_step": seconds, "waiting_share": waited_s / max(1e-9, seconds * steps)}
-                waited_s = 0.0
+                waiting, waited_s = waited_s / max(1e-9, seconds * steps), 0.0
                 if run and means:
+                    timing = {"seconds_per_step": seconds, "waiting_share": waiting}
                     run.log({"step": done, **means, "rate": rate, **timing})
                     progress.write(
                         f"step {done:>6}  SSE {means['train_sse']:8.1f}  VQ {means['train_vq']:8.1f}  "
                         f"gradient {means['gradient_norm']:8.2f}  rate {rate:.1e}  "
-                        f"{s.batch_size / seconds:7.1f} images/s  waiting {timing['waiting_share']:.1%}"
+                        f"{s.batch_size / seconds:7.1f} images/s  waiting {waiting:.1%}"
                     )
             with meter.paused():
                 if validates:
                     scores, hits_SV = validate(s, averaged, val_NHW, world, dtype, perceptual)
-                    in_use_S = model.quantize.usage_percent(s.batch_size // world.size)
-                    scores["train_usage"] = [percent / 100 for percent in in_use_S]
-                    scores["train_perplexity"] = perplexity(model.quantize.ema_vocab_hit_SV).tolist()
+                    scores |= recent_use(model, s.batch_size // world.size)
                     is_best = scores["val_total"] < best
                     best = min(best, scores["val_total"])
                     if run and is_best:
@@ -609,7 +628,7 @@ def main(s: Settings) -> None:
                         run.log({"step": done, **scores})
                         draw_curves(s.out_dir, s.patch_nums, s.further_losses)
                         draw_codebook(s.out_dir, averaged, hits_SV)
-                        draw_reconstructions(s.out_dir, averaged, val_NHW, val_files.label_N, names)
+                        draw_reconstructions(s.out_dir, done, averaged, val_NHW, val_files.label_N, names)
                         progress.write(
                             f"step {done:>6}  val: SSE {scores['val_sse']:.1f}  "
                             f"PSNR {scores['val_psnr_db']:.2f} dB  SSIM {scores['val_ssim']:.3f}  "
@@ -617,9 +636,9 @@ def main(s: Settings) -> None:
                         )
                 if saves or stopping:
                     save(done)
-            if stopping and not is_last:
+            if stopping and done < s.steps:
                 text = f"step {done} is in {last_path}; the same command goes on"
-                ending = cli.Stopped(stop.received or 2, text)
+                ending = cli.Stopped(stop.received or signal.SIGINT, text)
                 break
         progress.close()
         world.close()

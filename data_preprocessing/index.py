@@ -25,7 +25,7 @@ INDEX = ".index.sqlite"
 # Frames of one file that are in memory together.
 PART = 32
 # A change in one of these files makes the index and all outputs stale.
-VERSIONED = ("crop.py", "flags.py", "index.py", "near_copies.py", "readers.py", "work.py")
+VERSIONED = ("crop.py", "flags.py", "index.py", "near_copies.py", "readers/*.py", "sector.py", "work.py")
 
 # The key is a digest of all that must be unchanged for an earlier look at a picture to hold.
 LASTING = """
@@ -209,7 +209,8 @@ def _parts(rows: Iterable[tuple]) -> Iterator[list[tuple]]:
 def stamp() -> str:
     """A digest of the code that decides how a picture is read and cropped."""
     here = Path(__file__).resolve().parent
-    return hashlib.sha256(b"".join((here / name).read_bytes() for name in VERSIONED)).hexdigest()
+    paths = [path for pattern in VERSIONED for path in sorted(here.glob(pattern))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def key(record: Record) -> bytes:

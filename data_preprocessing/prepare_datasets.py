@@ -13,6 +13,8 @@ Run it again after a change or an interruption: only what is new is read and wri
 no longer wanted are removed. Another --size writes all images anew; another --seed, --cap or --selection
 writes only those that come or move.
 
+A picture is what a raw set holds, a file or a frame of one; an image is what is written here.
+
 Memory grows by less than 1 kB a picture: what is known of them is in
 <out-root>/.index.sqlite and in temporary files (index.py).
 """

@@ -136,7 +136,8 @@ def read_hdf5_column(path: Path, name: str) -> list[str]:
     """
     import h5py
 
-    from data_preprocessing.readers import ARRAY_ERRORS, Unreadable, hdf5_array
+    from data_preprocessing.readers import Unreadable
+    from data_preprocessing.readers.arrays import ARRAY_ERRORS, hdf5_array
 
     try:
         with h5py.File(path, "r") as file:

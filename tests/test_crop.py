@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from scipy import ndimage
 
 from benchmarks.preparation import _make_screen
 from data_preprocessing import crop
@@ -61,15 +60,6 @@ def test_a_fan_is_found_and_the_furniture_is_gone(hint, shape):
     assert (found & true).sum() >= 0.995 * true.sum()  # nothing of the image is lost
     assert (found & ~true).sum() <= 0.04 * true.sum()  # and little is added
     assert not found[:90, 590:].any() and not found[40:200, 2:14].any()
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (2, 2), (9, 12)])
-def test_the_edge_is_what_an_erosion_takes_away_also_at_the_border(shape):
-    rng = np.random.default_rng(0)
-    for share in (0, 0.4, 0.9, 1):
-        mask_HW = rng.random(shape) < share
-        y_E, x_E = (mask_HW & ~ndimage.binary_erosion(mask_HW)).nonzero()
-        assert np.array_equal(crop._edge(mask_HW), np.stack([x_E, y_E], 1))
 
 
 def test_a_fan_with_a_dark_side_keeps_its_straight_edges():

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_train_vqvae import ROOT, assert_same, log_without_timings, optimiser_of
+from test_train_vqvae import ROOT, assert_same, log_without_timings, optimiser_of, stopped_after
 
 import train_var
 from models import VAR
@@ -79,6 +78,8 @@ def test_muon_trains_the_blocks_matrices_and_nothing_else(straight, tiny_vqvae):
 def test_a_run_writes_what_the_next_stages_read(straight, tiny_vqvae):
     for name in ("loss_curves", "loss_per_scale", "samples"):
         assert (straight / f"{name}.png").stat().st_size > 5000
+    newest = (straight / "samples.png").read_bytes()
+    assert (straight / "progress" / "samples_000006.png").read_bytes() == newest
     var = load_var(straight / "ar-ckpt-best.pth", load_vqvae(tiny_vqvae))
     assert var.classes == ("Heart", "Kidney", "Liver") and var.config["image_size"] == 64
     assert var.made_by["inputs"].keys() == {"vqvae", "train_tokens", "val_tokens"}
@@ -92,21 +93,10 @@ def test_a_run_writes_what_the_next_stages_read(straight, tiny_vqvae):
 
 
 @pytest.mark.parametrize("stop_at", [4, 5])
-def test_stopped_and_resumed_is_the_same_as_not_stopped(
-    straight, tiny_tokens, tiny_vqvae, tmp_path, monkeypatch, stop_at
-):
+def test_stopped_and_resumed_is_the_same_as_not_stopped(straight, tiny_tokens, tiny_vqvae, tmp_path, stop_at):
     """Bit for bit, with dropout and class dropout on, also when the stop comes between two log lines."""
-    own = training.ema_update
-
-    def interrupt(averaged, model, step, decay, is_made):
-        own(averaged, model, step, decay, is_made)
-        if step == stop_at - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(training, "ema_update", interrupt)
-    with pytest.raises(cli.Stopped, match=f"step {stop_at} is in"):
+    with stopped_after(stop_at, signal.SIGTERM), pytest.raises(cli.Stopped, match=f"step {stop_at} is in"):
         train_var.main(settings(tiny_tokens, tiny_vqvae, tmp_path))
-    monkeypatch.undo()
     train_var.main(settings(tiny_tokens, tiny_vqvae, tmp_path))
     for name in ("ar-ckpt-last.pth", "ar-ckpt-best.pth"):
         first, second = (read_checkpoint(out / name) for out in (straight, tmp_path))
@@ -150,17 +140,9 @@ def test_training_stops_early_and_keeps_the_best(tiny_tokens, tiny_vqvae, tmp_pa
 def test_the_count_towards_early_stopping_outlives_a_stop(tiny_tokens, tiny_vqvae, tmp_path, monkeypatch):
     learned_nothing_after(monkeypatch, [1.0, 2.0])
     s = settings(tiny_tokens, tiny_vqvae, tmp_path, eval_every=2, steps=12, patience=2)
-    own = training.ema_update
-
-    def interrupt(averaged, model, step, decay, is_made):
-        own(averaged, model, step, decay, is_made)
-        if step == 4:  # after the first validation without a new best
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(training, "ema_update", interrupt)
-    with pytest.raises(cli.Stopped, match="step 5 is in"):
+    # After the first validation without a new best.
+    with stopped_after(5, signal.SIGTERM), pytest.raises(cli.Stopped, match="step 5 is in"):
         train_var.main(s)
-    monkeypatch.setattr(training, "ema_update", own)
     train_var.main(s)
     last = read_checkpoint(tmp_path / "ar-ckpt-last.pth")
     assert last.pop("step") == 6

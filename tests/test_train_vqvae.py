@@ -1,5 +1,6 @@
 """The VQ-VAE's training script: files, resume, several processes, the codebook, refusals."""
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,21 @@ def assert_same(first, second) -> None:
         assert first == second
 
 
+@contextlib.contextmanager
+def stopped_after(done: int, number: int) -> Iterator[None]:
+    """In the block, this process gets a signal after so many steps, before they are saved."""
+    own = training.ema_update
+
+    def interrupt(averaged, model, step, decay, is_made):
+        own(averaged, model, step, decay, is_made)
+        if step == done - 1:
+            os.kill(os.getpid(), number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "ema_update", interrupt)
+        yield
+
+
 def optimiser_of(model: torch.nn.Module) -> torch.optim.Optimizer:
     """Fused AdamW, which PyTorch does not have on "meta": there one whose step changes nothing."""
     if next(model.parameters()).is_meta:
@@ -109,6 +126,8 @@ def test_a_run_writes_what_the_next_stages_read(straight, tiny_data):
     figures = ("loss_curves", "quality_curves", "reconstructions")
     for name in (*figures, "codebook_usage", "codebook_perplexity", "codebook_vectors"):
         assert (straight / f"{name}.png").stat().st_size > 5000
+    newest = (straight / "reconstructions.png").read_bytes()
+    assert (straight / "progress" / "reconstructions_000004.png").read_bytes() == newest
     best = load_vqvae(straight / "best.pth")
     assert best.config["image_size"] == 64
     assert best.classes == images.find_classes(tiny_data)
@@ -126,20 +145,11 @@ def test_a_run_writes_what_the_next_stages_read(straight, tiny_data):
 
 
 @pytest.mark.parametrize("stop_at", [2, 3])
-def test_stopped_and_resumed_is_the_same_as_not_stopped(straight, tiny_data, tmp_path, monkeypatch, stop_at):
+def test_stopped_and_resumed_is_the_same_as_not_stopped(straight, tiny_data, tmp_path, stop_at):
     """Bit for bit, also when the stop comes between two log lines."""
-    own = training.ema_update
-
-    def interrupt(averaged, model, step, decay, is_made):
-        own(averaged, model, step, decay, is_made)
-        if step == stop_at - 1:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(training, "ema_update", interrupt)
-    with pytest.raises(cli.Stopped, match=f"step {stop_at} is in"):
+    with stopped_after(stop_at, signal.SIGINT), pytest.raises(cli.Stopped, match=f"step {stop_at} is in"):
         train_vqvae.main(settings(tiny_data, tmp_path))
     assert read_checkpoint(tmp_path / "last.pth")["step"] == stop_at
-    monkeypatch.undo()
     train_vqvae.main(settings(tiny_data, tmp_path))
     for name in ("last.pth", "best.pth"):
         first, second = (read_checkpoint(out / name) for out in (straight, tmp_path))
@@ -178,21 +188,10 @@ def test_every_loss_is_logged_and_acts(with_all_losses, straight):
 
 
 @pytest.mark.parametrize("stop_at", [1, 3])
-def test_the_discriminator_is_saved_and_goes_on_bit_for_bit(
-    with_all_losses, tiny_data, tmp_path, monkeypatch, stop_at
-):
+def test_the_discriminator_is_saved_and_goes_on_bit_for_bit(with_all_losses, tiny_data, tmp_path, stop_at):
     """At 1 the next step is the discriminator's first."""
-    own = training.ema_update
-
-    def interrupt(averaged, model, step, decay, is_made):
-        own(averaged, model, step, decay, is_made)
-        if step == stop_at - 1:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(training, "ema_update", interrupt)
-    with pytest.raises(cli.Stopped):
+    with stopped_after(stop_at, signal.SIGINT), pytest.raises(cli.Stopped):
         train_vqvae.main(settings(tiny_data, tmp_path, **ALL_LOSSES))
-    monkeypatch.undo()
     train_vqvae.main(settings(tiny_data, tmp_path, **ALL_LOSSES))
     first, second = (read_checkpoint(out / "last.pth") for out in (with_all_losses, tmp_path))
     for content in (first, second):

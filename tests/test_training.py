@@ -7,6 +7,7 @@ import platform
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from usvar import training
+from usvar.checkpoints import previous_path, save_checkpoint
 from usvar.distributed import World
 from usvar.errors import InputError
 
@@ -169,7 +171,7 @@ def test_log_lines_after_the_checkpoint_are_forgotten(tmp_path):
         run.log({"step": step, "loss": float("inf") if step == 1 else 0.5})
     with open(run.log_path, "a") as file:
         file.write('{"step": 4, "lo')  # a killed run's last line
-    run.forget_after(2)
+    run.begin(2, [])
     rows = [json.loads(line) for line in run.log_path.read_text().splitlines()]
     assert rows == [{"step": 1, "loss": None}, {"step": 2, "loss": 0.5}]
     run.close()
@@ -234,6 +236,7 @@ def test_precision_words():
 FAULTS = """
 import resource, sys, torch
 from usvar import training
+from usvar.checkpoints import previous_path, save_checkpoint
 
 def work():
     for _ in range(10):
@@ -257,3 +260,41 @@ def test_memory_freed_on_a_cpu_is_kept_for_the_next_step():
         for word in ("give back", "keep")
     )
     assert kept < 0.1 * given_back
+
+
+def test_what_is_due_and_after_the_last_step_all():
+    s = types.SimpleNamespace(log_every=2, eval_every=3, save_every=4, steps=7)
+    assert training.due(1, s) == (False, False, False)
+    assert training.due(4, s) == (True, False, True)
+    assert training.due(7, s) == (True, True, True)
+
+
+def test_a_figure_is_kept_of_each_step(tmp_path):
+    figure = tmp_path / "samples.png"
+    for step in (1000, 2000):
+        figure.write_bytes(b"%d" % step)
+        training.keep_of_step(figure, step)
+    kept = sorted((tmp_path / "progress").iterdir())
+    assert [path.name for path in kept] == ["samples_001000.png", "samples_002000.png"]
+    assert [path.read_bytes() for path in kept] == [b"1000", b"2000"]
+
+
+def test_an_earlier_run_without_its_best_checkpoint_says_so_and_has_no_best(tmp_path):
+    """The sentence once ran on from that about a damaged last checkpoint, without a stop between."""
+    last, best = tmp_path / "last.pth", tmp_path / "best.pth"
+    record = {"settings": {"seed": 0}, "inputs": {}}
+    content = {key: {} for key in ("model", "ema", "optimiser", "meter", "config")}
+    content |= {"step": 3, "best": 1.5, "skipped": 0, "made_by": record}
+    assert training.earlier_run(last, best, record, {}, (), tmp_path) == (None, last, [])
+    save_checkpoint(previous_path(last), content)
+    last.write_bytes(b"damaged")
+    found, path, notes = training.earlier_run(last, best, record, {}, (), tmp_path)
+    assert found["best"] == float("inf") and path == previous_path(last)
+    assert "goes on from last-previous.pth, step 3" in notes[0]
+    assert notes[1:] == [f"{best} is missing or damaged: the next validation writes it anew"]
+    save_checkpoint(best, content)
+    assert training.earlier_run(last, best, record, {}, (), tmp_path)[0]["best"] == 1.5
+    with pytest.raises(InputError, match="seed = 0, now it is 1"):
+        training.earlier_run(last, best, {**record, "settings": {"seed": 1}}, {}, (), tmp_path)
+    with pytest.raises(InputError, match=r"was trained with side None, .* has 8"):
+        training.earlier_run(last, best, record, {"side": 8}, (), tmp_path)

@@ -6,7 +6,7 @@ only places that convert. Axes: N images of a split, B of a batch, H W pixels.
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -193,6 +193,29 @@ def image_size(files: ImageFiles) -> int:
             "run prepare_datasets.py on it"
         )
     return height
+
+
+def find_images_of_side(root: Path, splits: Iterable[str], side: int, vqvae_path: Path) -> list[ImageFiles]:
+    """List the PNG files of some splits, for a VQ-VAE that takes images of one size.
+
+    Args:
+        root: the prepared folder.
+        splits: which of "train", "val" and "test".
+        side: in pixels, that the VQ-VAE wants.
+        vqvae_path: its file, for the message.
+
+    Raises:
+        InputError: as `find_images`, and for images of another size.
+    """
+    classes = find_classes(root)
+    found = [find_images(root, split, classes) for split in splits]
+    for files in found:
+        if (size := image_size(files)) != side:
+            raise InputError(
+                f"{root / files.split} holds images of {size} x {size} pixels, {vqvae_path} wants "
+                f"{side} x {side}: prepare with --size {side} or give another VQ-VAE"
+            )
+    return found
 
 
 def read_images(files: ImageFiles, indices: Sequence[int], size: int) -> np.ndarray:

@@ -11,11 +11,12 @@ import ctypes
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -25,10 +26,17 @@ import torch
 from torch import Tensor, nn
 
 from usvar import checks
-from usvar.checkpoints import is_whole
+from usvar.checkpoints import is_whole, read_last
 from usvar.distributed import World
-from usvar.errors import InputError
-from usvar.files import full_disk_named, lock_folder, remove_stale_temporaries, write_json, write_text
+from usvar.errors import InputError, RunError
+from usvar.files import (
+    atomic_path,
+    full_disk_named,
+    lock_folder,
+    remove_stale_temporaries,
+    write_json,
+    write_text,
+)
 from usvar.threads import in_order
 
 T = TypeVar("T")
@@ -294,6 +302,7 @@ class RunFolder:
         self.path, self.log_path = path, path / "log.jsonl"
         self.writer: Any = None
         remove_stale_temporaries(path)
+        remove_stale_temporaries(path / "progress")
         write_json(path / "settings.json", record)
 
     def open_tensorboard(self, step: int) -> None:
@@ -324,11 +333,13 @@ class RunFolder:
         print(f"note: {text}", flush=True)
         self.log({"step": step, "note": text})
 
-    def forget_after(self, step: int) -> None:
-        """Drop log lines of steps that a killed run did after its last checkpoint."""
+    def begin(self, step: int, notes: Iterable[str]) -> None:
+        """Drop log lines of steps that a killed run did after its last checkpoint; then log the notes."""
         if self.log_path.exists():
             kept = [row for row in read_log(self.log_path) if row["step"] <= step]
             write_text(self.log_path, "".join(json.dumps(row) + "\n" for row in kept))
+        for text in notes:
+            self.note(step, text)
 
     def close(self) -> None:
         """Let another run use the folder."""
@@ -359,6 +370,13 @@ def end_at_once(run: RunFolder | None, world: World, last_path: Path, best_path:
         print(f"nothing to do: {done}, as {last_path} says")
         run.close()
     world.close()
+
+
+def keep_of_step(figure: Path, step: int) -> None:
+    """Keep a copy of a figure that the next validation overwrites, as progress/<name>_<step> beside it."""
+    kept = figure.parent / "progress" / f"{figure.stem}_{step:06}{figure.suffix}"
+    with atomic_path(kept) as temporary:
+        shutil.copyfile(figure, temporary)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -420,6 +438,50 @@ def refuse_other_config(path: Path, before: dict[str, Any], now: dict[str, Any],
                 f"{path} was trained with {name} {old}, {data} has {value}: give the data that it was "
                 "trained on to go on, or another --out-dir to start anew"
             )
+
+
+def earlier_run(
+    last_path: Path,
+    best_path: Path,
+    record: dict[str, Any],
+    config: dict[str, Any],
+    may_change: tuple[str, ...],
+    data: Path,
+    more_state: Mapping[str, tuple[str, type]] | None = None,
+) -> tuple[dict[str, Any] | None, Path, list[str]]:
+    """Read the checkpoint that a run goes on from, and refuse it when it belongs to another run.
+
+    Args:
+        last_path: the last checkpoint.
+        best_path: the best one. When it is lost, no score counts as best: the next validation writes it anew.
+        record: made_by record of this start.
+        config: of the model at hand.
+        may_change: see `refuse_other_settings`.
+        data: see `refuse_other_config`.
+        more_state: see `checkpoints.read_last`.
+
+    Returns:
+        Its content, None when no run has been here; the file it was read from, for messages about it; and
+        what the log is to say.
+
+    Raises:
+        InputError: when it cannot be read, or settings, input files, classes or sizes differ.
+    """
+    last, found_path, note = read_last(last_path, more_state)
+    notes = [note] if note else []
+    if last:
+        refuse_other_settings(found_path, last["made_by"], record, may_change)
+        refuse_other_config(found_path, last["config"], config, data)
+        if last["best"] < float("inf") and not is_whole(best_path):
+            last["best"] = float("inf")
+            notes.append(f"{best_path} is missing or damaged: the next validation writes it anew")
+    return last, found_path, notes
+
+
+def due(done: int, settings: Any) -> tuple[bool, bool, bool]:
+    """Whether to log, to validate and to save after `done` steps of a trainer; after the last one, all."""
+    everies = settings.log_every, settings.eval_every, settings.save_every
+    return tuple(done % every == 0 or done == settings.steps for every in everies)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
@@ -518,7 +580,7 @@ class StepGuard:
 
 def report_left_out(
     guard: StepGuard, run: RunFolder | None, last_path: Path, names: Callable[[int], Sequence[str]]
-) -> str:
+) -> RunError | None:
     """Write down what steps were left out since the last call, with the files of their batches.
 
     Args:
@@ -528,7 +590,7 @@ def report_left_out(
         names: gives the files of the global batch of a step, from 0.
 
     Returns:
-        Why the run must stop, or nothing.
+        Why the run must stop; None when it may go on.
     """
     text = ""
     for left_out in guard.read():
@@ -543,8 +605,8 @@ def report_left_out(
             write_json(run.path / file_name, {"step": left_out.step, **numbers})
             run.note(left_out.step, text)
     if guard.stopped_at is None:
-        return ""
-    return (
+        return None
+    return RunError(
         f"{text}; {last_path} holds the weights before it; look at those files, lower --learning-rate in "
         f"another --out-dir, or give --max-skipped-steps {guard.allowed + 1}"
     )

@@ -109,9 +109,9 @@ def draw_codebook(folder: Path, model: VQVAE, hits_SV: Tensor) -> None:
 
 @torch.no_grad()
 def draw_reconstructions(
-    folder: Path, model: VQVAE, pixels_NHW: np.ndarray, label_N: np.ndarray, names: Sequence[str]
+    folder: Path, step: int, model: VQVAE, pixels_NHW: np.ndarray, label_N: np.ndarray, names: Sequence[str]
 ) -> None:
-    """One validation image of each class, what became of it, and where it differs."""
+    """One validation image of each class, what became of it after `step` steps, and where it differs."""
     device = next(model.parameters()).device
     rows, row_names = [], []
     for label in np.unique(label_N):
@@ -121,11 +121,8 @@ def draw_reconstructions(
         error_HW = np.abs(grey_HW.astype(np.int16) - rebuilt_HW).astype(np.uint8)
         rows.append([grey_HW, rebuilt_HW, error_HW])
         row_names.append(names[label])
-    plots.image_grid(
-        folder / "reconstructions.png",
-        rows,
-        row_names,
-        ["original", "rebuilt", "error (0 to 64)"],
-        "VQ-VAE: validation images",
-        heat_columns=(2,),
-    )
+    figure = folder / "reconstructions.png"
+    columns = ["original", "rebuilt", "error (0 to 64)"]
+    title = f"VQ-VAE: validation images after step {step}"
+    plots.image_grid(figure, rows, row_names, columns, title, heat_columns=(2,))
+    training.keep_of_step(figure, step)
