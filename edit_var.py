@@ -25,7 +25,7 @@ from models import VAR, VQVAE
 from models.helpers import image_seeds, split_scales
 from usvar import checkpoints, checks, cli, distributed, images, plots, provenance, tokens, training
 from usvar.errors import InputError
-from usvar.files import write_json
+from usvar.files import lock_folder, write_json
 
 
 @dataclass(frozen=True)
@@ -256,6 +256,7 @@ def main(s: Settings) -> None:
             f"put it into data/raw/<AnyName>/<Class>/ and run prepare_datasets.py with --size {size}"
         )
     change_HW = region_to_change(s, size)
+    lock = lock_folder(s.out_dir)
 
     idx_Bl = vae.img_to_idxBl(images.to_model_range(image_HW[None], world.device))
     known_1L = known_tokens(idx_Bl, change_HW, model.patch_nums, s.overlap)
@@ -271,6 +272,9 @@ def main(s: Settings) -> None:
 
     inputs = {"var": s.var, "vqvae": s.vqvae, "image": s.image} | ({"mask": s.mask} if s.mask else {})
     free_S = [int((part < 0).sum()) for part in split_scales(known_1L, model.patch_nums)]
+    # Those of a run with more variants would stand there as if this one had made them.
+    for earlier in s.out_dir.glob("edit_[0-9]*.png"):
+        earlier.unlink()
     variants = []
     for i, (seed, variant_HW) in enumerate(zip(seeds, edited_BHW, strict=True)):
         images.save_png(s.out_dir / f"edit_{i}.png", variant_HW)
@@ -315,6 +319,7 @@ def main(s: Settings) -> None:
         f"{s.variants} edits of {change_HW.mean():.0%} of the pixels, {sum(free_S)} of {model.L} tokens "
         f"drawn as {s.class_name}: see {s.out_dir / 'before_after.png'}"
     )
+    lock.close()
 
 
 if __name__ == "__main__":

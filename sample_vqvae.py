@@ -25,7 +25,7 @@ from models.helpers import scale_boundaries
 from usvar import checks, cli, distributed, images, metrics, physics, plots, provenance
 from usvar.checkpoints import Loaded, load_vqvae
 from usvar.errors import InputError
-from usvar.files import write_json
+from usvar.files import lock_folder, write_json
 from usvar.training import batches
 
 # Columns of the printed table: metric -> (heading, decimals).
@@ -276,6 +276,7 @@ def main(s: Settings) -> None:
     vqvae = load_vqvae(s.vqvae, device)
     model: VQVAE = vqvae.model
     found = check(s, vqvae)
+    lock = lock_folder(s.out_dir)
 
     splits, speckle, by_scale, ranked = {}, {}, {}, []
     for files in found:
@@ -286,7 +287,8 @@ def main(s: Settings) -> None:
             "all": summary(errors, np.ones(len(files), dtype=bool)),
             "classes": {name: summary(errors, chosen) for name, chosen in of_class.items()},
         }
-        ranked += [(float(psnr_db), files, row) for row, psnr_db in enumerate(errors["psnr_db"])]
+        lowest = np.argsort(errors["psnr_db"], kind="stable")[: s.worst]
+        ranked += [(float(errors["psnr_db"][row]), files, int(row)) for row in lowest]
         if s.by_scale:
             by_scale[files.split] = measure_by_scale(s, model, files)
     ranked.sort(key=lambda entry: entry[0])
@@ -320,6 +322,7 @@ def main(s: Settings) -> None:
             f"grey levels {row['grey_level_distance']:.1f} of 255 apart"
         )
     print(f"done: {s.out_dir / 'reconstruction_metrics.json'}, figures in {s.out_dir}")
+    lock.close()
 
 
 if __name__ == "__main__":

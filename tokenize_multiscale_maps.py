@@ -194,7 +194,11 @@ def is_finished(folder: Path, classes: tuple[str, ...], made_by: dict) -> bool:
         print(f"note: {error}; it is made anew")
         return False
     # Labels count on from the first class: one more in train moves them in val and test as well.
-    return before.classes == classes and what_decides_tokens(before.made_by) == what_decides_tokens(made_by)
+    then, now = what_decides_tokens(before.made_by), what_decides_tokens(made_by)
+    then["classes"], now["classes"] = before.classes, classes
+    if changed := [name for name in now if then[name] != now[name]]:
+        print(f"note: {before.file} is of another {' and '.join(changed)}; it is made anew")
+    return not changed
 
 
 def what_decides_tokens(made_by: dict) -> dict:

@@ -279,7 +279,7 @@ def validate(
     sums_2S = torch.zeros(2, len(spans), dtype=torch.float64, device=device)
     own_rows = np.flatnonzero(maps.view_N == 0)
     mine = own_rows[world.rank :: world.size]
-    for rows in training.batches(mine, s.batch_size):
+    for rows in training.batches(mine, training.validation_batch(s, world)):
         idx_BL = tokens.as_tensor(maps.idx_NL, rows).to(device)
         label_B = torch.from_numpy(maps.label_N[rows]).to(device)
         input_BLC = vae.quantize.idxBl_to_var_input(split_scales(idx_BL, maps.patch_nums))

@@ -236,6 +236,11 @@ def check(s: Settings, side: int, processes: int = 1) -> None:
             f"patch numbers {' '.join(map(str, s.patch_nums))} do not fit images of {side} x {side} pixels, "
             f"wanted rising numbers that end at {side}/16: give --patch-nums {' '.join(map(str, fitting))}"
         )
+    if s.adversarial_weight and side < 32:
+        raise InputError(
+            f"--adversarial-weight {s.adversarial_weight:g} was given, but the discriminator needs images of "
+            f"32 pixels, these have {side}: give --adversarial-weight 0"
+        )
     if s.ch % 32 or s.ch < 32:
         raise InputError(
             f"--ch {s.ch} was given, wanted a multiple of 32 (group normalisation has 32 groups)"
@@ -335,7 +340,7 @@ def validate(
     sums = torch.zeros(len(names), dtype=torch.float64, device=device)
     hits_SV = torch.zeros(len(s.patch_nums), s.vocab_size, device=device)
     mine = np.arange(world.rank, len(pixels_NHW), world.size)
-    for rows in training.batches(mine, s.batch_size):
+    for rows in training.batches(mine, training.validation_batch(s, world)):
         image_B3HW = images.to_model_range(pixels_NHW[rows], device)
         with training.autocast(device, dtype):
             features_BChw = model.img_to_features(image_B3HW)

@@ -89,6 +89,14 @@ def test_shapes_and_keys_must_be_the_model_s(tmp_path):
         checkpoints.load_strictly(vqvae(), vqvae().state_dict() | {"extra": torch.zeros(1)}, tmp_path)
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    """The tokeniser gave code 0 everywhere for them, with exit code 0."""
+    state = vqvae().state_dict()
+    state["encoder.conv_in.bias"][0] = float("nan")
+    with pytest.raises(InputError, match=r"numbers in encoder\.conv_in\.bias that are not finite"):
+        checkpoints.load_strictly(vqvae(), state, tmp_path)
+
+
 class Evil:
     """Pickles into a call of print."""
 

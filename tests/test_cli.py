@@ -9,6 +9,7 @@ from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from usvar import cli
 from usvar.errors import InputError
@@ -86,6 +87,27 @@ def test_a_full_disk_is_one_line_and_exit_code_3(monkeypatch, capsys):
     assert "No space left" in printed and "make room" in printed and printed.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 9 bytes"
+        ),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+)
+def test_full_memory_is_one_line_and_exit_code_3(error, monkeypatch, capsys):
+    def main(settings):
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run(main, monkeypatch)
+    assert stop.value.code == 3
+    printed = capsys.readouterr().err
+    assert "--batch-size" in printed and printed.count("\n") == 1
+
+
 def test_workers_end_when_their_parent_is_killed():
     """Else they would wait for work for ever, each with its memory."""
     script = """
@@ -102,11 +124,12 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert done.returncode == -signal.SIGKILL
 
 
-def test_a_fault_of_the_code_keeps_its_traceback(monkeypatch):
+@pytest.mark.parametrize("fault", [ValueError, RuntimeError])
+def test_a_fault_of_the_code_keeps_its_traceback(fault, monkeypatch):
     def main(settings):
-        raise ValueError("not the user's doing")
+        raise fault("not the user's doing")
 
-    with pytest.raises(ValueError, match="not the user's doing"):
+    with pytest.raises(fault, match="not the user's doing"):
         run(main, monkeypatch)
 
 

@@ -14,6 +14,7 @@ import edit_var
 from models import VAR, VQVAE
 from usvar import checkpoints, cli, images
 from usvar.errors import InputError
+from usvar.files import lock_folder
 
 BOX = (0, 0, 32, 32)
 
@@ -129,6 +130,23 @@ def test_a_mask_is_the_same_as_its_box_and_variants_do_not_depend_on_the_batch(s
         settings, box=None, mask=path, out_dir=tmp_path / "by_mask", variants=3, batch_size=2
     )
     assert (edited(by_mask)[:2] == edited(settings)).all()
+
+
+def test_edits_of_an_earlier_run_do_not_stay(settings):
+    edited(dataclasses.replace(settings, variants=4))
+    edited(settings)
+    assert [p.name for p in sorted(settings.out_dir.glob("edit_*.png"))] == ["edit_0.png", "edit_1.png"]
+
+
+def test_a_folder_in_use_or_not_to_be_written_is_refused_before_the_work(settings, monkeypatch):
+    def work(*_, **__):
+        raise AssertionError("it began")
+
+    monkeypatch.setattr(edit_var, "draw_variants", work)
+    with lock_folder(settings.out_dir), pytest.raises(InputError, match="another run writes to"):
+        edit_var.main(settings)
+    with pytest.raises(InputError, match="cannot be written"):
+        edit_var.main(dataclasses.replace(settings, out_dir=Path("/proc/none")))
 
 
 def test_without_pasting_everything_is_decoded(settings):

@@ -1,5 +1,6 @@
 """sample_vqvae.py: errors by split, class and scale against numbers worked out here, figures, refusals."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from sample_vqvae import Settings
 from usvar import cli, images, physics
 from usvar.checkpoints import load_vqvae
 from usvar.errors import InputError
+from usvar.files import lock_folder
 from usvar.images import SPLITS
 
 
@@ -163,6 +165,20 @@ def test_a_wrong_setting_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=message):
         sample_vqvae.main(Settings(**(arguments | wrong)))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_in_use_or_not_to_be_written_is_refused_before_the_work(
+    tiny_data, tiny_vqvae, tmp_path, monkeypatch
+):
+    def work(*_, **__):
+        raise AssertionError("it began")
+
+    monkeypatch.setattr(sample_vqvae, "measure", work)
+    s = Settings(tiny_data, tiny_vqvae, tmp_path / "out", device="cpu")
+    with lock_folder(s.out_dir), pytest.raises(InputError, match="another run writes to"):
+        sample_vqvae.main(s)
+    with pytest.raises(InputError, match="cannot be written"):
+        sample_vqvae.main(dataclasses.replace(s, out_dir=Path("/proc/none")))
 
 
 def test_an_unknown_split_is_one_line_and_exit_code_2(capsys):

@@ -149,7 +149,9 @@ def test_a_new_image_or_setting_makes_the_tokens_anew(made, tiny_data, tiny_vqva
     grey_HW = np.full((64, 64), 7, dtype=np.uint8)
     images.save_png(tmp_path / "data" / "val" / "Heart" / "new.png", grey_HW)
     script.main(settings(tmp_path / "data", tiny_vqvae, tmp_path / "tokens"))
-    assert capsys.readouterr().out.count("nothing to do") == 2
+    printed = capsys.readouterr().out
+    assert printed.count("nothing to do") == 2
+    assert "is of another listing_sha256; it is made anew" in printed
     assert "val/Heart/new.png" in tokens.read_token_maps(tmp_path / "tokens" / "val").path_N
 
 

@@ -516,6 +516,17 @@ def test_wrong_settings_are_refused_before_anything_is_written(tiny_data, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_images_too_small_for_the_discriminator_are_refused_before_the_first_step(tmp_path):
+    """It ended half-way, when the adversarial loss began."""
+    for split in ("train", "val"):
+        images.save_png(tmp_path / split / "Heart" / "a.png", np.full((16, 16), 90, np.uint8))
+    with pytest.raises(
+        InputError, match="needs images of 32 pixels, these have 16: give --adversarial-weight 0"
+    ):
+        train_vqvae.main(settings(tmp_path, tmp_path / "out", patch_nums=(1,), adversarial_weight=0.25))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_checkpoint_of_other_classes_is_refused_by_what_differs(straight, tiny_data, tmp_path):
     content = read_checkpoint(straight / "last.pth")
     content["config"]["classes"] = ["Heart", "Spleen"]

@@ -24,11 +24,11 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 
 def test_the_rate_rises_then_falls_to_its_final_share():
-    rates = [training.learning_rate(step, 1.0, 10, 100, 0.1) for step in range(101)]
+    rates = [training.learning_rate(step, 1.0, 10, 100, 0.1) for step in range(100)]
     assert rates[0] == 0.1 and rates[9] == 1.0 and max(rates) == 1.0
     assert all(a < b for a, b in itertools.pairwise(rates[:10]))
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
-    assert abs(rates[100] - 0.1) < 1e-9
+    assert abs(rates[99] - 0.1) < 1e-9 < rates[98] - rates[99]
 
 
 def test_seeds_differ_by_stream_step_and_process():
@@ -177,6 +177,14 @@ def test_log_lines_after_the_checkpoint_are_forgotten(tmp_path):
     run.close()
 
 
+@pytest.mark.parametrize(("processes", "accumulate", "wanted"), [(1, 1, 32), (4, 2, 4), (4, 16, 1)])
+def test_validation_takes_no_more_images_at_once_than_training(processes, accumulate, wanted):
+    """Each process took the whole batch at once: with eight GPUs eight times what it trains on."""
+    settings = types.SimpleNamespace(batch_size=32, accumulate=accumulate)
+    world = World(0, processes, torch.device("cpu"))
+    assert training.validation_batch(settings, world) == wanted
+
+
 def test_other_settings_or_files_are_refused_by_name(tmp_path):
     before = {"settings": {"width": 8, "log_every": 5}, "inputs": {"vqvae": {"sha256": "a", "path": "b.pth"}}}
     now = json.loads(json.dumps(before))
@@ -185,6 +193,10 @@ def test_other_settings_or_files_are_refused_by_name(tmp_path):
     now["settings"]["width"] = 16
     with pytest.raises(InputError, match="width = 8, now it is 16"):
         training.refuse_other_settings(tmp_path, before, now, may_change=("log_every",))
+    now["settings"]["width"], before["settings"]["width"] = [1, 2, 5], [1, 2, 4]
+    with pytest.raises(InputError, match="give --width 1 2 4 to go on"):  # as it is typed
+        training.refuse_other_settings(tmp_path, before, now, may_change=("log_every",))
+    before["settings"]["width"] = 8
     now["settings"]["width"], now["inputs"]["vqvae"]["sha256"] = 8, "other"
     with pytest.raises(InputError, match="another vqvae file or folder"):
         training.refuse_other_settings(tmp_path, before, now, may_change=("log_every",))

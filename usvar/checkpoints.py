@@ -380,7 +380,7 @@ def load_var(path: Path, vqvae: Loaded, device: torch.device | str = "cpu") -> L
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path, part: str = "") -> None:
-    """Load a state_dict whose keys and shapes must be the model's.
+    """Load a state_dict whose keys and shapes must be the model's and whose weights must be finite.
 
     Args:
         model: takes the tensors.
@@ -389,9 +389,11 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path, par
         part: what stands before the keys in the checkpoint, for the message.
 
     Raises:
-        InputError: names the first key that is missing, too many, or of another shape.
+        InputError: names the first key that is missing, too many, of another shape or not finite.
     """
     wanted = model.state_dict()
+    # Not the buffers: an attention mask holds infinities.
+    weights = {name for name, _ in model.named_parameters()}
     for key in [*wanted, *state]:
         if key not in state or key not in wanted:
             what = "lacks" if key not in state else "has the unknown tensor"
@@ -401,6 +403,11 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path, par
             raise InputError(
                 f"{path} has {part}{key} of shape {found}, wanted {tuple(wanted[key].shape)}: "
                 "it belongs to a model of another size"
+            )
+        if key in weights and not bool(state[key].isfinite().all()):
+            raise InputError(
+                f"{path} has numbers in {part}{key} that are not finite: the model is of no use; copy or "
+                "train it again"
             )
     model.load_state_dict(state, strict=True)
 

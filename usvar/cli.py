@@ -1,8 +1,8 @@
 """How every script starts: flags from a settings dataclass, one clear line for a wrong input.
 
-Exit codes: 0 done, 2 wrong input (nothing half-written), 3 a run that cannot go on (disk full, a read that
-hangs, a loss that is no number; what was saved before is whole), 130 and 143 stopped by SIGINT and SIGTERM
-after saving (the same command goes on from there).
+Exit codes: 0 done, 2 wrong input (nothing half-written), 3 a run that cannot go on (disk or memory full, a
+read that hangs, a loss that is no number; what was saved before is whole), 130 and 143 stopped by SIGINT and
+SIGTERM after saving (the same command goes on from there).
 """
 
 import contextlib
@@ -23,6 +23,8 @@ from usvar.errors import InputError, RunError
 from usvar.files import NO_ROOM
 
 S = TypeVar("S")
+
+OUT_OF_MEMORY = "out of memory|can't allocate memory|not enough memory"
 
 
 class Stopped(Exception):
@@ -55,6 +57,17 @@ def run(main: Callable[[S], Any], settings_class: type[S], description: str | No
     except (InputError, RunError) as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError) else 3) from None
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch has a type of its own for a GPU that is full and none for other memory.
+        if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error)):
+            raise
+        reason = one_line(str(error))[:200]
+        print(
+            f"error: the memory does not suffice ({reason}): give a smaller --batch-size; in training, "
+            "--accumulate and --recompute True need less as well",
+            file=sys.stderr,
+        )
+        raise SystemExit(3) from None
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -163,5 +164,6 @@ def start(device: str = "auto") -> World:
         set_up_convolutions()
     if size > 1:
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=rank, world_size=size)
+        # The others wait while the first process decodes a large data set, or draws figures.
+        dist.init_process_group(backend, timeout=timedelta(hours=12), rank=rank, world_size=size)
     return World(rank, size, chosen)

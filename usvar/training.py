@@ -56,7 +56,7 @@ def learning_rate(step: int, peak: float, warmup_steps: int, total_steps: int, f
     """Linear warm-up to `peak`, then half a cosine down to `final_share * peak` at the last step.
 
     Args:
-        step: optimiser step, from 0.
+        step: optimiser step, from 0 to total_steps - 1.
         peak: highest rate.
         warmup_steps: steps of the linear part.
         total_steps: steps in all.
@@ -64,7 +64,7 @@ def learning_rate(step: int, peak: float, warmup_steps: int, total_steps: int, f
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps))
     return peak * (final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
@@ -203,6 +203,8 @@ def check_shared(settings: Any, processes: int) -> None:
     checks.require(settings, "0 to 1", "warmup", "final_rate")
     checks.require(settings, "0 to below 1", "betas", "ema_decay")
     checks.require(settings, "0 or more", "muon_rate", "weight_decay", "max_skipped_steps", "seed")
+    # What PyTorch takes.
+    checks.require(settings, "0 to 9223372036854775807", "seed")
     batch, shares = settings.batch_size, processes * settings.accumulate
     if batch % shares:
         raise InputError(
@@ -408,9 +410,11 @@ def refuse_other_settings(path: Path, before: dict, now: dict, may_change: tuple
     for name, value in now["settings"].items():
         old = before["settings"].get(name)
         if name not in may_change and old != value:
+            # As they are typed.
+            then, new = (" ".join(map(str, x if isinstance(x, list) else [x])) for x in (old, value))
             raise InputError(
-                f"{path} was made with {name} = {old}, now it is {value}: "
-                f"give --{name.replace('_', '-')} {old} to go on, or another --out-dir to start anew"
+                f"{path} was made with {name} = {then}, now it is {new}: "
+                f"give --{name.replace('_', '-')} {then} to go on, or another --out-dir to start anew"
             )
     for role, file in now["inputs"].items():
         if before["inputs"].get(role, {}).get("sha256") != file["sha256"]:
@@ -693,6 +697,11 @@ def prefetch(
         started = time.perf_counter()
         batch = next(loaded)
         yield step, batch, time.perf_counter() - started
+
+
+def validation_batch(settings: Any, world: World) -> int:
+    """Images of val that a process takes at once: as many as it trains on at once, for memory's sake."""
+    return max(1, settings.batch_size // (world.size * settings.accumulate))
 
 
 def batches(items: Sliced, size: int) -> Iterator[Sliced]:
