@@ -52,8 +52,8 @@ from usvar.prefixed import refuse_prefixed
 # Pairs a class for the variety, and training images planted as copies.
 PAIRS_PER_CLASS, PLANTED = 100, 50
 # Principal components that the Fréchet distance is taken over: all, or as many of these as there are
-# IMAGES_PER_COMPONENT test images for.
-FEW_COMPONENTS, IMAGES_PER_COMPONENT = (16, 8), 4
+# GROUPS_PER_COMPONENT groups of test images for.
+FEW_COMPONENTS, GROUPS_PER_COMPONENT = (16, 8), 4
 
 
 @dataclass(frozen=True)
@@ -203,6 +203,11 @@ def rows_of_each_class(label_N: np.ndarray, most_C: np.ndarray, seed: int) -> np
     return np.concatenate(chosen)
 
 
+def counted(found: ImageSet) -> str:
+    """How many images of how many groups, in words."""
+    return f"{len(found)} images" + f" of {found.num_groups} groups" * (found.num_groups < len(found))
+
+
 def note(left_out: list[dict[str, str]], what: str, why: str) -> None:
     """Keep what could not be computed at this number of images, for the file and the page."""
     left_out.append({"what": what, "why": why})
@@ -227,25 +232,40 @@ def compare(
     paired = name == "reconstructed_test"
     fake_ND, real_MD = fake.features[extractor], real.features[extractor]
     value, spread = evaluation.kernel_distance(
-        fake_ND, real_MD, fake.label_N, real.label_N, paired=paired, seed=s.seed
+        fake_ND,
+        real_MD,
+        fake.label_N,
+        real.label_N,
+        fake_group_N=fake.group_N,
+        real_group_M=real.group_N,
+        paired=paired,
+        seed=s.seed,
     )
     row: dict[str, Any] = {"KD": value, "KD_spread": spread}
     if spread is None:
-        note(left_out, f"spread of KD, {where}, {report.SETS[name]}", "a class has under 4 images to halve")
+        note(left_out, f"spread of KD, {where}, {report.SETS[name]}", "a class has under 4 groups to halve")
     pair_N = None
     if paired:
         pair_N = rows_of_each_class(real.label_N, np.full(real.label_N.max() + 1, most), s.seed)
         fake, fake_ND = fake.take(pair_N), fake_ND[pair_N]
     few_ND, few_MD = fake_ND[:, :components], (real_MD[pair_N] if paired else real_MD)[:, :components]
     wanted = 2 * components * (2 if paired else 1)
-    if min(len(few_ND), len(few_MD)) >= wanted:
-        row |= evaluation.frechet_extrapolated(few_ND, few_MD, paired=paired, seed=s.seed)
+    if min(fake.num_groups, real.num_groups) >= wanted:
+        row |= evaluation.frechet_extrapolated(
+            few_ND,
+            few_MD,
+            fake_group_N=fake.group_N,
+            real_group_M=real.group_N,
+            paired=paired,
+            seed=s.seed,
+        )
         row["FD_components"] = components
     else:
         note(
             left_out,
             f"Fréchet distance, {where}, {report.SETS[name]}",
-            f"{len(few_ND)} images against {len(few_MD)}, wanted {wanted} each for {components} components",
+            f"{counted(fake)} against {counted(real)} of test, wanted {wanted} groups each for {components} "
+            "components",
         )
     if len(fake_ND) > s.neighbours:
         row |= evaluation.manifold_measures(fake_ND, real_MD, s.neighbours, pair_N=pair_N)
@@ -268,32 +288,38 @@ def all_distances(
 ) -> dict[str, Any]:
     """Every set against the test images, pooled and for each class, by every extractor.
 
-    A class with fewer test images than a ball has neighbours is left out of the pooled numbers too: its balls
-    would reach into other classes, and nearly anything would count as precise.
+    A class with fewer groups of test images than a ball has neighbours is left out of the pooled numbers too:
+    its balls would reach into other classes, and nearly anything would count as precise.
     """
-    least, most = evaluation.least_images(s.neighbours), most_of_a_class(sets["generated"])
-    judged = [i for i in range(len(classes)) if len(test.of_class(i)) >= least]
+    least, most = evaluation.least_groups(s.neighbours), most_of_a_class(sets["generated"])
+    judged = np.flatnonzero(test.groups_of_classes(len(classes)) >= least).tolist()
     for i in sorted(set(range(len(classes))) - set(judged)):
-        note(left_out, f"{classes[i]} in the pooled distances", f"under {least} test images")
+        note(left_out, f"{classes[i]} in the pooled distances", f"under {least} groups of test images")
+    pooled_groups = test.take(np.flatnonzero(np.isin(test.label_N, judged))).num_groups
     rows_of = {"pooled": judged} | {name: [i] for i, name in enumerate(classes)}
     distances: dict[str, Any] = {}
     for name, found in sets.items():
         distances[name] = {}
         for where, labels in rows_of.items():
             fake, real = (x.take(np.flatnonzero(np.isin(x.label_N, labels))) for x in (found, test))
-            row: dict[str, Any] = {"images": len(fake), "real_test_images": len(real), "extractors": stamps}
+            row: dict[str, Any] = {
+                "images": len(fake),
+                "real_test_images": len(real),
+                "real_test_groups": real.num_groups,
+                "extractors": stamps,
+            }
             distances[name][where] = row
-            most_of_class = min(np.bincount(x.label_N, minlength=1).max() for x in (fake, real))
-            if min(len(fake), len(real)) < least or most_of_class < 2:
+            most_of_class = min(x.groups_of_classes(len(classes)).max() for x in (fake, real))
+            if min(fake.num_groups, real.num_groups) < least or most_of_class < 2:
                 note(
                     left_out,
                     f"distances, {where}, {report.SETS[name]}",
-                    f"{len(fake)} images against {len(real)} test images, wanted {least} each",
+                    f"{counted(fake)} against {counted(real)} of test, wanted {least} groups each",
                 )
                 continue
             for extractor, values_ND in test.features.items():
                 dims = values_ND.shape[1]
-                carried = np.isin(test.label_N, judged).sum() // IMAGES_PER_COMPONENT
+                carried = pooled_groups // GROUPS_PER_COMPONENT
                 fitting = [c for c in (dims, *FEW_COMPONENTS) if c <= min(dims, carried)]
                 components = max(fitting, default=min(dims, *FEW_COMPONENTS))
                 row |= compare(s, fake, real, extractor, components, name, where, most, left_out)
@@ -347,7 +373,7 @@ def usefulness(
 
     S. Ravuri and O. Vinyals, "Classification Accuracy Score for Conditional Generative Models", NeurIPS 2019.
     All are tested on real test images. The interval over seeds says how much training scatters, that over
-    images how much the choice of test images matters.
+    images how much the choice of test images, drawn by their groups, matters.
     """
     generated, num_classes = sets["generated"], len(judges.config["classes"])
     device = judges.classifiers[0].head.weight.device
@@ -399,7 +425,7 @@ def usefulness(
             "balanced_accuracy": float(np.mean(scores)),
             "interval_95_over_seeds": evaluation.student_interval(scores),
             "interval_95_over_test_images": evaluation.bootstrap_balanced_accuracy(
-                predicted_SN == test.label_N, test.label_N, seed=s.seed
+                predicted_SN == test.label_N, test.label_N, test.group_N, seed=s.seed
             ),
         }
     return table
@@ -475,8 +501,16 @@ def find_copies(
         unseen = test if space == "tokens" and is_sampled else rebuilt_test
         found, test_N = search(generated), search(unseen)[0]
         of_plants = {kind: search(plant) for kind, plant in plants.items()}
-        labels = generated.label_N, unseen.label_N
-        numbers[space] = copies.copy_numbers(found, test_N, labels, len(train), of_plants, source_N, s.seed)
+        numbers[space] = copies.copy_numbers(
+            found,
+            test_N,
+            (generated.label_N, unseen.label_N),
+            len(train),
+            of_plants,
+            source_N,
+            s.seed,
+            test_group_N=unseen.group_N,
+        )
         name, comma, domain = space.partition(", ")
         numbers[space]["by"] = (judges.stamp(name) if name in judges.extractors else name) + comma + domain
         drawn[space] = {"generated": found[0], "row": found[1], "test": test_N}
@@ -485,7 +519,7 @@ def find_copies(
             note(
                 left_out,
                 f"share of near copies in {space}",
-                f"{len(test)} test images, wanted {copies.LEAST_FOR_QUANTILE} for a 5% quantile",
+                f"{counted(test)} of test, wanted {copies.LEAST_FOR_QUANTILE} groups for a 5% quantile",
             )
     return numbers, drawn
 
@@ -584,7 +618,7 @@ def optics(
             "depth_difference_rms_levels": _rms(difference["depth"]),
             "well_formed_frames": int(well_N.sum()),
             "well_formed_share": float(well_N.mean()),
-            "well_formed_interval_95": evaluation.wilson_interval(int(well_N.sum()), len(found)),
+            "well_formed_interval_95": evaluation.share_interval(well_N, found.group_N),
         }
     return numbers, curves
 
@@ -599,7 +633,7 @@ def _rms(difference: np.ndarray) -> float | None:
 
 
 @torch.no_grad()
-def likelihood(s: Settings, models: Models) -> dict[str, Any]:
+def likelihood(s: Settings, models: Models, group_of: dict[str, str] | None) -> dict[str, Any]:
     """Bits a token on each scale for un-augmented images of each split, with what frequencies alone score."""
     model, vae, maps = models.var, models.vae, models.maps
     spans, device = scale_spans(model.patch_nums), next(model.parameters()).device
@@ -619,9 +653,9 @@ def likelihood(s: Settings, models: Models) -> dict[str, Any]:
             nats.append(evaluation.token_nats(logits_BLV, idx_BL, spans))
         bits_NS = np.concatenate(nats) / math.log(2)
         numbers[split] = {"images": len(rows)} | _bits(bits_NS.mean(0), length_S)
-        image_N = bits_NS @ length_S / length_S.sum()
-        numbers[split]["standard_error"] = (
-            float(image_N.std(ddof=1) / math.sqrt(len(rows))) if len(rows) > 1 else None
+        group_N = judging.numbers_of_groups(found.path_N.tolist(), group_of)
+        numbers[split]["standard_error"] = evaluation.standard_error(
+            bits_NS @ length_S / length_S.sum(), np.arange(len(rows)) if group_N is None else group_N
         )
     for name, nats_S in tokens.frequency_cross_entropies(maps["train"], scored["test"]).items():
         numbers[f"test, {tokens.FREQUENCIES[name]} alone"] = {"images": len(scored["test"])} | _bits(
@@ -644,9 +678,10 @@ def main(s: Settings) -> None:
     s = with_chosen(s, s.settings_from, models.var_sha256)
     sweep = read_sweep(s.settings_from)
     generated = read_generated(s, s.generated, models) if s.generated else None
-    cache = s.out_dir / "cache"
+    cache, group_of = s.out_dir / "cache", judging.read_groups(s.data_root)
     (train, train_files), (val, _), (test, _) = (
-        judging.read_split(s.data_root, split, classes, models.size, cache) for split in images.SPLITS
+        judging.read_split(s.data_root, split, classes, models.size, cache, group_of)
+        for split in images.SPLITS
     )
     inputs = {"var": s.var, "vqvae": s.vqvae} | {f"{k}_tokens": v.file for k, v in models.maps.items()}
     optional = {"judges": s.judges, "chosen_settings": s.settings_from, "extractor_file": s.extractor_file}
@@ -677,7 +712,7 @@ def main(s: Settings) -> None:
         "generated": generated,
         "real_train": train,
         "reconstructed_test": ImageSet(
-            judging.rebuild(models.vae, test.grey_NHW, s.batch_size), test.label_N
+            judging.rebuild(models.vae, test.grey_NHW, s.batch_size), test.label_N, group_N=test.group_N
         ),
         "position_prior": draw_prior(s, models, generated),
     }
@@ -700,8 +735,10 @@ def main(s: Settings) -> None:
     )
     within = variety(s, {"real_test": test, **sets}, classes, left_out)
     looks, curves = optics(sets, train, test)
-    bits = likelihood(s, models)
-    counted = {"real_train": train, "real_val": val, "real_test": test, **sets}
+    bits = likelihood(s, models, group_of)
+    real = {"real_train": train, "real_val": val, "real_test": test}
+    # Patients and videos; None: not known, each image counts as one by itself.
+    groups = None if group_of is None else {name: found.num_groups for name, found in real.items()}
     result = {
         "made_by": record,
         "classes": list(classes),
@@ -711,8 +748,9 @@ def main(s: Settings) -> None:
         "sweep": sweep,
         "counts": {
             name: {c: int((found.label_N == i).sum()) for i, c in enumerate(classes)}
-            for name, found in counted.items()
+            for name, found in (real | sets).items()
         },
+        "groups": groups,
         "distances": distances,
         "extractors_agree": agreed,
         "best_to_worst": ordered,
@@ -723,7 +761,7 @@ def main(s: Settings) -> None:
         "physics": looks,
         "bits_per_token": bits,
         "left_out": left_out,
-        "cautions": list(report.CAUTIONS),
+        "cautions": report.cautions_of(groups),
     }
 
     folder = s.out_dir / "figures"

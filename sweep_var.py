@@ -118,7 +118,7 @@ START = Drawing(cfg=1.5, top_k=0, top_p=0.95, temperature=1.0)
 def check(s: Settings, boundaries: list[int]) -> None:
     """Refuse settings that make no sense before anything is written."""
     checks.require(s, "1 or more", "neighbours", "extractor_steps", "classifier_steps", "batch_size")
-    checks.require(s, f"{evaluation.least_images(s.neighbours)} or more", "images_per_class")
+    checks.require(s, f"{evaluation.least_groups(s.neighbours)} or more", "images_per_class")
     checks.require(s, "3 or more", "classifier_seeds")
     checks.require(s, "32 to 1024", "extractor_pixels")
     checks.require(s, "0 or more", "seed")
@@ -164,7 +164,7 @@ def measure(
     for name in judges.extractors:
         fake_ND, real_MD = fake.features[name], val.features[name]
         row[f"{name}-KD"], row[f"{name}-KD_spread"] = evaluation.kernel_distance(
-            fake_ND, real_MD, fake.label_N, val.label_N, seed=s.seed
+            fake_ND, real_MD, fake.label_N, val.label_N, real_group_M=val.group_N, seed=s.seed
         )
         near = evaluation.manifold_measures(fake_ND, real_MD, s.neighbours)
         row |= {f"{name}-{key}": value for key, value in near.items()}
@@ -209,21 +209,21 @@ def main(s: Settings) -> None:
     models = judging.load_models(s.data_root, s.var, s.vqvae, s.tokens_dir, ("train", "val"), device)
     boundaries = scale_boundaries(models.var.patch_nums)
     check(s, boundaries)
-    cache = s.out_dir / "cache"
+    cache, group_of = s.out_dir / "cache", judging.read_groups(s.data_root)
     (train, train_files), (val, _) = (
-        judging.read_split(s.data_root, split, models.classes, models.size, cache)
+        judging.read_split(s.data_root, split, models.classes, models.size, cache, group_of)
         for split in ("train", "val")
     )
-    least = evaluation.least_images(s.neighbours)
-    count_C = np.bincount(val.label_N, minlength=len(models.classes))
-    lacking = np.flatnonzero(count_C < least)
+    least = evaluation.least_groups(s.neighbours)
+    group_count_C = val.groups_of_classes(len(models.classes))
+    lacking = np.flatnonzero(group_count_C < least)
     if len(lacking) == len(models.classes):
         raise InputError(
-            f"{s.data_root / 'val'} has at most {count_C.max()} images of a class, wanted {least} or more "
-            f"with --neighbours {s.neighbours}: prepare more data"
+            f"{s.data_root / 'val'} has at most {group_count_C.max()} groups (patients, videos) of a class, "
+            f"wanted {least} or more with --neighbours {s.neighbours}: prepare more data"
         )
     # A class without spread or neighbourhoods is left out on both sides, or it would count as a difference.
-    val = val.take(np.flatnonzero(count_C[val.label_N] >= least))
+    val = val.take(np.flatnonzero(group_count_C[val.label_N] >= least))
 
     inputs = {"var": s.var, "vqvae": s.vqvae} | {f"{k}_tokens": v.file for k, v in models.maps.items()}
     record = provenance.made_by("sweep_var.py", s, inputs)
@@ -286,7 +286,7 @@ def main(s: Settings) -> None:
         f"Of {len(drawings)} settings with {s.images_per_class} images a class, varied one after the other: "
         f"the highest {judging.SUPERVISED}-coverage among those within one spread of the lowest "
         f"{judging.SUPERVISED}-KD to {len(val)} validation images whose classes are not surely worse"
-        + (f" (without {', '.join(left)}: under {least} validation images)." if left else ".")
+        + (f" (without {', '.join(left)}: under {least} groups of validation images)." if left else ".")
     )
     chosen = {name: getattr(drawing, name) for name in DRAWING}
     sweep = {"why": why, "stamps": stamps, "rows": rows}

@@ -17,7 +17,7 @@ from test_report import CHROMIUM, contrast, looked_at
 from torch import nn
 
 import evaluate_var
-from usvar import cli, copies, evaluation, images, report
+from usvar import cli, copies, evaluation, images, judging, report
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet
 from usvar.prefixed import refuse_prefixed
@@ -41,13 +41,19 @@ FIGURES = (
 
 @pytest.fixture(scope="module")
 def more_data(tiny_data, tmp_path_factory) -> Path:
-    """The tiny images with eight test images a class: enough for every measure."""
+    """The tiny images with eight test images a class, two of them of a patient: enough for every measure."""
     root = tmp_path_factory.mktemp("more") / "data"
     shutil.copytree(tiny_data, root)
     stream = np.random.default_rng(1)
     for label, name in enumerate(CLASSES):
         for i in range(3, 8):
             images.save_png(root / "test" / name / f"made__{i}.png", speckled_disc(label, stream))
+    rows = ["file,group"]
+    for path in sorted(root.rglob("*.png")):
+        split, name, _ = path.relative_to(root).parts
+        patient = path.stem.replace("made__1", "made__0") if split == "test" else path.stem
+        rows.append(f"{split}/{name}/{path.name},{split}/{name}/{patient}")
+    (root / "manifest.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return root
 
 
@@ -93,6 +99,28 @@ def test_every_set_has_every_number_with_its_counts_and_hash(settings, result):
     # Too few images for a Fréchet distance: said for each set and group, and nothing else is left out.
     assert {row["what"].split(",")[0] for row in result["left_out"]} == {"Fréchet distance"}
     assert "FID" not in json.dumps(result["distances"])
+
+
+def test_images_of_a_patient_are_one_group_where_the_manifest_names_it(settings, result, tmp_path):
+    assert result["groups"] == {"real_train": 18, "real_val": 12, "real_test": 21}
+    assert {row["real_test_groups"] for row in result["distances"]["generated"].values()} == {21, 7}
+    text = (settings.out_dir / "report.html").read_text(encoding="utf-8")
+    assert "real test: 24 images of 21 groups" in text and report.GROUPS_KNOWN in result["cautions"]
+    # 8 of 8 right is as sure as 7 of 7 where two are of one patient, or as what was seen of them.
+    for row in result["class_fidelity"]["real_test"]["per_class"]:
+        if row["right"] in (0, 8):
+            wanted = evaluation.wilson_interval(row["right"] * 7 / 8, 7)
+            assert row["interval_95"] == pytest.approx(wanted)
+
+    groups = judging.read_groups(settings.data_root)
+    paths = ["test/Heart/made__0.png", "test/Heart/made__2.png", "test/Heart/made__1.png"]
+    assert judging.numbers_of_groups(paths, groups).tolist() == [0, 1, 0]
+    with pytest.raises(InputError, match=r"names no group of test/Heart/new\.png and 0 more"):
+        judging.numbers_of_groups([*paths, "test/Heart/new.png"], groups)
+    assert judging.read_groups(tmp_path) is judging.numbers_of_groups(paths, None) is None
+    (tmp_path / "manifest.csv").write_text("file,patient\na.png,1\n", encoding="utf-8")
+    with pytest.raises(InputError, match="does not say the group"):
+        judging.read_groups(tmp_path)
 
 
 def test_the_other_measures_are_there(result):
@@ -232,6 +260,9 @@ def test_what_tiny_sets_do_not_carry_is_left_out_with_its_reason(settings, resul
         assert what in reasons
     assert "share_below" not in found["copies"]["pixels"]
     assert found["counts"]["generated"]["Kidney"] == 0
+    # These images have no manifest.csv.
+    assert found["groups"] is None and report.GROUPS_UNKNOWN in found["cautions"]
+    assert "is not known" in (small.out_dir / "report.html").read_text(encoding="utf-8")
     assert found["class_fidelity"]["generated"]["per_class"][1]["share"] is None
 
 
@@ -251,7 +282,7 @@ def test_a_class_of_few_test_images_does_not_make_everything_precise(settings):
     sets = {name: nowhere for name in report.SETS}
     found = evaluate_var.all_distances(settings, sets, test, CLASSES, {}, left_out)["generated"]["pooled"]
     assert found["US-precision"] == 0.0
-    assert {"what": "Liver in the pooled distances", "why": "under 4 test images"} in left_out
+    assert {"what": "Liver in the pooled distances", "why": "under 4 groups of test images"} in left_out
 
 
 def test_a_class_that_was_not_generated_raises_the_pooled_distance(settings):

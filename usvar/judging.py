@@ -3,6 +3,7 @@
 Axes: N images, L tokens, H W pixels.
 """
 
+import csv
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from models import VAR, VQVAE
 from models.helpers import image_seeds, split_scales
 from usvar import checkpoints, images, tokens
 from usvar.errors import InputError
-from usvar.evaluation import ImageSet, wilson_interval
+from usvar.evaluation import ImageSet, share_interval
 from usvar.extractor import (
     CLASSIFIER_SHAPE,
     EXTRACTOR_SHAPE,
@@ -86,13 +87,56 @@ def load_models(
     return Models(loaded.model, vqvae.model, loaded.sha256, classes, size, maps)
 
 
-def read_split(
-    data_root: Path, split: str, classes: tuple[str, ...], size: int, cache: Path
-) -> tuple[ImageSet, images.ImageFiles]:
-    """The images of a split, memory-mapped, and their files.
+def read_groups(data_root: Path) -> dict[str, str] | None:
+    """Group of each prepared image (its patient or video, joined with near copies) by its path in the folder.
+
+    Returns:
+        What manifest.csv of prepare_datasets.py says; None where there is none.
 
     Raises:
-        InputError: when the split is missing or its images have another size.
+        InputError: when the file is no such list.
+    """
+    path = data_root / "manifest.csv"
+    if not path.is_file():
+        return None
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return {row["file"]: row["group"] for row in csv.DictReader(file)}
+    except (KeyError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"{path} does not say the group of each image ({error!r}): run prepare_datasets.py again, or "
+            "without it every image counts as one by itself"
+        ) from error
+
+
+def numbers_of_groups(paths: Sequence[str], group_of: dict[str, str] | None) -> np.ndarray | None:
+    """(N,) number of the group of each image; None where no groups are known.
+
+    Raises:
+        InputError: when an image is in none.
+    """
+    if group_of is None:
+        return None
+    if lacking := [path for path in paths if not group_of.get(path)]:
+        raise InputError(
+            f"manifest.csv names no group of {lacking[0]} and {len(lacking) - 1} more: run "
+            "prepare_datasets.py again, or without manifest.csv every image counts as one by itself"
+        )
+    return np.unique([group_of[path] for path in paths], return_inverse=True)[1]
+
+
+def read_split(
+    data_root: Path,
+    split: str,
+    classes: tuple[str, ...],
+    size: int,
+    cache: Path,
+    group_of: dict[str, str] | None = None,
+) -> tuple[ImageSet, images.ImageFiles]:
+    """The images of a split, memory-mapped, with their groups from `read_groups`; and their files.
+
+    Raises:
+        InputError: when the split is missing, or its images have another size or no group.
     """
     files = images.find_images(data_root, split, classes)
     if (found := images.image_size(files)) != size:
@@ -100,7 +144,8 @@ def read_split(
             f"{data_root / split} holds images of {found} x {found} pixels, the VQ-VAE wants {size} x "
             f"{size}: prepare with --size {size} or give another VQ-VAE"
         )
-    return ImageSet(images.decoded(files, size, cache), files.label_N), files
+    group_N = numbers_of_groups(files.paths, group_of)
+    return ImageSet(images.decoded(files, size, cache), files.label_N, group_N=group_N), files
 
 
 # --- drawing ---
@@ -366,12 +411,16 @@ def class_fidelity(judges: Judges, found: ImageSet, device: torch.device) -> dic
     probability_NC = np.mean(
         [probabilities(net, found.grey_NHW, judges.pixels, device) for net in judges.classifiers], axis=0
     )
-    table_CC = confusion_matrix(found.label_N, probability_NC.argmax(1), labels=range(num_classes))
+    predicted_N = probability_NC.argmax(1)
+    table_CC = confusion_matrix(found.label_N, predicted_N, labels=range(num_classes))
     per_class = []
-    for label, row in enumerate(table_CC):
-        count, hits = int(row.sum()), int(row[label])
-        share = {"share": hits / count, "interval_95": wilson_interval(hits, count)} if count else {}
-        per_class.append({"images": count, "right": hits, "share": None, "interval_95": None} | share)
+    for label in range(num_classes):
+        members = found.label_N == label
+        right_N, group_N = predicted_N[members] == label, found.group_N[members]
+        row = {"images": len(right_N), "right": int(right_N.sum()), "share": None, "interval_95": None}
+        if len(right_N):
+            row |= {"share": float(right_N.mean()), "interval_95": share_interval(right_N, group_N)}
+        per_class.append(row)
     shares = [entry["share"] for entry in per_class if entry["share"] is not None]
     return {
         "table": table_CC.tolist(),

@@ -38,10 +38,19 @@ CAUTIONS = (
     "on it without labels). They compare only under the same extractor hash, and not with any published FID "
     "or KID.",
     "Small sets are noisy: look at the counts and spreads beside each number before reading a difference.",
-    "Spreads and intervals take images for independent. Several of one patient or video are not: where a "
-    "test class has few patients, its numbers are less certain than they look, and its distance too high.",
     "The extractors were trained on the training images, so the line of real training images may lie a "
     "little above zero even when both splits come from one source.",
+)
+# By whether the groups of the real images are known.
+GROUPS_KNOWN = (
+    "Spreads and intervals draw real images by their groups in manifest.csv: patients or videos, joined with "
+    "their near copies. A publisher that names no patients leaves several groups of one; and of a class with "
+    "few groups an interval is still a little narrow."
+)
+GROUPS_UNKNOWN = (
+    "Spreads and intervals take every real image for independent, because the data has no manifest.csv. "
+    "Several of one patient or video are not: then its numbers are less certain than they look, and its "
+    "distance is too high."
 )
 STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8881; }
@@ -229,6 +238,11 @@ def reading(result: dict[str, Any]) -> list[str]:
     return words
 
 
+def cautions_of(groups: dict[str, int] | None) -> list[str]:
+    """What a reader must keep in mind, by the number of groups of each real set (None: not known)."""
+    return [*CAUTIONS, GROUPS_UNKNOWN if groups is None else GROUPS_KNOWN]
+
+
 def evaluation_page(result: dict[str, Any], folder: Path) -> str:
     """report.html from metrics.json's content and the figures in a folder."""
     settings, classes = result["made_by"]["settings"], result["classes"]
@@ -238,7 +252,7 @@ def evaluation_page(result: dict[str, Any], folder: Path) -> str:
         return figure(folder / f"{name}.png", alternative, caption)
 
     def distance_table(group: str, extractor: str) -> str:
-        header = ["set", "images", "test", f"{extractor}-KD", "spread"]
+        header = ["set", "images", "test", "groups of test", f"{extractor}-KD", "spread"]
         header += [f"{extractor}-FD", "at n", "FD, n infinite", "precision", "recall", "density", "coverage"]
         rows, components = [], None
         for name, title in SETS.items():
@@ -249,7 +263,8 @@ def evaluation_page(result: dict[str, Any], folder: Path) -> str:
             limit, deviation = (number(entry.get(f"FD_infinite{end}")) for end in ("", "_deviation"))
             cells.append(f"{limit} +- {deviation}" if "FD_infinite" in entry else limit)
             cells += [number(entry.get(key)) for key in ("precision", "recall", "density", "coverage")]
-            rows.append([title, str(entry["images"]), str(entry["real_test_images"]), *cells])
+            counts = [str(entry[key]) for key in ("images", "real_test_images", "real_test_groups")]
+            rows.append([title, *counts, *cells])
         over = f", FD over the first {components} components" if components else ""
         return table(header, rows, f"{group}, against real test images; {stamps[extractor]}{over}")
 
@@ -260,9 +275,9 @@ def evaluation_page(result: dict[str, Any], folder: Path) -> str:
     stamp_list = ", ".join(stamps.values())
     sections = [
         ("", [paragraph(f"Generated images ({source}), judged against the real test split.")]),
-        ("Before you read", [cautions(CAUTIONS)]),
+        ("Before you read", [cautions(result["cautions"])]),
         ("In short", [paragraph(line) for line in findings]),
-        ("What was compared", [_count_table(result)]),
+        ("What was compared", [_count_table(result), paragraph(groups_in_words(result))]),
         ("Images", _image_blocks(result, picture)),
         (
             "Like real images?",
@@ -340,6 +355,17 @@ def evaluation_page(result: dict[str, Any], folder: Path) -> str:
         ),
     ]
     return page("Evaluation of generated ultrasound images", sections)
+
+
+def groups_in_words(result: dict[str, Any]) -> str:
+    """How many images of how many patients or videos each real set has."""
+    if result["groups"] is None:
+        return "How many patients the real images are of is not known."
+    counts = {name: sum(result["counts"][name].values()) for name in result["groups"]}
+    return "; ".join(
+        f"{name.replace('_', ' ')}: {counts[name]} images of {groups} groups (patients or videos)"
+        for name, groups in result["groups"].items()
+    )
 
 
 def _count_table(result: dict[str, Any]) -> str:
