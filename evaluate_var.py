@@ -46,7 +46,7 @@ from usvar.errors import InputError
 from usvar.evaluation import ImageSet
 from usvar.extractor import SmallNet, features, probabilities
 from usvar.files import write_json, write_text
-from usvar.judging import Drawing, Judges, Models
+from usvar.judging import Drawing, Judges, JudgeTraining, Models
 from usvar.prefixed import refuse_prefixed
 
 # Pairs a class for the variety, and training images planted as copies.
@@ -153,11 +153,7 @@ def read_generated(s: Settings, folder: Path, models: Models) -> ImageSet:
         raise InputError(f"--generated {folder} is no folder, wanted one with <Class>/*.png")
     refuse_prefixed(folder)
     files = images.find_images(folder.parent, folder.name, models.classes)
-    if (found := images.image_size(files)) != models.size:
-        raise InputError(
-            f"{folder} holds images of {found} pixels a side, {s.data_root} of {models.size}: "
-            "judge images of the same size"
-        )
+    images.require_size(files, models.size, str(s.data_root), "judge images of the same size")
     return ImageSet(images.read_images(files, range(len(files)), models.size), files.label_N)
 
 
@@ -402,15 +398,7 @@ def usefulness(
         nets: list[SmallNet] = judges.classifiers
         if kind != "real":
             nets = [
-                judging.train_use_classifier(
-                    found,
-                    num_classes,
-                    judges.pixels,
-                    judges.config["classifier_steps"],
-                    judges.config["seed"],
-                    number,
-                    device,
-                )
+                judging.train_use_classifier(found, num_classes, judges.training, number, device)
                 for number in range(len(judges.classifiers))
             ]
         predicted_SN = np.stack(
@@ -606,27 +594,19 @@ def optics(
             "depth": physics.depth_profile(found.grey_NHW, area_Nhw),
         }
         well_N = limits.well_formed(physics.frame_shapes(area_Nhw), found.label_N)
-        fine_F = frequency_F > 0.25
         difference = {key: curves[name][key] - curves["real_test"][key] for key in curves[name]}
         numbers[name] = {
             "images": len(found),
-            "spectrum_difference_rms_db": _rms(difference["spectrum"]),
-            "fine_detail_power_difference_db": float(difference["spectrum"][fine_F].mean()),
-            # Earth mover's distance: area between the cumulative shares.
-            "grey_level_distance": float(np.abs(np.cumsum(difference["grey"])).sum()),
-            "speckle_difference_rms": _rms(np.concatenate([difference["along"], difference["across"]])),
-            "depth_difference_rms_levels": _rms(difference["depth"]),
+            **physics.detail_difference(frequency_F, difference["spectrum"], difference["grey"]),
+            "speckle_difference_rms": physics.root_mean_square(
+                np.concatenate([difference["along"], difference["across"]])
+            ),
+            "depth_difference_rms_levels": physics.root_mean_square(difference["depth"]),
             "well_formed_frames": int(well_N.sum()),
             "well_formed_share": float(well_N.mean()),
             "well_formed_interval_95": evaluation.share_interval(well_N, found.group_N),
         }
     return numbers, curves
-
-
-def _rms(difference: np.ndarray) -> float | None:
-    """Root mean square where both curves have a value; None where they share none."""
-    known = difference[np.isfinite(difference)]
-    return float(np.sqrt(np.mean(known**2))) if len(known) else None
 
 
 # --- likely? ---
@@ -672,6 +652,7 @@ def _bits(bits_S: np.ndarray, length_S: np.ndarray) -> dict[str, Any]:
 def main(s: Settings) -> None:
     """Generate or read, compare, write."""
     check(s)
+    outside = judging.read_outside(s.extractor_file, s.extractor_file_pixels) if s.extractor_file else None
     device = distributed.start(s.device).device
     models = judging.load_models(s.data_root, s.var, s.vqvae, s.tokens_dir, images.SPLITS, device)
     classes = models.classes
@@ -688,23 +669,19 @@ def main(s: Settings) -> None:
     inputs |= {role: path for role, path in optional.items() if path}
     record = provenance.made_by("evaluate_var.py", s, inputs)
 
-    if s.judges:
-        judges = judging.read_judges(s.judges, train_files, device)
-    else:
-        judges = judging.train_judges(
-            s.out_dir / "judges.pth",
-            train,
-            train_files,
-            s.extractor_pixels,
-            s.extractor_steps,
-            s.classifier_steps,
-            s.classifier_seeds,
-            s.seed,
-            device,
-            record,
-        )
-    if s.extractor_file:
-        judging.add_outside(judges, s.extractor_file, s.extractor_file_pixels, train, device)
+    how = JudgeTraining(
+        pixels=s.extractor_pixels,
+        steps=s.extractor_steps,
+        classifier_steps=s.classifier_steps,
+        classifiers=s.classifier_seeds,
+        seed=s.seed,
+    )
+    judges = judging.read_or_train(
+        s.judges, s.out_dir / "judges.pth", train, train_files, how, device, record
+    )
+    if outside:
+        pixels = s.extractor_file_pixels
+        judging.add_outside(judges, s.extractor_file.stem, outside, pixels, train, device)
     stamps = {name: judges.stamp(name) for name in judges.extractors}
     drawing = Drawing(s.cfg, s.top_k, s.top_p, s.temperature)
     generated = generated or judging.draw_samples(models, drawing, s.images_per_class, s.seed, s.batch_size)

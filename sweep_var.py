@@ -39,7 +39,7 @@ from usvar.chosen import DRAWING
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet
 from usvar.files import write_json
-from usvar.judging import Drawing, Judges, Models
+from usvar.judging import Drawing, Judges, JudgeTraining, Models
 
 # Settings that do not change a point: they may differ when a sweep goes on.
 MAY_CHANGE = ("data_root", "var", "vqvae", "tokens_dir", "out_dir", "judges", "batch_size", "device")
@@ -230,21 +230,16 @@ def main(s: Settings) -> None:
     points = read_earlier(s.out_dir / "sweep.json", record)
     run = training.RunFolder(s.out_dir, record)
     kept = s.judges or s.out_dir / "judges.pth"
-    if kept.is_file():
-        judges = judging.read_judges(kept, train_files, device)
-    else:
-        judges = judging.train_judges(
-            kept,
-            train,
-            train_files,
-            s.extractor_pixels,
-            s.extractor_steps,
-            s.classifier_steps,
-            s.classifier_seeds,
-            s.seed,
-            device,
-            record,
-        )
+    how = JudgeTraining(
+        pixels=s.extractor_pixels,
+        steps=s.extractor_steps,
+        classifier_steps=s.classifier_steps,
+        classifiers=s.classifier_seeds,
+        seed=s.seed,
+    )
+    judges = judging.read_or_train(
+        kept if kept.is_file() else None, kept, train, train_files, how, device, record
+    )
     judges.describe(val)
     stamps = {name: judges.stamp(name) for name in judges.extractors}
 

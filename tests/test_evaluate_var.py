@@ -403,13 +403,24 @@ def test_judges_of_other_training_images_are_refused(settings, result, tmp_path)
         evaluate_var.main(dataclasses.replace(other, out_dir=tmp_path / "out", judges=settings.var))
 
 
-def test_an_extractor_file_cannot_pass_for_another(settings, result, tmp_path):
-    judges = dataclasses.replace(settings, judges=settings.out_dir / "judges.pth", out_dir=tmp_path / "out")
-    for name in ("US.pt", "FID.pt"):
-        path = tmp_path / name
-        torch.jit.trace(nn.Flatten(), torch.zeros(2, 3, 32, 32)).save(str(path))
-        with pytest.raises(InputError, match="would mislead"):
-            evaluate_var.main(dataclasses.replace(judges, extractor_file=path, extractor_file_pixels=32))
+def test_a_wrong_extractor_file_is_refused_before_anything_is_trained(settings, tmp_path, monkeypatch):
+    """Past fault: after the judges, which take an hour at full size. And it cannot pass for another."""
+    trained = []
+    monkeypatch.setattr(judging, "train_judges", lambda *a: trained.append(a))
+    square = torch.zeros(2, 3, 32, 32)
+    for name, net in {"US": nn.Flatten(), "FID": nn.Flatten(), "Uncut": nn.Identity()}.items():
+        torch.jit.trace(net, square).save(str(tmp_path / f"{name}.pt"))
+    (tmp_path / "Text.pt").write_text("no network", encoding="utf-8")
+    for name, message in {
+        **dict.fromkeys(("US", "FID"), "would mislead"),
+        "Uncut": r"gives \(2, 3, 32, 32\) for two images",
+        "Text": "is no TorchScript network",
+        "Missing": "is no file",
+    }.items():
+        change = {"extractor_file": tmp_path / f"{name}.pt", "extractor_file_pixels": 32}
+        with pytest.raises(InputError, match=message):
+            evaluate_var.main(dataclasses.replace(settings, out_dir=tmp_path / "out", **change))
+    assert not trained and not (tmp_path / "out").exists()
 
 
 def test_extractors_that_disagree_are_said_to():
@@ -431,7 +442,7 @@ def test_extractors_that_disagree_are_said_to():
 def test_generated_images_of_another_size_or_class_are_refused(settings, tmp_path):
     images.save_png(tmp_path / "small" / "Heart" / "0.png", np.zeros((32, 32), np.uint8))
     images.save_png(tmp_path / "lung" / "Lung" / "0.png", np.zeros((64, 64), np.uint8))
-    for name, message in (("small", "32 pixels a side"), ("lung", "holds the class 'Lung'")):
+    for name, message in (("small", "32 x 32 pixels"), ("lung", "holds the class 'Lung'")):
         with pytest.raises(InputError, match=message):
             evaluate_var.main(dataclasses.replace(settings, out_dir=tmp_path, generated=tmp_path / name))
 

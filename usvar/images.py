@@ -195,6 +195,26 @@ def image_size(files: ImageFiles) -> int:
     return height
 
 
+def require_size(files: ImageFiles, size: int, wanted_by: str, what_to_do: str | None = None) -> None:
+    """Refuse a split whose images have another side length.
+
+    Args:
+        files: the split.
+        size: wanted side in pixels.
+        wanted_by: what needs it, in words.
+        what_to_do: in words; None: the advice for a VQ-VAE.
+
+    Raises:
+        InputError: names the folder and both sizes.
+    """
+    if (found := image_size(files)) != size:
+        what_to_do = what_to_do or f"prepare with --size {size} or give another VQ-VAE"
+        raise InputError(
+            f"{files.root / files.split} holds images of {found} x {found} pixels, {wanted_by} wants "
+            f"{size} x {size}: {what_to_do}"
+        )
+
+
 def read_images(files: ImageFiles, indices: Sequence[int], size: int) -> np.ndarray:
     """Read some pictures of a split.
 
