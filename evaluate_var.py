@@ -4,6 +4,7 @@
         --vqvae runs/vqvae/best.pth --tokens-dir runs/tokens
     python evaluate_var.py ... --settings-from runs/sweep/chosen.json --judges runs/sweep/judges.pth
     python evaluate_var.py ... --generated runs/samples/scale_0_K0/plain    # judge images in a folder
+    python evaluate_var.py --data-root data/processed --generated gan/samples    # of any other generator
 
 Reads the prepared images, the token maps and both models; it is the only script that reads the test split
 to judge generation, so choose settings first (sweep_var.py, on val) and run it once. Writes to <out-dir>:
@@ -11,7 +12,8 @@ metrics.json (every number with its counts and the hash of the extractor that it
 networks trained here), figures/*.png and report.html, one page with everything in it.
 
 Beside each distance stand three reference lines computed in the same way: real training images,
-reconstructions by the VQ-VAE, and a generator that knows only how often each code occurs at each place.
+reconstructions by the VQ-VAE, and a generator that knows only how often each code occurs at each place. For
+images of another generator the last two, the search in tokens and the likelihood are left out.
 """
 
 import math
@@ -51,6 +53,13 @@ from usvar.prefixed import refuse_prefixed
 
 # Pairs a class for the variety, and training images planted as copies.
 PAIRS_PER_CLASS, PLANTED = 100, 50
+# What is left out for images of a generator that is not ours.
+WANT_MODELS = (
+    "test images rebuilt by the VQ-VAE",
+    "tokens by frequency alone",
+    "copies in tokens and among rebuilt images",
+    "likelihood",
+)
 # Principal components that the Fréchet distance is taken over: all, or as many of these as there are
 # GROUPS_PER_COMPONENT groups of test images for.
 FEW_COMPONENTS, GROUPS_PER_COMPONENT = (16, 8), 4
@@ -63,14 +72,15 @@ class Settings:
     # Prepared images: <data-root>/{train,val,test}/<Class>/*.png.
     data_root: Path
 
-    # Transformer: ar-ckpt-best.pth of train_var.py.
-    var: Path
+    # Transformer: ar-ckpt-best.pth of train_var.py. Images of another generator (--generated) are judged
+    # without it, --vqvae and --tokens-dir.
+    var: Path | None = None
 
     # The VQ-VAE that made its tokens.
-    vqvae: Path
+    vqvae: Path | None = None
 
     # Token maps of the three splits from tokenize_multiscale_maps.py.
-    tokens_dir: Path
+    tokens_dir: Path | None = None
 
     # Numbers, figures and the page are written here.
     out_dir: Path = Path("runs/evaluation")
@@ -144,17 +154,29 @@ def check(s: Settings) -> None:
     checks.require(s, "0 or more", "seed")
     checks.require_file("--judges", s.judges)
     checks.require_file("--extractor-file", s.extractor_file)
+    missing = [
+        f"--{name.replace('_', '-')}" for name in ("var", "vqvae", "tokens_dir") if not getattr(s, name)
+    ]
+    if missing and (len(missing) < 3 or not s.generated):
+        raise InputError(
+            f"{' and '.join(missing)} not given, wanted --var, --vqvae and --tokens-dir together: give all "
+            "three, or none of them and --generated with the images of another generator"
+        )
+    if missing and s.settings_from:
+        raise InputError(
+            "--settings-from was given without --var: leave it out, these images are drawn already"
+        )
     tokens.check_drawing(s.cfg, s.top_k, s.top_p, s.temperature)
 
 
-def read_generated(s: Settings, folder: Path, models: Models) -> ImageSet:
+def read_generated(s: Settings, folder: Path, classes: tuple[str, ...], size: int) -> ImageSet:
     """Images of a folder <Class>/*.png, refused when prefixed, of another size or of no known class."""
     if not folder.is_dir():
         raise InputError(f"--generated {folder} is no folder, wanted one with <Class>/*.png")
     refuse_prefixed(folder)
-    files = images.find_images(folder.parent, folder.name, models.classes)
-    images.require_size(files, models.size, str(s.data_root), "judge images of the same size")
-    return ImageSet(images.read_images(files, range(len(files)), models.size), files.label_N)
+    files = images.find_images(folder.parent, folder.name, classes)
+    images.require_size(files, size, str(s.data_root), "judge images of the same size")
+    return ImageSet(images.read_images(files, range(len(files)), size), files.label_N)
 
 
 def draw_prior(s: Settings, models: Models, generated: ImageSet) -> ImageSet:
@@ -391,8 +413,9 @@ def usefulness(
         "generated": generated,
         "half_generated": half,
         "real_and_generated": join(train, generated),
-        "position_prior": sets["position_prior"],
     }
+    if "position_prior" in sets:
+        trained_on["position_prior"] = sets["position_prior"]
     table = {}
     for kind, found in trained_on.items():
         nets: list[SmallNet] = judges.classifiers
@@ -435,11 +458,11 @@ Search = Callable[[ImageSet], tuple[np.ndarray, np.ndarray]]
 def find_copies(
     s: Settings,
     judges: Judges,
-    models: Models,
+    models: Models | None,
     train: ImageSet,
     train_paths: tuple[str, ...],
     test: ImageSet,
-    rebuilt_test: ImageSet,
+    rebuilt_test: ImageSet | None,
     generated: ImageSet,
     left_out: list[dict[str, str]],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -448,7 +471,7 @@ def find_copies(
     A picture decoded from tokens is softer than any real one. The threshold is therefore of test images that
     went through the VQ-VAE, and so are the training images of the searches named "rebuilt": like is compared
     with like. Sampled tokens are compared with the tokens of test images, tokens of pictures read from a
-    folder with those of rebuilt ones.
+    folder with those of rebuilt ones. Without models nothing is rebuilt, and there are no tokens.
 
     Returns:
         Numbers for the file, and distances and rows for the figures.
@@ -466,27 +489,31 @@ def find_copies(
         "augmented": ImageSet(altered, planted.label_N),
         "moved": ImageSet(copies.moved(planted.grey_NHW, s.seed), planted.label_N),
     }
-    plants |= {
-        "rebuilt": rebuilt(planted),
-        **{f"{kind}, then rebuilt": rebuilt(plants[kind]) for kind in ("augmented", "moved")},
-    }
+    references = {"": train}
+    if models:
+        plants |= {
+            "rebuilt": rebuilt(planted),
+            **{f"{kind}, then rebuilt": rebuilt(plants[kind]) for kind in ("augmented", "moved")},
+        }
+        references[", rebuilt"] = rebuilt(train)
     for found in plants.values():
         judges.describe(found)
 
     searches: dict[str, Search] = {}
-    for suffix, reference in (("", train), (", rebuilt", rebuilt(train))):
+    for suffix, reference in references.items():
         judges.describe(reference)
         searches[f"pixels{suffix}"] = in_pixels(reference.grey_NHW)
         mirrored_NHW = copies.mirrored(reference.grey_NHW)
         for name, extractor in judges.extractors.items():
             mirrored_MD = features(extractor, mirrored_NHW)
             searches[f"{name}{suffix}"] = in_features(name, reference.features[name], mirrored_MD)
-    searches["tokens"] = in_tokens(s, models, train_paths)
+    if models:
+        searches["tokens"] = in_tokens(s, models, train_paths)
     is_sampled = generated.idx_NL is not None
 
     numbers, drawn = {}, {}
     for space, search in searches.items():
-        unseen = test if space == "tokens" and is_sampled else rebuilt_test
+        unseen = test if not rebuilt_test or (space == "tokens" and is_sampled) else rebuilt_test
         found, test_N = search(generated), search(unseen)[0]
         of_plants = {kind: search(plant) for kind, plant in plants.items()}
         numbers[space] = copies.copy_numbers(
@@ -654,19 +681,25 @@ def main(s: Settings) -> None:
     check(s)
     outside = judging.read_outside(s.extractor_file, s.extractor_file_pixels) if s.extractor_file else None
     device = distributed.start(s.device).device
-    models = judging.load_models(s.data_root, s.var, s.vqvae, s.tokens_dir, images.SPLITS, device)
-    classes = models.classes
-    s = with_chosen(s, s.settings_from, models.var_sha256)
+    models = None
+    if s.var:
+        models = judging.load_models(s.data_root, s.var, s.vqvae, s.tokens_dir, images.SPLITS, device)
+        classes, size = models.classes, models.size
+        s = with_chosen(s, s.settings_from, models.var_sha256)
+    else:
+        classes = images.find_classes(s.data_root)
+        size = images.image_size(images.find_images(s.data_root, "train", classes))
     sweep = read_sweep(s.settings_from)
-    generated = read_generated(s, s.generated, models) if s.generated else None
+    generated = read_generated(s, s.generated, classes, size) if s.generated else None
     cache, group_of = s.out_dir / "cache", judging.read_groups(s.data_root)
     (train, train_files), (val, _), (test, _) = (
-        judging.read_split(s.data_root, split, classes, models.size, cache, group_of)
-        for split in images.SPLITS
+        judging.read_split(s.data_root, split, classes, size, cache, group_of) for split in images.SPLITS
     )
-    inputs = {"var": s.var, "vqvae": s.vqvae} | {f"{k}_tokens": v.file for k, v in models.maps.items()}
-    optional = {"judges": s.judges, "chosen_settings": s.settings_from, "extractor_file": s.extractor_file}
-    inputs |= {role: path for role, path in optional.items() if path}
+    inputs = {"var": s.var, "vqvae": s.vqvae}
+    if models:
+        inputs |= {f"{split}_tokens": maps.file for split, maps in models.maps.items()}
+    inputs |= {"judges": s.judges, "chosen_settings": s.settings_from, "extractor_file": s.extractor_file}
+    inputs = {role: path for role, path in inputs.items() if path}
     record = provenance.made_by("evaluate_var.py", s, inputs)
 
     how = JudgeTraining(
@@ -685,18 +718,17 @@ def main(s: Settings) -> None:
     stamps = {name: judges.stamp(name) for name in judges.extractors}
     drawing = Drawing(s.cfg, s.top_k, s.top_p, s.temperature)
     generated = generated or judging.draw_samples(models, drawing, s.images_per_class, s.seed, s.batch_size)
-    sets = {
-        "generated": generated,
-        "real_train": train,
-        "reconstructed_test": ImageSet(
-            judging.rebuild(models.vae, test.grey_NHW, s.batch_size), test.label_N, group_N=test.group_N
-        ),
-        "position_prior": draw_prior(s, models, generated),
-    }
+    sets, left_out = {"generated": generated, "real_train": train}, []
+    if models:
+        rebuilt_NHW = judging.rebuild(models.vae, test.grey_NHW, s.batch_size)
+        sets["reconstructed_test"] = ImageSet(rebuilt_NHW, test.label_N, group_N=test.group_N)
+        sets["position_prior"] = draw_prior(s, models, generated)
+    else:
+        for what in WANT_MODELS:
+            note(left_out, what, "--var, --vqvae and --tokens-dir were not given")
     for found in (*sets.values(), test):
         judges.describe(found)
 
-    left_out: list[dict[str, str]] = []
     compared = equal_counts(sets, len(classes), s.seed)
     distances = all_distances(s, compared, test, classes, stamps, left_out)
     agreed = agreement(distances, list(judges.extractors))
@@ -707,19 +739,20 @@ def main(s: Settings) -> None:
         for name, found in {"real_test": test, **sets}.items()
         if name in ("real_test", "generated", "position_prior")
     }
+    rebuilt_test = sets.get("reconstructed_test")
     copied, drawn = find_copies(
-        s, judges, models, train, train_files.paths, test, sets["reconstructed_test"], generated, left_out
+        s, judges, models, train, train_files.paths, test, rebuilt_test, generated, left_out
     )
     within = variety(s, {"real_test": test, **sets}, classes, left_out)
     looks, curves = optics(sets, train, test)
-    bits = likelihood(s, models, group_of)
+    bits = likelihood(s, models, group_of) if models else None
     real = {"real_train": train, "real_val": val, "real_test": test}
     # Patients and videos; None: not known, each image counts as one by itself.
     groups = None if group_of is None else {name: found.num_groups for name, found in real.items()}
     result = {
         "made_by": record,
         "classes": list(classes),
-        "patch_nums": list(models.var.patch_nums),
+        "patch_nums": list(models.var.patch_nums) if models else None,
         "judges": judges.config | {"stamps": stamps},
         "drawing": None if s.generated else {name: getattr(s, name) for name in DRAWING},
         "sweep": sweep,
@@ -746,21 +779,21 @@ def main(s: Settings) -> None:
     write_json(s.out_dir / "metrics.json", result)
     write_text(s.out_dir / "report.html", report.evaluation_page(result, folder))
 
-    for name, title in report.SETS.items():
+    for name in sets:
         entry = distances[name]["pooled"]
         for extractor, stamp in stamps.items():
             print(
                 f"{extractor + '-KD':9s} {report.number(entry.get(f'{extractor}-KD')):>8s} +- "
-                f"{report.number(entry.get(f'{extractor}-KD_spread'))}  {title}, {entry['images']} against "
-                f"{entry['real_test_images']} test images [{stamp}]"
+                f"{report.number(entry.get(f'{extractor}-KD_spread'))}  {report.SETS[name]}, "
+                f"{entry['images']} against {entry['real_test_images']} test images [{stamp}]"
             )
     print(
         f"{report.agreement_words(agreed)} Classifier trained on generated images: "
         f"{use['generated']['balanced_accuracy']:.0%}, on real ones {use['real']['balanced_accuracy']:.0%}; "
         f"class right: generated {fidelity['generated']['balanced_accuracy']:.0%}, real test "
-        f"{fidelity['real_test']['balanced_accuracy']:.0%}; bits a token on test "
-        f"{bits['test']['bits_per_token']:.2f}; {len(left_out)} things left out; "
-        f"see {s.out_dir / 'report.html'}"
+        f"{fidelity['real_test']['balanced_accuracy']:.0%}; "
+        + (f"bits a token on test {bits['test']['bits_per_token']:.2f}; " if bits else "")
+        + f"{len(left_out)} things left out; see {s.out_dir / 'report.html'}"
     )
 
 

@@ -101,7 +101,7 @@ def test_every_set_has_every_number_with_its_counts_and_hash(settings, result):
     assert "FID" not in json.dumps(result["distances"])
 
 
-def test_images_of_a_patient_are_one_group_where_the_manifest_names_it(settings, result, tmp_path):
+def test_images_of_a_patient_are_one_group_where_the_manifest_names_it(settings, result):
     assert result["groups"] == {"real_train": 18, "real_val": 12, "real_test": 21}
     assert {row["real_test_groups"] for row in result["distances"]["generated"].values()} == {21, 7}
     text = (settings.out_dir / "report.html").read_text(encoding="utf-8")
@@ -112,6 +112,8 @@ def test_images_of_a_patient_are_one_group_where_the_manifest_names_it(settings,
             wanted = evaluation.wilson_interval(row["right"] * 7 / 8, 7)
             assert row["interval_95"] == pytest.approx(wanted)
 
+
+def test_groups_are_read_from_the_manifest_or_each_image_is_one(settings, tmp_path):
     groups = judging.read_groups(settings.data_root)
     paths = ["test/Heart/made__0.png", "test/Heart/made__2.png", "test/Heart/made__1.png"]
     assert judging.numbers_of_groups(paths, groups).tolist() == [0, 1, 0]
@@ -264,6 +266,45 @@ def test_what_tiny_sets_do_not_carry_is_left_out_with_its_reason(settings, resul
     assert found["groups"] is None and report.GROUPS_UNKNOWN in found["cautions"]
     assert "is not known" in (small.out_dir / "report.html").read_text(encoding="utf-8")
     assert found["class_fidelity"]["generated"]["per_class"][1]["share"] is None
+
+
+def test_pictures_of_another_generator_are_judged_without_our_models(settings, result, tmp_path):
+    """The same figures; what needs tokens is named as left out."""
+    folder, stream = tmp_path / "gan", np.random.default_rng(3)
+    for label, name in enumerate(CLASSES):
+        for i in range(4):
+            images.save_png(folder / name / f"{i}.png", speckled_disc(label, stream))
+    without = {"var": None, "vqvae": None, "tokens_dir": None, "generated": folder}
+    other = dataclasses.replace(settings, **without, out_dir=tmp_path, judges=settings.out_dir / "judges.pth")
+    evaluate_var.main(other)
+    found = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert set(found["distances"]) == {"generated", "real_train"}
+    assert found["distances"]["generated"]["pooled"]["US-KD"] is not None
+    assert set(found["copies"]) == {"pixels", *EXTRACTORS}
+    assert set(found["copies"]["pixels"]["planted_copies_detected"]) == {"as they are", "augmented", "moved"}
+    assert set(found["classification_accuracy_score"]) == set(report.USE) - {"position_prior"}
+    assert found["bits_per_token"] is None and set(found["made_by"]["inputs"]) == {"judges"}
+    assert set(evaluate_var.WANT_MODELS) <= {row["what"] for row in found["left_out"]}
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(what in text for what in evaluate_var.WANT_MODELS)
+    assert not (tmp_path / "figures" / "bits_per_token.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("lacking", "generated", "message"),
+    [
+        (("vqvae",), Path("gan"), "^--vqvae not given, wanted --var, --vqvae and --tokens-dir together"),
+        (("var", "tokens_dir"), Path("gan"), "^--var and --tokens-dir not given"),
+        (("var", "vqvae", "tokens_dir"), None, "^--var and --vqvae and --tokens-dir not given"),
+    ],
+)
+def test_one_model_without_the_other_is_refused(settings, tmp_path, lacking, generated, message):
+    change = dict.fromkeys(lacking) | {"generated": generated, "out_dir": tmp_path / "out"}
+    with pytest.raises(InputError, match=message):
+        evaluate_var.main(dataclasses.replace(settings, **change))
+    every = {"var": None, "vqvae": None, "tokens_dir": None, "generated": Path("gan")}
+    with pytest.raises(InputError, match="--settings-from was given without --var"):
+        evaluate_var.main(dataclasses.replace(settings, **every, settings_from=Path("chosen.json")))
 
 
 def spots(centres: list[float], per_class: int, seed: int) -> ImageSet:
@@ -445,6 +486,18 @@ def test_generated_images_of_another_size_or_class_are_refused(settings, tmp_pat
     for name, message in (("small", "32 x 32 pixels"), ("lung", "holds the class 'Lung'")):
         with pytest.raises(InputError, match=message):
             evaluate_var.main(dataclasses.replace(settings, out_dir=tmp_path, generated=tmp_path / name))
+
+
+def test_models_of_other_classes_are_refused(settings, tiny_data, tmp_path):
+    shutil.copytree(tiny_data, tmp_path / "data")
+    for split in images.SPLITS:
+        (tmp_path / "data" / split / "Liver").rename(tmp_path / "data" / split / "Lung")
+    with pytest.raises(
+        InputError, match=r"best\.pth has the classes Heart, Kidney, Liver, .* has .* Lung: give"
+    ):
+        evaluate_var.main(
+            dataclasses.replace(settings, data_root=tmp_path / "data", out_dir=tmp_path / "out")
+        )
 
 
 def test_from_the_command_line_a_wrong_folder_is_one_line_and_code_2(settings, monkeypatch, capsys):
