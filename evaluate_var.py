@@ -261,7 +261,7 @@ def compare(
     )
     row: dict[str, Any] = {"KD": value, "KD_spread": spread}
     if spread is None:
-        note(left_out, f"spread of KD, {where}, {report.SETS[name]}", "a class has under 4 groups to halve")
+        note(left_out, f"spread of KD, {where}, {report.SETS[name]}", "a class has under 4 images to halve")
     pair_N = None
     if paired:
         pair_N = rows_of_each_class(real.label_N, np.full(real.label_N.max() + 1, most), s.seed)
@@ -306,13 +306,17 @@ def all_distances(
 ) -> dict[str, Any]:
     """Every set against the test images, pooled and for each class, by every extractor.
 
-    A class with fewer groups of test images than a ball has neighbours is left out of the pooled numbers too:
-    its balls would reach into other classes, and nearly anything would count as precise.
+    A class with fewer test images than a ball has neighbours is left out of the pooled numbers too: its balls
+    would reach into other classes, and nearly anything would count as precise.
     """
-    least, most = evaluation.least_groups(s.neighbours), most_of_a_class(sets["generated"])
-    judged = np.flatnonzero(test.groups_of_classes(len(classes)) >= least).tolist()
+    least, most = evaluation.least_images(s.neighbours), most_of_a_class(sets["generated"])
+    judged = [i for i in range(len(classes)) if len(test.of_class(i)) >= least]
     for i in sorted(set(range(len(classes))) - set(judged)):
-        note(left_out, f"{classes[i]} in the pooled distances", f"under {least} groups of test images")
+        note(left_out, f"{classes[i]} in the pooled distances", f"under {least} test images")
+    for i in judged:
+        if test.of_class(i).num_groups < evaluation.LEAST_GROUPS:
+            why = f"under {evaluation.LEAST_GROUPS} of test: KD takes its images for independent"
+            note(left_out, f"groups of {classes[i]}", why)
     pooled_groups = test.take(np.flatnonzero(np.isin(test.label_N, judged))).num_groups
     rows_of = {"pooled": judged} | {name: [i] for i, name in enumerate(classes)}
     distances: dict[str, Any] = {}
@@ -327,12 +331,12 @@ def all_distances(
                 "extractors": stamps,
             }
             distances[name][where] = row
-            most_of_class = min(x.groups_of_classes(len(classes)).max() for x in (fake, real))
-            if min(fake.num_groups, real.num_groups) < least or most_of_class < 2:
+            most_of_class = min(np.bincount(x.label_N, minlength=1).max() for x in (fake, real))
+            if min(len(fake), len(real)) < least or most_of_class < 2:
                 note(
                     left_out,
                     f"distances, {where}, {report.SETS[name]}",
-                    f"{counted(fake)} against {counted(real)} of test, wanted {least} groups each",
+                    f"{len(fake)} images against {len(real)} test images, wanted {least} each",
                 )
                 continue
             for extractor, values_ND in test.features.items():
@@ -696,8 +700,9 @@ def main(s: Settings) -> None:
         judging.read_split(s.data_root, split, classes, size, cache, group_of) for split in images.SPLITS
     )
     inputs = {"var": s.var, "vqvae": s.vqvae}
-    if models:
-        inputs |= {f"{split}_tokens": maps.file for split, maps in models.maps.items()}
+    for split, maps in models.maps.items() if models else ():
+        judging.numbers_of_groups(maps.path_N.tolist(), group_of)  # refused now, not after the training
+        inputs[f"{split}_tokens"] = maps.file
     inputs |= {"judges": s.judges, "chosen_settings": s.settings_from, "extractor_file": s.extractor_file}
     inputs = {role: path for role, path in inputs.items() if path}
     record = provenance.made_by("evaluate_var.py", s, inputs)

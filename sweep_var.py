@@ -118,7 +118,7 @@ START = Drawing(cfg=1.5, top_k=0, top_p=0.95, temperature=1.0)
 def check(s: Settings, boundaries: list[int]) -> None:
     """Refuse settings that make no sense before anything is written."""
     checks.require(s, "1 or more", "neighbours", "extractor_steps", "classifier_steps", "batch_size")
-    checks.require(s, f"{evaluation.least_groups(s.neighbours)} or more", "images_per_class")
+    checks.require(s, f"{evaluation.least_images(s.neighbours)} or more", "images_per_class")
     checks.require(s, "3 or more", "classifier_seeds")
     checks.require(s, "32 to 1024", "extractor_pixels")
     checks.require(s, "0 or more", "seed")
@@ -214,16 +214,16 @@ def main(s: Settings) -> None:
         judging.read_split(s.data_root, split, models.classes, models.size, cache, group_of)
         for split in ("train", "val")
     )
-    least = evaluation.least_groups(s.neighbours)
-    group_count_C = val.groups_of_classes(len(models.classes))
-    lacking = np.flatnonzero(group_count_C < least)
+    least = evaluation.least_images(s.neighbours)
+    count_C = np.bincount(val.label_N, minlength=len(models.classes))
+    lacking = np.flatnonzero(count_C < least)
     if len(lacking) == len(models.classes):
         raise InputError(
-            f"{s.data_root / 'val'} has at most {group_count_C.max()} groups (patients, videos) of a class, "
-            f"wanted {least} or more with --neighbours {s.neighbours}: prepare more data"
+            f"{s.data_root / 'val'} has at most {count_C.max()} images of a class, wanted {least} or more "
+            f"with --neighbours {s.neighbours}: prepare more data"
         )
     # A class without spread or neighbourhoods is left out on both sides, or it would count as a difference.
-    val = val.take(np.flatnonzero(group_count_C[val.label_N] >= least))
+    val = val.take(np.flatnonzero(count_C[val.label_N] >= least))
 
     inputs = {"var": s.var, "vqvae": s.vqvae} | {f"{k}_tokens": v.file for k, v in models.maps.items()}
     record = provenance.made_by("sweep_var.py", s, inputs)
@@ -281,7 +281,7 @@ def main(s: Settings) -> None:
         f"Of {len(drawings)} settings with {s.images_per_class} images a class, varied one after the other: "
         f"the highest {judging.SUPERVISED}-coverage among those within one spread of the lowest "
         f"{judging.SUPERVISED}-KD to {len(val)} validation images whose classes are not surely worse"
-        + (f" (without {', '.join(left)}: under {least} groups of validation images)." if left else ".")
+        + (f" (without {', '.join(left)}: under {least} validation images)." if left else ".")
     )
     chosen = {name: getattr(drawing, name) for name in DRAWING}
     sweep = {"why": why, "stamps": stamps, "rows": rows}

@@ -323,7 +323,20 @@ def test_a_class_of_few_test_images_does_not_make_everything_precise(settings):
     sets = {name: nowhere for name in report.SETS}
     found = evaluate_var.all_distances(settings, sets, test, CLASSES, {}, left_out)["generated"]["pooled"]
     assert found["US-precision"] == 0.0
-    assert {"what": "Liver in the pooled distances", "why": "under 4 groups of test images"} in left_out
+    assert {"what": "Liver in the pooled distances", "why": "under 4 test images"} in left_out
+
+
+def test_a_class_of_few_patients_is_named(settings):
+    test = spots([0, 3], 12, 0)
+    test.group_N = np.concatenate([np.arange(12), 12 + np.arange(12) // 4])
+    left_out: list = []
+    sets = {name: spots([0, 3], 12, 1) for name in report.SETS}
+    found = evaluate_var.all_distances(settings, sets, test, CLASSES[:2], {}, left_out)["generated"]
+    assert [found[where]["real_test_groups"] for where in ("pooled", *CLASSES[:2])] == [15, 12, 3]
+    assert found["Kidney"]["US-KD_spread"] > 0
+    few = [row for row in left_out if row["what"].startswith("groups of")]
+    why = "under 4 of test: KD takes its images for independent"
+    assert few == [{"what": "groups of Kidney", "why": why}]
 
 
 def test_a_class_that_was_not_generated_raises_the_pooled_distance(settings):

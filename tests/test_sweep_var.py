@@ -116,9 +116,9 @@ def test_a_class_of_few_validation_images_is_left_out_on_both_sides(settings, ch
     sweep_var.main(dataclasses.replace(settings, judges=settings.out_dir / "judges.pth", **change))
     found = json.loads((tmp_path / "out/chosen.json").read_text(encoding="utf-8"))
     assert {(row["images"], row["val_images"]) for row in found["rows"]} == {(10, 8)}
-    assert f"without {lacking.name}: under 4 groups of validation images" in found["why"]
+    assert f"without {lacking.name}: under 4 validation images" in found["why"]
     assert "Of 5 settings" in found["why"]
-    with pytest.raises(InputError, match=r"at most 4 groups .* of a class, wanted 5 or more"):
+    with pytest.raises(InputError, match="at most 4 images of a class, wanted 5 or more"):
         sweep_var.main(dataclasses.replace(settings, neighbours=4, out_dir=tmp_path / "other"))
 
 

@@ -25,6 +25,8 @@ from sklearn.metrics import pairwise_distances_argmin_min, pairwise_distances_ch
 from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
+# Groups that a class must have for its halves to tell how groups scatter.
+LEAST_GROUPS = 4
 # Rows at a time, and MiB, where a table of all pairs would not fit in memory.
 ROWS, BLOCK_MIB = 1024, 64
 
@@ -54,10 +56,6 @@ class ImageSet:
         """Groups that the images are of."""
         return len(np.unique(self.group_N))
 
-    def groups_of_classes(self, num_classes: int) -> np.ndarray:
-        """Groups that the images of each class are of, (C,)."""
-        return np.array([self.of_class(label).num_groups for label in range(num_classes)])
-
     def of_class(self, label: int) -> "ImageSet":
         """The images of one class."""
         return self.take(np.flatnonzero(self.label_N == label))
@@ -69,8 +67,8 @@ class ImageSet:
         return ImageSet(self.grey_NHW[rows], self.label_N[rows], features, idx_NL, self.group_N[rows])
 
 
-def least_groups(neighbours: int) -> int:
-    """Groups that a class must have to be judged: 4 to halve, and more than k to have k neighbours."""
+def least_images(neighbours: int) -> int:
+    """Images that a class must have to be judged: 4 to halve, and more than k to have k neighbours."""
     return max(4, neighbours + 1)
 
 
@@ -101,12 +99,13 @@ def kernel_distance(
     scatter about the whole as the whole does about the truth (J. Shao and C. Wu, "A general theory for
     jackknife variance estimation", Annals of Statistics 1989; for groups K. Rust and J. Rao, "Variance
     estimation for complex surveys using replication techniques", Statistical Methods in Medical Research
-    1996), so it is a standard error.
+    1996), so it is a standard error. A class of under LEAST_GROUPS groups does not tell how they scatter: its
+    images are taken for independent, so that the spread is too small and the distance too high.
 
     Args:
         fake_ND: features of one set.
         real_MD: features of the other.
-        fake_label_N: class of each row; None: one class. Classes of a single group are left out.
+        fake_label_N: class of each row; None: one class. Classes with a single image are left out.
         real_label_M: likewise.
         fake_group_N: whole number of the group of each row; None: each row is one by itself.
         real_group_M: likewise.
@@ -117,20 +116,19 @@ def kernel_distance(
         seed: of those halves.
 
     Returns:
-        The squared distance, and its spread or None when a class has fewer than 4 groups to halve.
+        The squared distance, and its spread or None when a class has fewer than 4 images to halve.
 
     Raises:
-        ValueError: when a set has no class of two or more groups.
+        ValueError: when a set has no class of two or more images.
     """
     fake, fake_NC, fake_group_N = _with_classes(fake_ND, fake_label_N, fake_group_N)
     real, real_MC, real_group_M = _with_classes(real_MD, real_label_M, real_group_M)
     if not fake_NC.shape[1] or not real_MC.shape[1]:
         raise ValueError(
-            f"found sets of {len(fake_ND)} and {len(real_MD)} images, wanted two or more groups of a class "
-            "in each"
+            f"found sets of {len(fake_ND)} and {len(real_MD)} images, wanted two or more of a class in each"
         )
     # Column 0 is the whole set, the others are its halves: one pass over the pairs serves them all.
-    has_spread = _least_of_a_class(fake_NC, fake_group_N) >= 4 <= _least_of_a_class(real_MC, real_group_M)
+    has_spread = min(fake_NC.sum(0).min(), real_MC.sum(0).min()) >= 4
     rng, halves = np.random.default_rng(seed), subsets if has_spread else 0
     fake_NS = _whole_and_halves(fake_NC, fake_group_N, halves, rng)
     real_MS = fake_NS if paired else _whole_and_halves(real_MC, real_group_M, halves, rng)
@@ -145,20 +143,19 @@ def kernel_distance(
 def _with_classes(
     x_ND: np.ndarray, label_N: np.ndarray | None, group_N: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of the classes of two groups or more, (N, C) of 0 and 1, a column for each such class, and (N,)
-    groups."""
+    """Rows of the classes with two images or more, (N, C) of 0 and 1, a column for each such class, and (N,)
+    groups: each image by itself in a class of few."""
     x_ND = np.asarray(x_ND, np.float64)
     label_N = np.zeros(len(x_ND), np.int64) if label_N is None else np.asarray(label_N)
-    group_N = np.arange(len(x_ND)) if group_N is None else np.asarray(group_N)
-    kept = [label for label in np.unique(label_N) if len(np.unique(group_N[label_N == label])) >= 2]
+    group_N = np.arange(len(x_ND)) if group_N is None else np.array(group_N)
+    for label in np.unique(label_N):
+        rows = np.flatnonzero(label_N == label)
+        if len(np.unique(group_N[rows])) < LEAST_GROUPS:
+            group_N[rows] = group_N.max() + 1 + np.arange(len(rows))
+    kept = [label for label in np.unique(label_N) if (label_N == label).sum() >= 2]
     rows = np.isin(label_N, kept)
     one_hot_NC = label_N[rows, None] == np.array(kept, label_N.dtype)[None]
     return x_ND[rows], one_hot_NC.astype(np.float64), group_N[rows]
-
-
-def _least_of_a_class(one_hot_NC: np.ndarray, group_N: np.ndarray) -> int:
-    """Groups of the class that has the fewest."""
-    return min(len(np.unique(group_N[one_hot_C > 0])) for one_hot_C in one_hot_NC.T)
 
 
 def _whole_and_halves(

@@ -45,7 +45,8 @@ CAUTIONS = (
 GROUPS_KNOWN = (
     "Spreads and intervals draw real images by their groups in manifest.csv: patients or videos, joined with "
     "their near copies. Where a publisher names no patients, each picture is a group. Of a class with few "
-    "groups an interval is still a little narrow. Precision, recall, density and coverage know no groups."
+    "groups an interval is still a little narrow, and with under four KD takes its images for independent: "
+    "its spread is too small and its value too high. Precision, recall, density and coverage know no groups."
 )
 GROUPS_UNKNOWN = (
     "Spreads and intervals take every real image for independent, because the data has no manifest.csv. "
