@@ -4,6 +4,7 @@
         --vqvae runs/vqvae/best.pth --tokens-dir runs/tokens
     python evaluate_var.py ... --settings-from runs/sweep/chosen.json --judges runs/sweep/judges.pth
     python evaluate_var.py ... --generated runs/samples/scale_0_K0/plain    # judge images in a folder
+    python evaluate_var.py --data-root data/processed --generated gan/samples    # of any other generator
 
 Reads the prepared images, the token maps and both models; it is the only script that reads the test split
 to judge generation, so choose settings first (sweep_var.py, on val) and run it once. Writes to <out-dir>:
@@ -11,7 +12,8 @@ metrics.json (every number with its counts and the hash of the extractor that it
 networks trained here), figures/*.png and report.html, one page with everything in it.
 
 Beside each distance stand three reference lines computed in the same way: real training images,
-reconstructions by the VQ-VAE, and a generator that knows only how often each code occurs at each place.
+reconstructions by the VQ-VAE, and a generator that knows only how often each code occurs at each place. For
+images of another generator the last two, the search in tokens and the likelihood are left out.
 """
 
 import math
@@ -46,14 +48,21 @@ from usvar.errors import InputError
 from usvar.evaluation import ImageSet
 from usvar.extractor import SmallNet, features, probabilities
 from usvar.files import write_json, write_text
-from usvar.judging import Drawing, Judges, Models
+from usvar.judging import Drawing, Judges, JudgeTraining, Models
 from usvar.prefixed import refuse_prefixed
 
 # Pairs a class for the variety, and training images planted as copies.
 PAIRS_PER_CLASS, PLANTED = 100, 50
+# What is left out for images of a generator that is not ours.
+WANT_MODELS = (
+    "test images rebuilt by the VQ-VAE",
+    "tokens by frequency alone",
+    "copies in tokens and among rebuilt images",
+    "likelihood",
+)
 # Principal components that the Fréchet distance is taken over: all, or as many of these as there are
-# IMAGES_PER_COMPONENT test images for.
-FEW_COMPONENTS, IMAGES_PER_COMPONENT = (16, 8), 4
+# GROUPS_PER_COMPONENT groups of test images for.
+FEW_COMPONENTS, GROUPS_PER_COMPONENT = (16, 8), 4
 
 
 @dataclass(frozen=True)
@@ -63,14 +72,15 @@ class Settings:
     # Prepared images: <data-root>/{train,val,test}/<Class>/*.png.
     data_root: Path
 
-    # Transformer: ar-ckpt-best.pth of train_var.py.
-    var: Path
+    # Transformer: ar-ckpt-best.pth of train_var.py. Images of another generator (--generated) are judged
+    # without it, --vqvae and --tokens-dir.
+    var: Path | None = None
 
     # The VQ-VAE that made its tokens.
-    vqvae: Path
+    vqvae: Path | None = None
 
     # Token maps of the three splits from tokenize_multiscale_maps.py.
-    tokens_dir: Path
+    tokens_dir: Path | None = None
 
     # Numbers, figures and the page are written here.
     out_dir: Path = Path("runs/evaluation")
@@ -144,21 +154,29 @@ def check(s: Settings) -> None:
     checks.require(s, "0 or more", "seed")
     checks.require_file("--judges", s.judges)
     checks.require_file("--extractor-file", s.extractor_file)
+    missing = [
+        f"--{name.replace('_', '-')}" for name in ("var", "vqvae", "tokens_dir") if not getattr(s, name)
+    ]
+    if missing and (len(missing) < 3 or not s.generated):
+        raise InputError(
+            f"{' and '.join(missing)} not given, wanted --var, --vqvae and --tokens-dir together: give all "
+            "three, or none of them and --generated with the images of another generator"
+        )
+    if missing and s.settings_from:
+        raise InputError(
+            "--settings-from was given without --var: leave it out, these images are drawn already"
+        )
     tokens.check_drawing(s.cfg, s.top_k, s.top_p, s.temperature)
 
 
-def read_generated(s: Settings, folder: Path, models: Models) -> ImageSet:
+def read_generated(s: Settings, folder: Path, classes: tuple[str, ...], size: int) -> ImageSet:
     """Images of a folder <Class>/*.png, refused when prefixed, of another size or of no known class."""
     if not folder.is_dir():
         raise InputError(f"--generated {folder} is no folder, wanted one with <Class>/*.png")
     refuse_prefixed(folder)
-    files = images.find_images(folder.parent, folder.name, models.classes)
-    if (found := images.image_size(files)) != models.size:
-        raise InputError(
-            f"{folder} holds images of {found} pixels a side, {s.data_root} of {models.size}: "
-            "judge images of the same size"
-        )
-    return ImageSet(images.read_images(files, range(len(files)), models.size), files.label_N)
+    files = images.find_images(folder.parent, folder.name, classes)
+    images.require_size(files, size, str(s.data_root), "judge images of the same size")
+    return ImageSet(images.read_images(files, range(len(files)), size), files.label_N)
 
 
 def draw_prior(s: Settings, models: Models, generated: ImageSet) -> ImageSet:
@@ -203,6 +221,11 @@ def rows_of_each_class(label_N: np.ndarray, most_C: np.ndarray, seed: int) -> np
     return np.concatenate(chosen)
 
 
+def counted(found: ImageSet) -> str:
+    """How many images of how many groups, in words."""
+    return f"{len(found)} images" + f" of {found.num_groups} groups" * (found.num_groups < len(found))
+
+
 def note(left_out: list[dict[str, str]], what: str, why: str) -> None:
     """Keep what could not be computed at this number of images, for the file and the page."""
     left_out.append({"what": what, "why": why})
@@ -227,7 +250,14 @@ def compare(
     paired = name == "reconstructed_test"
     fake_ND, real_MD = fake.features[extractor], real.features[extractor]
     value, spread = evaluation.kernel_distance(
-        fake_ND, real_MD, fake.label_N, real.label_N, paired=paired, seed=s.seed
+        fake_ND,
+        real_MD,
+        fake.label_N,
+        real.label_N,
+        fake_group_N=fake.group_N,
+        real_group_M=real.group_N,
+        paired=paired,
+        seed=s.seed,
     )
     row: dict[str, Any] = {"KD": value, "KD_spread": spread}
     if spread is None:
@@ -238,14 +268,22 @@ def compare(
         fake, fake_ND = fake.take(pair_N), fake_ND[pair_N]
     few_ND, few_MD = fake_ND[:, :components], (real_MD[pair_N] if paired else real_MD)[:, :components]
     wanted = 2 * components * (2 if paired else 1)
-    if min(len(few_ND), len(few_MD)) >= wanted:
-        row |= evaluation.frechet_extrapolated(few_ND, few_MD, paired=paired, seed=s.seed)
+    if min(fake.num_groups, real.num_groups) >= wanted:
+        row |= evaluation.frechet_extrapolated(
+            few_ND,
+            few_MD,
+            fake_group_N=fake.group_N,
+            real_group_M=real.group_N,
+            paired=paired,
+            seed=s.seed,
+        )
         row["FD_components"] = components
     else:
         note(
             left_out,
             f"Fréchet distance, {where}, {report.SETS[name]}",
-            f"{len(few_ND)} images against {len(few_MD)}, wanted {wanted} each for {components} components",
+            f"{counted(fake)} against {counted(real)} of test, wanted {wanted} groups each for {components} "
+            "components",
         )
     if len(fake_ND) > s.neighbours:
         row |= evaluation.manifold_measures(fake_ND, real_MD, s.neighbours, pair_N=pair_N)
@@ -275,13 +313,23 @@ def all_distances(
     judged = [i for i in range(len(classes)) if len(test.of_class(i)) >= least]
     for i in sorted(set(range(len(classes))) - set(judged)):
         note(left_out, f"{classes[i]} in the pooled distances", f"under {least} test images")
+    for i in judged:
+        if test.of_class(i).num_groups < evaluation.LEAST_GROUPS:
+            why = f"under {evaluation.LEAST_GROUPS} of test: KD takes its images for independent"
+            note(left_out, f"groups of {classes[i]}", why)
+    pooled_groups = test.take(np.flatnonzero(np.isin(test.label_N, judged))).num_groups
     rows_of = {"pooled": judged} | {name: [i] for i, name in enumerate(classes)}
     distances: dict[str, Any] = {}
     for name, found in sets.items():
         distances[name] = {}
         for where, labels in rows_of.items():
             fake, real = (x.take(np.flatnonzero(np.isin(x.label_N, labels))) for x in (found, test))
-            row: dict[str, Any] = {"images": len(fake), "real_test_images": len(real), "extractors": stamps}
+            row: dict[str, Any] = {
+                "images": len(fake),
+                "real_test_images": len(real),
+                "real_test_groups": real.num_groups,
+                "extractors": stamps,
+            }
             distances[name][where] = row
             most_of_class = min(np.bincount(x.label_N, minlength=1).max() for x in (fake, real))
             if min(len(fake), len(real)) < least or most_of_class < 2:
@@ -293,7 +341,7 @@ def all_distances(
                 continue
             for extractor, values_ND in test.features.items():
                 dims = values_ND.shape[1]
-                carried = np.isin(test.label_N, judged).sum() // IMAGES_PER_COMPONENT
+                carried = pooled_groups // GROUPS_PER_COMPONENT
                 fitting = [c for c in (dims, *FEW_COMPONENTS) if c <= min(dims, carried)]
                 components = max(fitting, default=min(dims, *FEW_COMPONENTS))
                 row |= compare(s, fake, real, extractor, components, name, where, most, left_out)
@@ -347,7 +395,7 @@ def usefulness(
 
     S. Ravuri and O. Vinyals, "Classification Accuracy Score for Conditional Generative Models", NeurIPS 2019.
     All are tested on real test images. The interval over seeds says how much training scatters, that over
-    images how much the choice of test images matters.
+    images how much the choice of test images, drawn by their groups, matters.
     """
     generated, num_classes = sets["generated"], len(judges.config["classes"])
     device = judges.classifiers[0].head.weight.device
@@ -369,22 +417,15 @@ def usefulness(
         "generated": generated,
         "half_generated": half,
         "real_and_generated": join(train, generated),
-        "position_prior": sets["position_prior"],
     }
+    if "position_prior" in sets:
+        trained_on["position_prior"] = sets["position_prior"]
     table = {}
     for kind, found in trained_on.items():
         nets: list[SmallNet] = judges.classifiers
         if kind != "real":
             nets = [
-                judging.train_use_classifier(
-                    found,
-                    num_classes,
-                    judges.pixels,
-                    judges.config["classifier_steps"],
-                    judges.config["seed"],
-                    number,
-                    device,
-                )
+                judging.train_use_classifier(found, num_classes, judges.training, number, device)
                 for number in range(len(judges.classifiers))
             ]
         predicted_SN = np.stack(
@@ -399,7 +440,7 @@ def usefulness(
             "balanced_accuracy": float(np.mean(scores)),
             "interval_95_over_seeds": evaluation.student_interval(scores),
             "interval_95_over_test_images": evaluation.bootstrap_balanced_accuracy(
-                predicted_SN == test.label_N, test.label_N, seed=s.seed
+                predicted_SN == test.label_N, test.label_N, test.group_N, seed=s.seed
             ),
         }
     return table
@@ -421,11 +462,11 @@ Search = Callable[[ImageSet], tuple[np.ndarray, np.ndarray]]
 def find_copies(
     s: Settings,
     judges: Judges,
-    models: Models,
+    models: Models | None,
     train: ImageSet,
     train_paths: tuple[str, ...],
     test: ImageSet,
-    rebuilt_test: ImageSet,
+    rebuilt_test: ImageSet | None,
     generated: ImageSet,
     left_out: list[dict[str, str]],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -434,7 +475,7 @@ def find_copies(
     A picture decoded from tokens is softer than any real one. The threshold is therefore of test images that
     went through the VQ-VAE, and so are the training images of the searches named "rebuilt": like is compared
     with like. Sampled tokens are compared with the tokens of test images, tokens of pictures read from a
-    folder with those of rebuilt ones.
+    folder with those of rebuilt ones. Without models nothing is rebuilt, and there are no tokens.
 
     Returns:
         Numbers for the file, and distances and rows for the figures.
@@ -452,31 +493,43 @@ def find_copies(
         "augmented": ImageSet(altered, planted.label_N),
         "moved": ImageSet(copies.moved(planted.grey_NHW, s.seed), planted.label_N),
     }
-    plants |= {
-        "rebuilt": rebuilt(planted),
-        **{f"{kind}, then rebuilt": rebuilt(plants[kind]) for kind in ("augmented", "moved")},
-    }
+    references = {"": train}
+    if models:
+        plants |= {
+            "rebuilt": rebuilt(planted),
+            **{f"{kind}, then rebuilt": rebuilt(plants[kind]) for kind in ("augmented", "moved")},
+        }
+        references[", rebuilt"] = rebuilt(train)
     for found in plants.values():
         judges.describe(found)
 
     searches: dict[str, Search] = {}
-    for suffix, reference in (("", train), (", rebuilt", rebuilt(train))):
+    for suffix, reference in references.items():
         judges.describe(reference)
         searches[f"pixels{suffix}"] = in_pixels(reference.grey_NHW)
         mirrored_NHW = copies.mirrored(reference.grey_NHW)
         for name, extractor in judges.extractors.items():
             mirrored_MD = features(extractor, mirrored_NHW)
             searches[f"{name}{suffix}"] = in_features(name, reference.features[name], mirrored_MD)
-    searches["tokens"] = in_tokens(s, models, train_paths)
+    if models:
+        searches["tokens"] = in_tokens(s, models, train_paths)
     is_sampled = generated.idx_NL is not None
 
     numbers, drawn = {}, {}
     for space, search in searches.items():
-        unseen = test if space == "tokens" and is_sampled else rebuilt_test
+        unseen = test if not rebuilt_test or (space == "tokens" and is_sampled) else rebuilt_test
         found, test_N = search(generated), search(unseen)[0]
         of_plants = {kind: search(plant) for kind, plant in plants.items()}
-        labels = generated.label_N, unseen.label_N
-        numbers[space] = copies.copy_numbers(found, test_N, labels, len(train), of_plants, source_N, s.seed)
+        numbers[space] = copies.copy_numbers(
+            found,
+            test_N,
+            (generated.label_N, unseen.label_N),
+            len(train),
+            of_plants,
+            source_N,
+            s.seed,
+            test_group_N=unseen.group_N,
+        )
         name, comma, domain = space.partition(", ")
         numbers[space]["by"] = (judges.stamp(name) if name in judges.extractors else name) + comma + domain
         drawn[space] = {"generated": found[0], "row": found[1], "test": test_N}
@@ -485,7 +538,7 @@ def find_copies(
             note(
                 left_out,
                 f"share of near copies in {space}",
-                f"{len(test)} test images, wanted {copies.LEAST_FOR_QUANTILE} for a 5% quantile",
+                f"{counted(test)} of test, wanted {copies.LEAST_FOR_QUANTILE} groups for a 5% quantile",
             )
     return numbers, drawn
 
@@ -572,34 +625,26 @@ def optics(
             "depth": physics.depth_profile(found.grey_NHW, area_Nhw),
         }
         well_N = limits.well_formed(physics.frame_shapes(area_Nhw), found.label_N)
-        fine_F = frequency_F > 0.25
         difference = {key: curves[name][key] - curves["real_test"][key] for key in curves[name]}
         numbers[name] = {
             "images": len(found),
-            "spectrum_difference_rms_db": _rms(difference["spectrum"]),
-            "fine_detail_power_difference_db": float(difference["spectrum"][fine_F].mean()),
-            # Earth mover's distance: area between the cumulative shares.
-            "grey_level_distance": float(np.abs(np.cumsum(difference["grey"])).sum()),
-            "speckle_difference_rms": _rms(np.concatenate([difference["along"], difference["across"]])),
-            "depth_difference_rms_levels": _rms(difference["depth"]),
+            **physics.detail_difference(frequency_F, difference["spectrum"], difference["grey"]),
+            "speckle_difference_rms": physics.root_mean_square(
+                np.concatenate([difference["along"], difference["across"]])
+            ),
+            "depth_difference_rms_levels": physics.root_mean_square(difference["depth"]),
             "well_formed_frames": int(well_N.sum()),
             "well_formed_share": float(well_N.mean()),
-            "well_formed_interval_95": evaluation.wilson_interval(int(well_N.sum()), len(found)),
+            "well_formed_interval_95": evaluation.share_interval(well_N, found.group_N),
         }
     return numbers, curves
-
-
-def _rms(difference: np.ndarray) -> float | None:
-    """Root mean square where both curves have a value; None where they share none."""
-    known = difference[np.isfinite(difference)]
-    return float(np.sqrt(np.mean(known**2))) if len(known) else None
 
 
 # --- likely? ---
 
 
 @torch.no_grad()
-def likelihood(s: Settings, models: Models) -> dict[str, Any]:
+def likelihood(s: Settings, models: Models, group_of: dict[str, str] | None) -> dict[str, Any]:
     """Bits a token on each scale for un-augmented images of each split, with what frequencies alone score."""
     model, vae, maps = models.var, models.vae, models.maps
     spans, device = scale_spans(model.patch_nums), next(model.parameters()).device
@@ -619,9 +664,9 @@ def likelihood(s: Settings, models: Models) -> dict[str, Any]:
             nats.append(evaluation.token_nats(logits_BLV, idx_BL, spans))
         bits_NS = np.concatenate(nats) / math.log(2)
         numbers[split] = {"images": len(rows)} | _bits(bits_NS.mean(0), length_S)
-        image_N = bits_NS @ length_S / length_S.sum()
-        numbers[split]["standard_error"] = (
-            float(image_N.std(ddof=1) / math.sqrt(len(rows))) if len(rows) > 1 else None
+        group_N = judging.numbers_of_groups(found.path_N.tolist(), group_of)
+        numbers[split]["standard_error"] = evaluation.standard_error(
+            bits_NS @ length_S / length_S.sum(), np.arange(len(rows)) if group_N is None else group_N
         )
     for name, nats_S in tokens.frequency_cross_entropies(maps["train"], scored["test"]).items():
         numbers[f"test, {tokens.FREQUENCIES[name]} alone"] = {"images": len(scored["test"])} | _bits(
@@ -638,53 +683,57 @@ def _bits(bits_S: np.ndarray, length_S: np.ndarray) -> dict[str, Any]:
 def main(s: Settings) -> None:
     """Generate or read, compare, write."""
     check(s)
+    outside = judging.read_outside(s.extractor_file, s.extractor_file_pixels) if s.extractor_file else None
     device = distributed.start(s.device).device
-    models = judging.load_models(s.data_root, s.var, s.vqvae, s.tokens_dir, images.SPLITS, device)
-    classes = models.classes
-    s = with_chosen(s, s.settings_from, models.var_sha256)
+    models = None
+    if s.var:
+        models = judging.load_models(s.data_root, s.var, s.vqvae, s.tokens_dir, images.SPLITS, device)
+        classes, size = models.classes, models.size
+        s = with_chosen(s, s.settings_from, models.var_sha256)
+    else:
+        classes = images.find_classes(s.data_root)
+        size = images.image_size(images.find_images(s.data_root, "train", classes))
     sweep = read_sweep(s.settings_from)
-    generated = read_generated(s, s.generated, models) if s.generated else None
-    cache = s.out_dir / "cache"
+    generated = read_generated(s, s.generated, classes, size) if s.generated else None
+    cache, group_of = s.out_dir / "cache", judging.read_groups(s.data_root)
     (train, train_files), (val, _), (test, _) = (
-        judging.read_split(s.data_root, split, classes, models.size, cache) for split in images.SPLITS
+        judging.read_split(s.data_root, split, classes, size, cache, group_of) for split in images.SPLITS
     )
-    inputs = {"var": s.var, "vqvae": s.vqvae} | {f"{k}_tokens": v.file for k, v in models.maps.items()}
-    optional = {"judges": s.judges, "chosen_settings": s.settings_from, "extractor_file": s.extractor_file}
-    inputs |= {role: path for role, path in optional.items() if path}
+    inputs = {"var": s.var, "vqvae": s.vqvae}
+    for split, maps in models.maps.items() if models else ():
+        judging.numbers_of_groups(maps.path_N.tolist(), group_of)  # refused now, not after the training
+        inputs[f"{split}_tokens"] = maps.file
+    inputs |= {"judges": s.judges, "chosen_settings": s.settings_from, "extractor_file": s.extractor_file}
+    inputs = {role: path for role, path in inputs.items() if path}
     record = provenance.made_by("evaluate_var.py", s, inputs)
 
-    if s.judges:
-        judges = judging.read_judges(s.judges, train_files, device)
-    else:
-        judges = judging.train_judges(
-            s.out_dir / "judges.pth",
-            train,
-            train_files,
-            s.extractor_pixels,
-            s.extractor_steps,
-            s.classifier_steps,
-            s.classifier_seeds,
-            s.seed,
-            device,
-            record,
-        )
-    if s.extractor_file:
-        judging.add_outside(judges, s.extractor_file, s.extractor_file_pixels, train, device)
+    how = JudgeTraining(
+        pixels=s.extractor_pixels,
+        steps=s.extractor_steps,
+        classifier_steps=s.classifier_steps,
+        classifiers=s.classifier_seeds,
+        seed=s.seed,
+    )
+    judges = judging.read_or_train(
+        s.judges, s.out_dir / "judges.pth", train, train_files, how, device, record
+    )
+    if outside:
+        pixels = s.extractor_file_pixels
+        judging.add_outside(judges, s.extractor_file.stem, outside, pixels, train, device)
     stamps = {name: judges.stamp(name) for name in judges.extractors}
     drawing = Drawing(s.cfg, s.top_k, s.top_p, s.temperature)
     generated = generated or judging.draw_samples(models, drawing, s.images_per_class, s.seed, s.batch_size)
-    sets = {
-        "generated": generated,
-        "real_train": train,
-        "reconstructed_test": ImageSet(
-            judging.rebuild(models.vae, test.grey_NHW, s.batch_size), test.label_N
-        ),
-        "position_prior": draw_prior(s, models, generated),
-    }
+    sets, left_out = {"generated": generated, "real_train": train}, []
+    if models:
+        rebuilt_NHW = judging.rebuild(models.vae, test.grey_NHW, s.batch_size)
+        sets["reconstructed_test"] = ImageSet(rebuilt_NHW, test.label_N, group_N=test.group_N)
+        sets["position_prior"] = draw_prior(s, models, generated)
+    else:
+        for what in WANT_MODELS:
+            note(left_out, what, "--var, --vqvae and --tokens-dir were not given")
     for found in (*sets.values(), test):
         judges.describe(found)
 
-    left_out: list[dict[str, str]] = []
     compared = equal_counts(sets, len(classes), s.seed)
     distances = all_distances(s, compared, test, classes, stamps, left_out)
     agreed = agreement(distances, list(judges.extractors))
@@ -695,24 +744,28 @@ def main(s: Settings) -> None:
         for name, found in {"real_test": test, **sets}.items()
         if name in ("real_test", "generated", "position_prior")
     }
+    rebuilt_test = sets.get("reconstructed_test")
     copied, drawn = find_copies(
-        s, judges, models, train, train_files.paths, test, sets["reconstructed_test"], generated, left_out
+        s, judges, models, train, train_files.paths, test, rebuilt_test, generated, left_out
     )
     within = variety(s, {"real_test": test, **sets}, classes, left_out)
     looks, curves = optics(sets, train, test)
-    bits = likelihood(s, models)
-    counted = {"real_train": train, "real_val": val, "real_test": test, **sets}
+    bits = likelihood(s, models, group_of) if models else None
+    real = {"real_train": train, "real_val": val, "real_test": test}
+    # Patients and videos; None: not known, each image counts as one by itself.
+    groups = None if group_of is None else {name: found.num_groups for name, found in real.items()}
     result = {
         "made_by": record,
         "classes": list(classes),
-        "patch_nums": list(models.var.patch_nums),
+        "patch_nums": list(models.var.patch_nums) if models else None,
         "judges": judges.config | {"stamps": stamps},
         "drawing": None if s.generated else {name: getattr(s, name) for name in DRAWING},
         "sweep": sweep,
         "counts": {
             name: {c: int((found.label_N == i).sum()) for i, c in enumerate(classes)}
-            for name, found in counted.items()
+            for name, found in (real | sets).items()
         },
+        "groups": groups,
         "distances": distances,
         "extractors_agree": agreed,
         "best_to_worst": ordered,
@@ -723,7 +776,7 @@ def main(s: Settings) -> None:
         "physics": looks,
         "bits_per_token": bits,
         "left_out": left_out,
-        "cautions": list(report.CAUTIONS),
+        "cautions": report.cautions_of(groups),
     }
 
     folder = s.out_dir / "figures"
@@ -731,21 +784,21 @@ def main(s: Settings) -> None:
     write_json(s.out_dir / "metrics.json", result)
     write_text(s.out_dir / "report.html", report.evaluation_page(result, folder))
 
-    for name, title in report.SETS.items():
+    for name in sets:
         entry = distances[name]["pooled"]
         for extractor, stamp in stamps.items():
             print(
                 f"{extractor + '-KD':9s} {report.number(entry.get(f'{extractor}-KD')):>8s} +- "
-                f"{report.number(entry.get(f'{extractor}-KD_spread'))}  {title}, {entry['images']} against "
-                f"{entry['real_test_images']} test images [{stamp}]"
+                f"{report.number(entry.get(f'{extractor}-KD_spread'))}  {report.SETS[name]}, "
+                f"{entry['images']} against {entry['real_test_images']} test images [{stamp}]"
             )
     print(
         f"{report.agreement_words(agreed)} Classifier trained on generated images: "
         f"{use['generated']['balanced_accuracy']:.0%}, on real ones {use['real']['balanced_accuracy']:.0%}; "
         f"class right: generated {fidelity['generated']['balanced_accuracy']:.0%}, real test "
-        f"{fidelity['real_test']['balanced_accuracy']:.0%}; bits a token on test "
-        f"{bits['test']['bits_per_token']:.2f}; {len(left_out)} things left out; "
-        f"see {s.out_dir / 'report.html'}"
+        f"{fidelity['real_test']['balanced_accuracy']:.0%}; "
+        + (f"bits a token on test {bits['test']['bits_per_token']:.2f}; " if bits else "")
+        + f"{len(left_out)} things left out; see {s.out_dir / 'report.html'}"
     )
 
 

@@ -126,18 +126,13 @@ def measure(
 
 
 def compare_speckle(speckle: dict[str, Speckle]) -> dict[str, object]:
-    """Curves of real and rebuilt images, and how far they lie apart.
-
-    The fine detail is above a quarter of a cycle a pixel; grey levels are compared by the earth mover's
-    distance, in levels out of 255.
-    """
+    """Curves of real and rebuilt images, and how far they lie apart."""
     real, rebuilt = speckle["real"], speckle["rebuilt"]
-    difference_F = rebuilt.power_db_F - real.power_db_F
     shares = {name: found.grey_256 / found.images for name, found in speckle.items()}
     return {
-        "spectrum_difference_rms_db": float(np.sqrt(np.mean(difference_F**2))),
-        "fine_detail_power_difference_db": float(difference_F[real.frequency_F > 0.25].mean()),
-        "grey_level_distance": float(np.abs(np.cumsum(shares["rebuilt"] - shares["real"])).sum()),
+        **physics.detail_difference(
+            real.frequency_F, rebuilt.power_db_F - real.power_db_F, shares["rebuilt"] - shares["real"]
+        ),
         "cycles_a_pixel": real.frequency_F.tolist(),
         "power_db": {name: found.power_db_F.tolist() for name, found in speckle.items()},
         "grey_shares": {name: share_256.tolist() for name, share_256 in shares.items()},

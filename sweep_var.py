@@ -39,7 +39,7 @@ from usvar.chosen import DRAWING
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet
 from usvar.files import write_json
-from usvar.judging import Drawing, Judges, Models
+from usvar.judging import Drawing, Judges, JudgeTraining, Models
 
 # Settings that do not change a point: they may differ when a sweep goes on.
 MAY_CHANGE = ("data_root", "var", "vqvae", "tokens_dir", "out_dir", "judges", "batch_size", "device")
@@ -164,7 +164,7 @@ def measure(
     for name in judges.extractors:
         fake_ND, real_MD = fake.features[name], val.features[name]
         row[f"{name}-KD"], row[f"{name}-KD_spread"] = evaluation.kernel_distance(
-            fake_ND, real_MD, fake.label_N, val.label_N, seed=s.seed
+            fake_ND, real_MD, fake.label_N, val.label_N, real_group_M=val.group_N, seed=s.seed
         )
         near = evaluation.manifold_measures(fake_ND, real_MD, s.neighbours)
         row |= {f"{name}-{key}": value for key, value in near.items()}
@@ -209,9 +209,9 @@ def main(s: Settings) -> None:
     models = judging.load_models(s.data_root, s.var, s.vqvae, s.tokens_dir, ("train", "val"), device)
     boundaries = scale_boundaries(models.var.patch_nums)
     check(s, boundaries)
-    cache = s.out_dir / "cache"
+    cache, group_of = s.out_dir / "cache", judging.read_groups(s.data_root)
     (train, train_files), (val, _) = (
-        judging.read_split(s.data_root, split, models.classes, models.size, cache)
+        judging.read_split(s.data_root, split, models.classes, models.size, cache, group_of)
         for split in ("train", "val")
     )
     least = evaluation.least_images(s.neighbours)
@@ -230,21 +230,16 @@ def main(s: Settings) -> None:
     points = read_earlier(s.out_dir / "sweep.json", record)
     run = training.RunFolder(s.out_dir, record)
     kept = s.judges or s.out_dir / "judges.pth"
-    if kept.is_file():
-        judges = judging.read_judges(kept, train_files, device)
-    else:
-        judges = judging.train_judges(
-            kept,
-            train,
-            train_files,
-            s.extractor_pixels,
-            s.extractor_steps,
-            s.classifier_steps,
-            s.classifier_seeds,
-            s.seed,
-            device,
-            record,
-        )
+    how = JudgeTraining(
+        pixels=s.extractor_pixels,
+        steps=s.extractor_steps,
+        classifier_steps=s.classifier_steps,
+        classifiers=s.classifier_seeds,
+        seed=s.seed,
+    )
+    judges = judging.read_or_train(
+        kept if kept.is_file() else None, kept, train, train_files, how, device, record
+    )
     judges.describe(val)
     stamps = {name: judges.stamp(name) for name in judges.extractors}
 

@@ -356,21 +356,16 @@ def main(s: Settings) -> None:
         [ImageSet(images.read_images(part, range(len(part)), size), part.label_N) for part in parts],
     )
     record = provenance.made_by("evaluation_ladder.py", s, {"judges": s.judges} if s.judges else {})
-    if s.judges:
-        judges = judging.read_judges(s.judges, train_files, device)
-    else:
-        judges = judging.train_judges(
-            s.out_dir / "judges.pth",
-            train,
-            train_files,
-            s.extractor_pixels,
-            s.extractor_steps,
-            s.classifier_steps,
-            3,
-            s.seed,
-            device,
-            record,
-        )
+    how = judging.JudgeTraining(
+        pixels=s.extractor_pixels,
+        steps=s.extractor_steps,
+        classifier_steps=s.classifier_steps,
+        classifiers=3,
+        seed=s.seed,
+    )
+    judges = judging.read_or_train(
+        s.judges, s.out_dir / "judges.pth", train, train_files, how, device, record
+    )
     counts = f"{len(train)} pictures to train on, {len(good)} to spoil, {len(real)} to compare"
     print(f"{counts}; {', '.join(classes)}")
     rungs = climb(good, real, train, judges, seed=s.seed)

@@ -102,8 +102,8 @@ def test_shares_and_detection_are_counted():
     )
 
 
-@pytest.mark.parametrize(("tests", "samples"), [(40, 100), (400, 100), (200, 2000)])
-def test_new_pictures_give_the_expected_share_whatever_the_class_mix(tests, samples):
+@pytest.mark.parametrize(("tests", "samples", "most"), [(40, 100, 15), (400, 100, 4), (200, 2000, 6)])
+def test_new_pictures_give_the_expected_share_whatever_the_class_mix(tests, samples, most):
     """Of two classes one lies nearer to its training pictures: a fifth of the tests, half of the samples."""
     rng, shares, missed = np.random.default_rng(0), [], 0
     for _ in range(60):
@@ -116,4 +116,21 @@ def test_new_pictures_give_the_expected_share_whatever_the_class_mix(tests, samp
         low, high = found["share_below_interval_95"]
         missed += not low <= 0.05 <= high
     assert 0.04 < np.mean(shares) < 0.065
-    assert missed <= 9
+    assert missed <= most
+
+
+def test_several_pictures_of_a_patient_make_the_threshold_no_more_certain():
+    """Ten pictures of each of 60 patients, all alike: the interval is that of 60 pictures."""
+    rng = np.random.default_rng(0)
+    generated, test_N = (rng.normal(5, 1, 3000), np.zeros(3000, int)), rng.normal(5, 1, 60)
+
+    def numbers(distance_N: np.ndarray, group_N: np.ndarray | None) -> dict:
+        labels = np.ones(3000, int), np.ones(len(distance_N), int)
+        return copies.copy_numbers(generated, distance_N, labels, 10, {}, np.zeros(0), test_group_N=group_N)
+
+    repeated = test_N.repeat(10)
+    found = [numbers(test_N, None), numbers(repeated, np.arange(60).repeat(10)), numbers(repeated, None)]
+    once, grouped, taken_for_independent = (np.ptp(row["share_below_interval_95"]) for row in found)
+    assert grouped == pytest.approx(once, rel=0.15) and taken_for_independent < 0.6 * once
+    # Pictures of fewer than 20 patients carry no 5% quantile, however many they are.
+    assert "share_below" not in numbers(repeated, np.arange(600) % 19)

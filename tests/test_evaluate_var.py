@@ -17,7 +17,7 @@ from test_report import CHROMIUM, contrast, looked_at
 from torch import nn
 
 import evaluate_var
-from usvar import cli, copies, evaluation, images, report
+from usvar import cli, copies, evaluation, images, judging, report
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet
 from usvar.prefixed import refuse_prefixed
@@ -41,13 +41,19 @@ FIGURES = (
 
 @pytest.fixture(scope="module")
 def more_data(tiny_data, tmp_path_factory) -> Path:
-    """The tiny images with eight test images a class: enough for every measure."""
+    """The tiny images with eight test images a class, two of them of a patient: enough for every measure."""
     root = tmp_path_factory.mktemp("more") / "data"
     shutil.copytree(tiny_data, root)
     stream = np.random.default_rng(1)
     for label, name in enumerate(CLASSES):
         for i in range(3, 8):
             images.save_png(root / "test" / name / f"made__{i}.png", speckled_disc(label, stream))
+    rows = ["file,group"]
+    for path in sorted(root.rglob("*.png")):
+        split, name, _ = path.relative_to(root).parts
+        patient = path.stem.replace("made__1", "made__0") if split == "test" else path.stem
+        rows.append(f"{split}/{name}/{path.name},{split}/{name}/{patient}")
+    (root / "manifest.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return root
 
 
@@ -93,6 +99,30 @@ def test_every_set_has_every_number_with_its_counts_and_hash(settings, result):
     # Too few images for a Fréchet distance: said for each set and group, and nothing else is left out.
     assert {row["what"].split(",")[0] for row in result["left_out"]} == {"Fréchet distance"}
     assert "FID" not in json.dumps(result["distances"])
+
+
+def test_images_of_a_patient_are_one_group_where_the_manifest_names_it(settings, result):
+    assert result["groups"] == {"real_train": 18, "real_val": 12, "real_test": 21}
+    assert {row["real_test_groups"] for row in result["distances"]["generated"].values()} == {21, 7}
+    text = (settings.out_dir / "report.html").read_text(encoding="utf-8")
+    assert "real test: 24 images of 21 groups" in text and report.GROUPS_KNOWN in result["cautions"]
+    # 8 of 8 right is as sure as 7 of 7 where two are of one patient, or as what was seen of them.
+    for row in result["class_fidelity"]["real_test"]["per_class"]:
+        if row["right"] in (0, 8):
+            wanted = evaluation.wilson_interval(row["right"] * 7 / 8, 7)
+            assert row["interval_95"] == pytest.approx(wanted)
+
+
+def test_groups_are_read_from_the_manifest_or_each_image_is_one(settings, tmp_path):
+    groups = judging.read_groups(settings.data_root)
+    paths = ["test/Heart/made__0.png", "test/Heart/made__2.png", "test/Heart/made__1.png"]
+    assert judging.numbers_of_groups(paths, groups).tolist() == [0, 1, 0]
+    with pytest.raises(InputError, match=r"names no group of test/Heart/new\.png and 0 more"):
+        judging.numbers_of_groups([*paths, "test/Heart/new.png"], groups)
+    assert judging.read_groups(tmp_path) is judging.numbers_of_groups(paths, None) is None
+    (tmp_path / "manifest.csv").write_text("file,patient\na.png,1\n", encoding="utf-8")
+    with pytest.raises(InputError, match="does not say the group"):
+        judging.read_groups(tmp_path)
 
 
 def test_the_other_measures_are_there(result):
@@ -232,7 +262,49 @@ def test_what_tiny_sets_do_not_carry_is_left_out_with_its_reason(settings, resul
         assert what in reasons
     assert "share_below" not in found["copies"]["pixels"]
     assert found["counts"]["generated"]["Kidney"] == 0
+    # These images have no manifest.csv.
+    assert found["groups"] is None and report.GROUPS_UNKNOWN in found["cautions"]
+    assert "is not known" in (small.out_dir / "report.html").read_text(encoding="utf-8")
     assert found["class_fidelity"]["generated"]["per_class"][1]["share"] is None
+
+
+def test_pictures_of_another_generator_are_judged_without_our_models(settings, result, tmp_path):
+    """The same figures; what needs tokens is named as left out."""
+    folder, stream = tmp_path / "gan", np.random.default_rng(3)
+    for label, name in enumerate(CLASSES):
+        for i in range(4):
+            images.save_png(folder / name / f"{i}.png", speckled_disc(label, stream))
+    without = {"var": None, "vqvae": None, "tokens_dir": None, "generated": folder}
+    other = dataclasses.replace(settings, **without, out_dir=tmp_path, judges=settings.out_dir / "judges.pth")
+    evaluate_var.main(other)
+    found = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert set(found["distances"]) == {"generated", "real_train"}
+    assert found["distances"]["generated"]["pooled"]["US-KD"] is not None
+    assert set(found["copies"]) == {"pixels", *EXTRACTORS}
+    assert set(found["copies"]["pixels"]["planted_copies_detected"]) == {"as they are", "augmented", "moved"}
+    assert set(found["classification_accuracy_score"]) == set(report.USE) - {"position_prior"}
+    assert found["bits_per_token"] is None and set(found["made_by"]["inputs"]) == {"judges"}
+    assert set(evaluate_var.WANT_MODELS) <= {row["what"] for row in found["left_out"]}
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(what in text for what in evaluate_var.WANT_MODELS)
+    assert not (tmp_path / "figures" / "bits_per_token.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("lacking", "generated", "message"),
+    [
+        (("vqvae",), Path("gan"), "^--vqvae not given, wanted --var, --vqvae and --tokens-dir together"),
+        (("var", "tokens_dir"), Path("gan"), "^--var and --tokens-dir not given"),
+        (("var", "vqvae", "tokens_dir"), None, "^--var and --vqvae and --tokens-dir not given"),
+    ],
+)
+def test_one_model_without_the_other_is_refused(settings, tmp_path, lacking, generated, message):
+    change = dict.fromkeys(lacking) | {"generated": generated, "out_dir": tmp_path / "out"}
+    with pytest.raises(InputError, match=message):
+        evaluate_var.main(dataclasses.replace(settings, **change))
+    every = {"var": None, "vqvae": None, "tokens_dir": None, "generated": Path("gan")}
+    with pytest.raises(InputError, match="--settings-from was given without --var"):
+        evaluate_var.main(dataclasses.replace(settings, **every, settings_from=Path("chosen.json")))
 
 
 def spots(centres: list[float], per_class: int, seed: int) -> ImageSet:
@@ -252,6 +324,19 @@ def test_a_class_of_few_test_images_does_not_make_everything_precise(settings):
     found = evaluate_var.all_distances(settings, sets, test, CLASSES, {}, left_out)["generated"]["pooled"]
     assert found["US-precision"] == 0.0
     assert {"what": "Liver in the pooled distances", "why": "under 4 test images"} in left_out
+
+
+def test_a_class_of_few_patients_is_named(settings):
+    test = spots([0, 3], 12, 0)
+    test.group_N = np.concatenate([np.arange(12), 12 + np.arange(12) // 4])
+    left_out: list = []
+    sets = {name: spots([0, 3], 12, 1) for name in report.SETS}
+    found = evaluate_var.all_distances(settings, sets, test, CLASSES[:2], {}, left_out)["generated"]
+    assert [found[where]["real_test_groups"] for where in ("pooled", *CLASSES[:2])] == [15, 12, 3]
+    assert found["Kidney"]["US-KD_spread"] > 0
+    few = [row for row in left_out if row["what"].startswith("groups of")]
+    why = "under 4 of test: KD takes its images for independent"
+    assert few == [{"what": "groups of Kidney", "why": why}]
 
 
 def test_a_class_that_was_not_generated_raises_the_pooled_distance(settings):
@@ -372,13 +457,24 @@ def test_judges_of_other_training_images_are_refused(settings, result, tmp_path)
         evaluate_var.main(dataclasses.replace(other, out_dir=tmp_path / "out", judges=settings.var))
 
 
-def test_an_extractor_file_cannot_pass_for_another(settings, result, tmp_path):
-    judges = dataclasses.replace(settings, judges=settings.out_dir / "judges.pth", out_dir=tmp_path / "out")
-    for name in ("US.pt", "FID.pt"):
-        path = tmp_path / name
-        torch.jit.trace(nn.Flatten(), torch.zeros(2, 3, 32, 32)).save(str(path))
-        with pytest.raises(InputError, match="would mislead"):
-            evaluate_var.main(dataclasses.replace(judges, extractor_file=path, extractor_file_pixels=32))
+def test_a_wrong_extractor_file_is_refused_before_anything_is_trained(settings, tmp_path, monkeypatch):
+    """Past fault: after the judges, which take an hour at full size. And it cannot pass for another."""
+    trained = []
+    monkeypatch.setattr(judging, "train_judges", lambda *a: trained.append(a))
+    square = torch.zeros(2, 3, 32, 32)
+    for name, net in {"US": nn.Flatten(), "FID": nn.Flatten(), "Uncut": nn.Identity()}.items():
+        torch.jit.trace(net, square).save(str(tmp_path / f"{name}.pt"))
+    (tmp_path / "Text.pt").write_text("no network", encoding="utf-8")
+    for name, message in {
+        **dict.fromkeys(("US", "FID"), "would mislead"),
+        "Uncut": r"gives \(2, 3, 32, 32\) for two images",
+        "Text": "is no TorchScript network",
+        "Missing": "is no file",
+    }.items():
+        change = {"extractor_file": tmp_path / f"{name}.pt", "extractor_file_pixels": 32}
+        with pytest.raises(InputError, match=message):
+            evaluate_var.main(dataclasses.replace(settings, out_dir=tmp_path / "out", **change))
+    assert not trained and not (tmp_path / "out").exists()
 
 
 def test_extractors_that_disagree_are_said_to():
@@ -400,9 +496,21 @@ def test_extractors_that_disagree_are_said_to():
 def test_generated_images_of_another_size_or_class_are_refused(settings, tmp_path):
     images.save_png(tmp_path / "small" / "Heart" / "0.png", np.zeros((32, 32), np.uint8))
     images.save_png(tmp_path / "lung" / "Lung" / "0.png", np.zeros((64, 64), np.uint8))
-    for name, message in (("small", "32 pixels a side"), ("lung", "holds the class 'Lung'")):
+    for name, message in (("small", "32 x 32 pixels"), ("lung", "holds the class 'Lung'")):
         with pytest.raises(InputError, match=message):
             evaluate_var.main(dataclasses.replace(settings, out_dir=tmp_path, generated=tmp_path / name))
+
+
+def test_models_of_other_classes_are_refused(settings, tiny_data, tmp_path):
+    shutil.copytree(tiny_data, tmp_path / "data")
+    for split in images.SPLITS:
+        (tmp_path / "data" / split / "Liver").rename(tmp_path / "data" / split / "Lung")
+    with pytest.raises(
+        InputError, match=r"best\.pth has the classes Heart, Kidney, Liver, .* has .* Lung: give"
+    ):
+        evaluate_var.main(
+            dataclasses.replace(settings, data_root=tmp_path / "data", out_dir=tmp_path / "out")
+        )
 
 
 def test_from_the_command_line_a_wrong_folder_is_one_line_and_code_2(settings, monkeypatch, capsys):

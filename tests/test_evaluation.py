@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
@@ -92,6 +93,51 @@ def test_the_spread_is_how_much_the_distance_scatters():
     found = [evaluation.kernel_distance(gaussian(40, 2 * i, 1.0), gaussian(40, 2 * i + 1)) for i in RNG_SEEDS]
     scatter = np.std([value for value, _ in found])
     assert np.mean([spread for _, spread in found]) == pytest.approx(scatter, rel=0.3)
+
+
+def test_ten_copies_of_each_image_in_its_group_change_neither_distance_nor_spread():
+    """Past fault: they made the spread a third as wide, and the distance higher, for copies are alike."""
+    fake, real, label_M = gaussian(30, 0, 0.5), gaussian(24, 1), np.arange(24) % 2
+    fake_label_N, ten, group_M = np.arange(30) % 2, np.arange(24).repeat(10), np.arange(24)
+    once = evaluation.kernel_distance(fake, real, fake_label_N, label_M)
+    again = evaluation.kernel_distance(fake, real[ten], fake_label_N, label_M[ten], real_group_M=group_M[ten])
+    assert again == pytest.approx(once)
+    as_if_independent = evaluation.kernel_distance(fake, real[ten], fake_label_N, label_M[ten])
+    assert as_if_independent[0] > once[0] + 0.1
+    rebuilt = evaluation.kernel_distance(real, real, label_M, label_M, paired=True)
+    again = evaluation.kernel_distance(
+        *(real[ten], real[ten], label_M[ten], label_M[ten]),
+        fake_group_N=group_M[ten],
+        real_group_M=group_M[ten],
+        paired=True,
+    )
+    assert again == pytest.approx(rebuilt)
+    # Three groups do not tell how groups scatter: images are taken for independent.
+    three = evaluation.kernel_distance(fake, real, real_group_M=np.arange(24) % 3)
+    assert three == pytest.approx(evaluation.kernel_distance(fake, real), rel=0.1)
+
+
+def patients(seed: int, count: int = 20, images: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Features of several images of each patient, more alike than those of two patients, and the patients."""
+    group_N = np.arange(count).repeat(images)
+    return gaussian(count, seed)[group_N] + 0.5 * gaussian(len(group_N), seed + 10_000), group_N
+
+
+def test_of_patients_with_several_images_the_distance_has_no_bias_and_the_spread_is_its_scatter():
+    of_one_source, values, spreads, by_images = [], [], [], []
+    for i in RNG_SEEDS:
+        (fake, fake_group_N), (real, real_group_M) = patients(2 * i), patients(2 * i + 1)
+        groups = {"fake_group_N": fake_group_N, "real_group_M": real_group_M}
+        of_one_source.append(evaluation.kernel_distance(fake, real, **groups, subsets=1)[0])
+        value, spread = evaluation.kernel_distance(fake + 1, real, **groups, subsets=40)
+        values.append(value)
+        spreads.append(spread)
+        by_images.append(evaluation.kernel_distance(fake + 1, real, subsets=40))
+    assert abs(np.mean(of_one_source)) < 3.5 * np.std(of_one_source) / math.sqrt(len(values))
+    assert np.mean(spreads) == pytest.approx(np.std(values), rel=0.3)
+    # Images taken for independent: half the spread, and a distance that is too high.
+    assert np.mean([spread for _, spread in by_images]) < 0.6 * np.std(values)
+    assert np.mean([value for value, _ in by_images]) > np.mean(values) + 0.1
 
 
 @pytest.mark.parametrize("paired", [True, False])
@@ -190,6 +236,17 @@ def test_frechet_distance_of_reconstructions_does_not_gain_from_their_originals(
     assert found[0]["FD_images"] == 50
 
 
+def test_the_limit_of_the_frechet_distance_is_right_for_patients_with_several_images():
+    """Both sets of one source: 0. With the images in any order the line is too flat, and misses it."""
+    limits = {True: [], False: []}
+    for i in range(30):
+        (fake, fake_group_N), (real, real_group_M) = patients(2 * i, 30), patients(2 * i + 1, 30)
+        for known, found in limits.items():
+            groups = {"fake_group_N": fake_group_N, "real_group_M": real_group_M} if known else {}
+            found.append(evaluation.frechet_extrapolated(fake, real, **groups, seed=i)["FD_infinite"])
+    assert abs(np.mean(limits[True])) < 0.25 < np.mean(limits[False]) - 0.5
+
+
 def test_too_few_images_give_no_frechet_distance():
     with pytest.raises(ValueError, match="twice as many"):
         evaluation.frechet_extrapolated(gaussian(15, 0), gaussian(100, 1))
@@ -222,6 +279,47 @@ def test_bootstrap_interval_is_that_of_a_share():
     found = evaluation.bootstrap_balanced_accuracy((labels == 1)[None], labels)
     assert found == pytest.approx(evaluation.wilson_interval(50, 100))
     assert evaluation.bootstrap_balanced_accuracy(np.ones((3, 57), bool), np.zeros(57, int))[0] < 0.95
+
+
+def test_several_images_of_a_patient_do_not_narrow_an_interval():
+    """Ten images of each of 40 patients, all right or all wrong: the interval is that of 40 images."""
+    rng = np.random.default_rng(0)
+    right_N, label_N, ten = rng.random(40) < 0.7, np.arange(40) % 2, np.arange(40).repeat(10)
+    balanced = evaluation.bootstrap_balanced_accuracy
+    once = balanced(right_N[None], label_N)
+    assert balanced(right_N[None, ten], label_N[ten], ten) == pytest.approx(once)
+    assert np.ptp(balanced(right_N[None, ten], label_N[ten])) < 0.5 * np.ptp(once)
+    # All right: no certainty, and no more of it for ten images of each patient.
+    surely = balanced(np.ones((1, 400), bool), label_N[ten], ten)
+    assert surely == pytest.approx(evaluation.wilson_interval(40, 40))
+    for right in (right_N, np.ones(40, bool), np.zeros(40, bool)):
+        wanted = evaluation.wilson_interval(right.sum(), 40)
+        assert evaluation.share_interval(right, np.arange(40)) == pytest.approx(wanted)
+        assert evaluation.share_interval(right[ten], ten) == pytest.approx(wanted)
+    assert evaluation.share_interval(right_N, np.zeros(40, int)) == pytest.approx(
+        evaluation.wilson_interval(right_N.mean(), 1)
+    )
+
+
+def test_the_interval_of_a_share_holds_it_for_patients_with_several_images():
+    missed, missed_by_images = 0, 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        group_N = np.arange(25).repeat(rng.integers(1, 9, 25))
+        right_N = rng.random(len(group_N)) < rng.beta(1.6, 0.4, 25)[group_N]  # 0.8 of patients, unlike
+        low, high = evaluation.share_interval(right_N, group_N)
+        missed += not low <= 0.8 <= high
+        low, high = evaluation.wilson_interval(right_N.sum(), len(right_N))
+        missed_by_images += not low <= 0.8 <= high
+    assert missed <= 0.09 * 300 < 0.15 * 300 < missed_by_images
+
+
+def test_standard_error_is_of_images_or_of_their_groups():
+    value_N = np.array([1.0, 2.0, 4.0, 9.0])
+    assert evaluation.standard_error(value_N, np.arange(4)) == pytest.approx(value_N.std(ddof=1) / 2)
+    # Two groups with means of 1.5 and 6.5: half their difference.
+    assert evaluation.standard_error(value_N, np.array([0, 0, 5, 5])) == pytest.approx(2.5)
+    assert evaluation.standard_error(value_N, np.zeros(4, int)) is None
 
 
 def test_mode_collapse_lowers_recall_and_coverage_but_not_precision():
@@ -263,3 +361,7 @@ def test_token_nats_of_equal_logits_are_log_v_and_of_a_sure_model_0():
 def test_wilson_interval_against_published_values():
     assert evaluation.wilson_interval(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
     assert evaluation.wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    library = binomtest(7, 31).proportion_ci(method="wilson")
+    assert evaluation.wilson_interval(7, 31) == pytest.approx((library.low, library.high))
+    # Between the whole counts, where the library has none.
+    assert evaluation.wilson_interval(6.5, 31)[0] < library.low < evaluation.wilson_interval(7.5, 31)[0]

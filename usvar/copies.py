@@ -7,7 +7,7 @@ to its training pictures than new pictures do.
 Axes: N queries, M training pictures, P pixels of a thumbnail, T movements, K candidates, L tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from usvar.evaluation import nearest
+from usvar.evaluation import draw_weights, nearest
 from usvar.physics import LEAST_GREY
 
 # Side of the thumbnails, and of the coarse ones by which CANDIDATES are chosen that are looked at closer.
@@ -28,7 +28,7 @@ ROTATIONS, SHIFTS = (-10.0, -5.0, 0.0, 5.0, 10.0), (-2, -1, 0, 1, 2)
 COARSE_ROTATIONS, COARSE_SHIFTS = (-10.0, 0.0, 10.0), (-2, 0, 2)
 # Queries at a time.
 ROWS = 64
-# Fewer test pictures than this: none is expected below the 5% quantile of their distances.
+# Fewer groups of test pictures than this: none is expected below the 5% quantile of their distances.
 LEAST_FOR_QUANTILE = 20
 # The share of test pictures whose distance counts as that of a copy, and draws for the interval.
 QUANTILE, DRAWS = 0.05, 1000
@@ -190,6 +190,8 @@ def copy_numbers(
     planted: dict[str, tuple[np.ndarray, np.ndarray]],
     source_N: np.ndarray,
     seed: int = 0,
+    *,
+    test_group_N: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """What the distances of one search say.
 
@@ -205,12 +207,14 @@ def copy_numbers(
         planted: kind of copy -> distances and rows of planted copies of training pictures.
         source_N: the training picture that each planted copy was made from.
         seed: of the draws for the interval.
+        test_group_N: groups of the test pictures; None: each is one by itself.
 
     Returns:
-        Medians, counts and shares; where there are LEAST_FOR_QUANTILE test pictures, also the 5% quantile of
-        their distances, the generated ones below it, and the share of planted copies that are found so. The
-        interval of the share is from draws of both sets anew, for the quantile of few test pictures is as
-        uncertain as the share.
+        Medians, counts and shares; where there are LEAST_FOR_QUANTILE groups of test pictures, also the 5%
+        quantile of their distances, the generated ones below it, and the share of planted copies that are
+        found so. The interval of the share is from draws of both sets anew, of the test pictures by groups,
+        for the quantile of few test pictures is as uncertain as the share. It is a little narrow where they
+        are few: of new pictures a fourth of such intervals miss 5% with 40 groups, one in forty with 400.
     """
     (generated_N, row_N), (label_N, test_label_N) = generated, labels
     numbers: dict[str, Any] = {
@@ -221,29 +225,35 @@ def copy_numbers(
         "median_test_to_train": float(np.median(test_N)),
         "share_of_train_that_is_nearest": len(np.unique(row_N)) / train_count,
     }
-    generated_of = {c: generated_N[label_N == c] for c in np.unique(label_N)}
-    test_of = {c: test_N[test_label_N == c] for c in generated_of}
-    classes = [c for c, of_class in test_of.items() if len(of_class)]
-    counted = sum(len(generated_of[c]) for c in classes)
-    if sum(len(test_of[c]) for c in classes) < LEAST_FOR_QUANTILE:
-        return numbers
-    weight_N = np.concatenate(
-        [np.full(len(test_of[c]), len(generated_of[c]) / len(test_of[c]) / counted) for c in classes]
+    test_group_N = np.arange(len(test_N)) if test_group_N is None else test_group_N
+    shared = np.intersect1d(label_N, test_label_N)
+    kept_N, test_kept_N = np.isin(label_N, shared), np.isin(test_label_N, shared)
+    counted_N, unseen_N, unseen_group_N = generated_N[kept_N], test_N[test_kept_N], test_group_N[test_kept_N]
+    class_N, unseen_class_N = (
+        np.searchsorted(shared, found) for found in (label_N[kept_N], test_label_N[test_kept_N])
     )
+    groups = len(np.unique(unseen_group_N))
+    if groups < LEAST_FOR_QUANTILE:
+        return numbers
+    share_C = np.bincount(class_N) / len(class_N)
 
-    def below(draw: Callable[[np.ndarray], np.ndarray]) -> tuple[float, int]:
-        threshold = weighed_quantile(np.concatenate([draw(test_of[c]) for c in classes]), weight_N)
-        return threshold, sum(int((draw(generated_of[c]) < threshold).sum()) for c in classes)
+    def below(weight_N: np.ndarray, unseen_weight_N: np.ndarray) -> tuple[float, float]:
+        """The quantile and the share of generated pictures below it, classes as frequent as generated."""
+        of_class_C = share_C / np.bincount(unseen_class_N, unseen_weight_N)
+        threshold = weighed_quantile(unseen_N, unseen_weight_N * of_class_C[unseen_class_N], groups)
+        of_class_C = share_C / np.bincount(class_N, weight_N)
+        return threshold, float((weight_N * of_class_C[class_N])[counted_N < threshold].sum())
 
-    threshold, hits = below(lambda of_class: of_class)
-    rng = np.random.default_rng(seed)
-    drawn = [below(lambda of_class: rng.choice(of_class, len(of_class)))[1] for _ in range(DRAWS)]
+    threshold, _ = below(np.ones(len(counted_N)), np.ones(len(unseen_N)))
+    hits, rng = int((counted_N < threshold).sum()), np.random.default_rng(seed)
+    each_N = np.arange(len(counted_N))
+    drawn = [below(draw_weights(each_N, rng), draw_weights(unseen_group_N, rng))[1] for _ in range(DRAWS)]
     return numbers | {
-        "generated_counted": counted,
+        "generated_counted": len(counted_N),
         "threshold_5_percent_of_test": threshold,
         "generated_below": hits,
-        "share_below": hits / counted,
-        "share_below_interval_95": [float(q) / counted for q in np.quantile(drawn, (0.025, 0.975))],
+        "share_below": hits / len(counted_N),
+        "share_below_interval_95": np.quantile(drawn, (0.025, 0.975)).tolist(),
         "test_below": int((test_N < threshold).sum()),
         "share_below_expected": QUANTILE,
         "planted_copies_detected": {
@@ -257,16 +267,17 @@ def copy_numbers(
     }
 
 
-def weighed_quantile(value_N: np.ndarray, weight_N: np.ndarray) -> float:
+def weighed_quantile(value_N: np.ndarray, weight_N: np.ndarray, count: int) -> float:
     """The value that QUANTILE of new values of the same kind are expected to lie below.
 
-    Of N values with equal weights the i-th smallest stands for i / (N + 1), so that the expectation is right
-    for few values too (E. Gumbel, "Statistics of Extremes", 1958).
+    Of N independent values with equal weights the i-th smallest stands for i / (N + 1), so that the
+    expectation is right for few values too (E. Gumbel, "Statistics of Extremes", 1958).
 
     Args:
         value_N: values.
         weight_N: their weights, with a sum of 1.
+        count: how many of them are independent.
     """
     order = np.argsort(value_N, kind="stable")
-    share_N = weight_N[order].cumsum() * len(value_N) / (len(value_N) + 1)
+    share_N = weight_N[order].cumsum() * count / (count + 1)
     return float(np.interp(QUANTILE, share_N, value_N[order]))

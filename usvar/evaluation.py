@@ -4,11 +4,14 @@ All of them are written for sets of tens to thousands of images: the kernel dist
 of a set, the Fréchet distance is extrapolated to infinitely many images, and the measures of neighbours are
 meant to be read beside the same measures of real images. Tables of all pairs are never held whole.
 
+Images of one patient or video are not independent. Spreads and intervals therefore draw whole groups of them,
+the clusters of survey statistics; an image that was generated is a group of its own.
+
 The library is used where it has the measure: torch-fidelity for the Fréchet distance, scikit-learn for
 distances in blocks. The tests hold the kernel distance, precision and recall to torch-fidelity's numbers; its
 own functions for these cannot weigh classes, leave out pairs or give a standard error.
 
-Axes: N and M images of two sets, D features, C classes, S random halves, H W pixels.
+Axes: N and M images of two sets, D features, C classes, G groups, S random halves, H W pixels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,6 +25,8 @@ from sklearn.metrics import pairwise_distances_argmin_min, pairwise_distances_ch
 from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
+# Groups that a class must have for its halves to tell how groups scatter.
+LEAST_GROUPS = 4
 # Rows at a time, and MiB, where a table of all pairs would not fit in memory.
 ROWS, BLOCK_MIB = 1024, 64
 
@@ -36,9 +41,20 @@ class ImageSet:
     features: dict[str, np.ndarray] = field(default_factory=dict)
     # (N, L) tokens, where they are needed.
     idx_NL: np.ndarray | None = None
+    # (N,) group of each image, such as its patient; None: each image is one by itself.
+    group_N: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.group_N is None:
+            self.group_N = np.arange(len(self.label_N))
 
     def __len__(self) -> int:
         return len(self.label_N)
+
+    @property
+    def num_groups(self) -> int:
+        """Groups that the images are of."""
+        return len(np.unique(self.group_N))
 
     def of_class(self, label: int) -> "ImageSet":
         """The images of one class."""
@@ -48,7 +64,7 @@ class ImageSet:
         """Some of the images."""
         features = {name: values_ND[rows] for name, values_ND in self.features.items()}
         idx_NL = None if self.idx_NL is None else self.idx_NL[rows]
-        return ImageSet(self.grey_NHW[rows], self.label_N[rows], features, idx_NL)
+        return ImageSet(self.grey_NHW[rows], self.label_N[rows], features, idx_NL, self.group_N[rows])
 
 
 def least_images(neighbours: int) -> int:
@@ -65,6 +81,8 @@ def kernel_distance(
     fake_label_N: np.ndarray | None = None,
     real_label_M: np.ndarray | None = None,
     *,
+    fake_group_N: np.ndarray | None = None,
+    real_group_M: np.ndarray | None = None,
     paired: bool = False,
     subsets: int = 100,
     seed: int = 0,
@@ -74,19 +92,26 @@ def kernel_distance(
     A. Gretton et al., "A Kernel Two-Sample Test", JMLR 2012, equation 3; kernel (x.y / D + 1)^3 of
     M. Binkowski et al., "Demystifying MMD GANs", ICLR 2018, section 4. With labels each class weighs the same
     on its side, so that two sets of other class shares compare; each pair of classes is then an average
-    without bias. The value may be below 0: it scatters around 0 when the two sets come from one source.
+    without bias. Two images of one class and group are no pair: they are alike because of their patient, not
+    of their set. The value may be below 0: it scatters around 0 when the two sets come from one source.
 
-    The spread is the deviation over random halves of each class. Halves without replacement scatter about
-    the whole as the whole does about the truth (J. Shao and C. Wu, "A general theory for jackknife variance
-    estimation", Annals of Statistics 1989), so it is a standard error.
+    The spread is the deviation over random halves of the groups of each class. Halves without replacement
+    scatter about the whole as the whole does about the truth (J. Shao and C. Wu, "A general theory for
+    jackknife variance estimation", Annals of Statistics 1989; for groups K. Rust and J. Rao, "Variance
+    estimation for complex surveys using replication techniques", Statistical Methods in Medical Research
+    1996), so it is a standard error. A class of under LEAST_GROUPS groups does not tell how they scatter: its
+    images are taken for independent, so that the spread is too small and the distance too high.
 
     Args:
         fake_ND: features of one set.
         real_MD: features of the other.
         fake_label_N: class of each row; None: one class. Classes with a single image are left out.
         real_label_M: likewise.
+        fake_group_N: whole number of the group of each row; None: each row is one by itself.
+        real_group_M: likewise.
         paired: row i of both sets stems from the same picture (a reconstruction and its original); such pairs
-            are left out, as in equation 4 of Gretton et al., for they would count as likeness.
+            and others of a group are left out, as in equation 4 of Gretton et al., for they would count as
+            likeness.
         subsets: random halves for the spread.
         seed: of those halves.
 
@@ -96,8 +121,8 @@ def kernel_distance(
     Raises:
         ValueError: when a set has no class of two or more images.
     """
-    fake, fake_NC = _with_classes(fake_ND, fake_label_N)
-    real, real_MC = _with_classes(real_MD, real_label_M)
+    fake, fake_NC, fake_group_N = _with_classes(fake_ND, fake_label_N, fake_group_N)
+    real, real_MC, real_group_M = _with_classes(real_MD, real_label_M, real_group_M)
     if not fake_NC.shape[1] or not real_MC.shape[1]:
         raise ValueError(
             f"found sets of {len(fake_ND)} and {len(real_MD)} images, wanted two or more of a class in each"
@@ -105,34 +130,47 @@ def kernel_distance(
     # Column 0 is the whole set, the others are its halves: one pass over the pairs serves them all.
     has_spread = min(fake_NC.sum(0).min(), real_MC.sum(0).min()) >= 4
     rng, halves = np.random.default_rng(seed), subsets if has_spread else 0
-    fake_NS = _whole_and_halves(fake_NC, halves, rng)
-    real_MS = fake_NS if paired else _whole_and_halves(real_MC, halves, rng)
+    fake_NS = _whole_and_halves(fake_NC, fake_group_N, halves, rng)
+    real_MS = fake_NS if paired else _whole_and_halves(real_MC, real_group_M, halves, rng)
     value_S = (
-        _mean_kernel(fake, fake, fake_NC, fake_NC, fake_NS, fake_NS, without_diagonal=True)
-        + _mean_kernel(real, real, real_MC, real_MC, real_MS, real_MS, without_diagonal=True)
-        - 2 * _mean_kernel(fake, real, fake_NC, real_MC, fake_NS, real_MS, without_diagonal=paired)
+        _mean_kernel(fake, fake, fake_NC, fake_NC, fake_NS, fake_NS, fake_group_N)
+        + _mean_kernel(real, real, real_MC, real_MC, real_MS, real_MS, real_group_M)
+        - 2 * _mean_kernel(fake, real, fake_NC, real_MC, fake_NS, real_MS, fake_group_N if paired else None)
     )
     return float(value_S[0]), float(value_S[1:].std()) if has_spread else None
 
 
-def _with_classes(x_ND: np.ndarray, label_N: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the classes with two images or more, and (N, C) of 0 and 1, a column for each such class."""
+def _with_classes(
+    x_ND: np.ndarray, label_N: np.ndarray | None, group_N: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of the classes with two images or more, (N, C) of 0 and 1, a column for each such class, and (N,)
+    groups: each image by itself in a class of few."""
     x_ND = np.asarray(x_ND, np.float64)
     label_N = np.zeros(len(x_ND), np.int64) if label_N is None else np.asarray(label_N)
+    group_N = np.arange(len(x_ND)) if group_N is None else np.array(group_N)
+    for label in np.unique(label_N):
+        rows = np.flatnonzero(label_N == label)
+        if len(np.unique(group_N[rows])) < LEAST_GROUPS:
+            group_N[rows] = group_N.max() + 1 + np.arange(len(rows))
     kept = [label for label in np.unique(label_N) if (label_N == label).sum() >= 2]
     rows = np.isin(label_N, kept)
     one_hot_NC = label_N[rows, None] == np.array(kept, label_N.dtype)[None]
-    return x_ND[rows], one_hot_NC.astype(np.float64)
+    return x_ND[rows], one_hot_NC.astype(np.float64), group_N[rows]
 
 
-def _whole_and_halves(one_hot_NC: np.ndarray, halves: int, rng: np.random.Generator) -> np.ndarray:
-    """(N, 1 + halves) of 0 and 1: all rows, then half the rows of each class at random."""
+def _whole_and_halves(
+    one_hot_NC: np.ndarray, group_N: np.ndarray, halves: int, rng: np.random.Generator
+) -> np.ndarray:
+    """(N, 1 + halves) of 0 and 1: all rows, then the rows of half the groups of each class at random."""
     member_NS = np.zeros((len(one_hot_NC), 1 + halves))
     member_NS[:, 0] = 1.0
-    for column in range(one_hot_NC.shape[1]):
-        rows = np.flatnonzero(one_hot_NC[:, column])
-        for half in range(1, 1 + halves):
-            member_NS[rng.permutation(rows)[: len(rows) // 2], half] = 1.0
+    for half in range(1, 1 + halves):
+        # One order for all classes, so that a group with images of several mostly comes with all of them.
+        place_N = rng.permutation(group_N.max() + 1)[group_N]
+        for column in range(one_hot_NC.shape[1]):
+            rows = np.flatnonzero(one_hot_NC[:, column])
+            place_G = np.unique(place_N[rows])
+            member_NS[rows[place_N[rows] < place_G[len(place_G) // 2]], half] = 1.0
     return member_NS
 
 
@@ -143,34 +181,43 @@ def _mean_kernel(
     y_class_MC: np.ndarray,
     x_member_NS: np.ndarray,
     y_member_MS: np.ndarray,
-    *,
-    without_diagonal: bool,
+    group_N: np.ndarray | None,
 ) -> np.ndarray:
-    """Mean over pairs of classes of the mean kernel between them, (S,), for each subset of members."""
+    """Mean over pairs of classes of the mean kernel between them, (S,), for each subset of members.
+
+    Where the rows of both sides have groups, two rows of one class and group are no pair.
+    """
     x_count_CS, y_count_CS = x_class_NC.T @ x_member_NS, y_class_MC.T @ y_member_MS
     x_weight_NS = x_member_NS / (x_class_NC @ x_count_CS)
     y_weight_MS = y_member_MS / (y_class_MC @ y_count_CS)
     pairs = len(x_count_CS) * len(y_count_CS)
-    mean_S = _bilinear(x_ND, y_MD, x_weight_NS, y_weight_MS, without_diagonal) / pairs
-    if without_diagonal:
-        # Within a class there are n (n - 1) pairs, not n^2.
-        for column, count_S in enumerate(x_count_CS):
-            rows = np.flatnonzero(x_class_NC[:, column])
-            sum_S = _bilinear(x_ND[rows], y_MD[rows], x_member_NS[rows], y_member_MS[rows], True)
-            mean_S += sum_S * (1 / (count_S * (count_S - 1)) - 1 / count_S**2) / pairs
+    if group_N is None:
+        return _bilinear(x_ND, y_MD, x_weight_NS, y_weight_MS) / pairs
+    _, unit_N = np.unique(np.stack([x_class_NC.argmax(1), group_N]), axis=1, return_inverse=True)
+    mean_S = _bilinear(x_ND, y_MD, x_weight_NS, y_weight_MS, unit_N) / pairs
+    # Within a class there are fewer pairs than n^2: without groups n (n - 1).
+    for column, count_S in enumerate(x_count_CS):
+        rows = np.flatnonzero(x_class_NC[:, column])
+        sum_S = _bilinear(x_ND[rows], y_MD[rows], x_member_NS[rows], y_member_MS[rows], unit_N[rows])
+        unit_count_US = np.zeros((unit_N.max() + 1, len(count_S)))
+        np.add.at(unit_count_US, unit_N[rows], x_member_NS[rows])
+        pairs_S = count_S**2 - np.square(unit_count_US).sum(0)
+        mean_S += sum_S * (1 / pairs_S - 1 / count_S**2) / pairs
     return mean_S
 
 
 def _bilinear(
-    x_ND: np.ndarray, y_MD: np.ndarray, u_NS: np.ndarray, v_MS: np.ndarray, without_diagonal: bool
+    x_ND: np.ndarray, y_MD: np.ndarray, u_NS: np.ndarray, v_MS: np.ndarray, unit_N: np.ndarray | None = None
 ) -> np.ndarray:
-    """u^T K v for each column, (S,), with the cubic kernel K computed a block of rows at a time."""
+    """u^T K v for each column, (S,), with the cubic kernel K computed a block of rows at a time.
+
+    K is 0 for two rows of one unit, where the rows of both sides have units.
+    """
     total_S = np.zeros(u_NS.shape[1])
     for start in range(0, len(x_ND), ROWS):
         block_BM = (x_ND[start : start + ROWS] @ y_MD.T / x_ND.shape[1] + 1) ** 3
-        if without_diagonal:
-            rows = np.arange(len(block_BM))
-            block_BM[rows, start + rows] = 0.0
+        if unit_N is not None:
+            block_BM[unit_N[start : start + ROWS, None] == unit_N] = 0.0
         total_S += (u_NS[start : start + ROWS] * (block_BM @ v_MS)).sum(0)
     return total_S
 
@@ -194,6 +241,8 @@ def frechet_extrapolated(
     fake_ND: np.ndarray,
     real_MD: np.ndarray,
     *,
+    fake_group_N: np.ndarray | None = None,
+    real_group_M: np.ndarray | None = None,
     paired: bool = False,
     sizes: int = 8,
     orders: int = 10,
@@ -208,10 +257,13 @@ def frechet_extrapolated(
     Args:
         fake_ND: features of one set.
         real_MD: features of the other.
+        fake_group_N: whole number of the group of each row; None: each row is one by itself. Whole groups are
+            taken, so that images N times as many are of N times as many patients.
+        real_group_M: likewise.
         paired: row i of both sets stems from the same picture: such sets share their accidents, so each
             distance is taken between different pictures, which halves N.
         sizes: numbers of images, from a third of all to all.
-        orders: random orders that the images are taken in.
+        orders: random orders that the groups are taken in.
         seed: of those orders.
 
     Returns:
@@ -227,9 +279,8 @@ def frechet_extrapolated(
     count_K = np.unique(np.linspace(max(most // 3, fake_ND.shape[1] + 1), most, sizes).round().astype(int))
     rng, distance_OK = np.random.default_rng(seed), np.empty((orders, len(count_K)))
     for order in range(orders):
-        fake_row_N, real_row_M = rng.permutation(len(fake_ND)), rng.permutation(len(real_MD))
-        if paired:
-            real_row_M = fake_row_N[::-1]
+        fake_row_N = _group_after_group(len(fake_ND), fake_group_N, rng)
+        real_row_M = fake_row_N[::-1] if paired else _group_after_group(len(real_MD), real_group_M, rng)
         distance_OK[order] = [
             frechet_distance(fake_ND[fake_row_N[:count]], real_MD[real_row_M[:count]]) for count in count_K
         ]
@@ -240,6 +291,12 @@ def frechet_extrapolated(
         "FD_infinite": float(intercept_O.mean()),
         "FD_infinite_deviation": float(intercept_O.std(ddof=1)),
     }
+
+
+def _group_after_group(count: int, group_N: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+    """All rows, the groups in random order."""
+    group_N = np.arange(count) if group_N is None else group_N
+    return np.argsort(rng.permutation(group_N.max() + 1)[group_N], kind="stable")
 
 
 # --- neighbours ---
@@ -362,13 +419,48 @@ def disagreements(
     return [(a, b) for a in first for b in first if order(first, a, b) > 0 > order(second, a, b)]
 
 
-def wilson_interval(hits: int, count: int) -> tuple[float, float]:
-    """95% confidence interval of a share (E. Wilson, JASA 1927, right for small counts too)."""
-    z = 1.96
+def wilson_interval(hits: float, count: float) -> tuple[float, float]:
+    """95% confidence interval of a share (E. Wilson, JASA 1927, right for small counts too).
+
+    The counts may be fractions, as effective ones are: scipy's `binomtest`, which gives the same, takes whole
+    ones only.
+    """
+    z = stats.norm.ppf(0.975)
     share, weight = hits / count, 1 + z**2 / count
     centre = (share + z**2 / (2 * count)) / weight
     half = z / weight * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def standard_error(value_N: np.ndarray, group_N: np.ndarray) -> float | None:
+    """Standard error of a mean over images of several groups; None for a single group.
+
+    J. Rao and A. Scott, "A simple method for the analysis of clustered binary data", Biometrics 1992, section
+    2. Of groups of one image each it is the deviation over the root of N.
+    """
+    groups, row_N = np.unique(group_N, return_inverse=True)
+    if len(groups) < 2:
+        return None
+    residual_G = np.bincount(row_N, value_N - np.mean(value_N))
+    return float(np.sqrt(len(groups) / (len(groups) - 1) * np.square(residual_G).sum()) / len(value_N))
+
+
+def share_interval(right_N: np.ndarray, group_N: np.ndarray) -> tuple[float, float]:
+    """95% interval of a share of images of several groups.
+
+    Wilson's with the number of independent images that would scatter as much, as Rao and Scott 1992 do: all
+    where the images of a group are as unlike as others, the number of groups where they are all alike. So it
+    is too where no scatter is seen, as when every image is right.
+
+    Args:
+        right_N: bool, which images count.
+        group_N: their groups.
+    """
+    share, error = float(np.mean(right_N)), standard_error(right_N, group_N)
+    count: float = len(np.unique(group_N))
+    if error:
+        count = min(len(right_N), 1 + share * (1 - share) / error**2)
+    return wilson_interval(share * count, count)
 
 
 def student_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -379,33 +471,49 @@ def student_interval(values: Sequence[float]) -> tuple[float, float]:
     """
     if len(values) < 2:
         raise ValueError(f"found {len(values)} value(s), wanted two or more for an interval")
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
     return max(0.0, float(np.mean(values) - half)), min(1.0, float(np.mean(values) + half))
 
 
+def draw_weights(group_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Weights (N,) of one draw of the groups (whole numbers) anew, the same for all images of a group.
+
+    D. Rubin, "The Bayesian Bootstrap", Annals of Statistics 1981. As the common bootstrap, but no group is
+    ever missing, so that no class of few groups is.
+    """
+    return rng.exponential(size=group_N.max() + 1)[group_N]
+
+
 def bootstrap_balanced_accuracy(
-    right_SN: np.ndarray, label_N: np.ndarray, draws: int = 2000, seed: int = 0
+    right_SN: np.ndarray,
+    label_N: np.ndarray,
+    group_N: np.ndarray | None = None,
+    draws: int = 2000,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """95% interval of the mean balanced accuracy of several classifiers from the choice of test images.
 
     Args:
         right_SN: bool, whether each of S classifiers is right on each test image.
-        label_N: classes; images are drawn anew within their class.
+        label_N: classes, which weigh alike.
+        group_N: groups, which are drawn anew; None: each image is one by itself.
         draws: bootstrap draws.
         seed: of those draws.
 
     Returns:
         The interval; Wilson's where all draws are alike, as when every image is right: that is no certainty.
     """
+    group_N = np.arange(len(label_N)) if group_N is None else group_N
     rng, share_N = np.random.default_rng(seed), right_SN.mean(0)
-    classes = np.unique(label_N)
-    mean_CR = np.empty((len(classes), draws))
-    for row, label in enumerate(classes):
-        members = share_N[label_N == label]
-        mean_CR[row] = members[rng.integers(len(members), size=(draws, len(members)))].mean(1)
-    low, high = np.quantile(mean_CR.mean(0), (0.025, 0.975))
+    _, class_N = np.unique(label_N, return_inverse=True)
+    accuracy_R = np.empty(draws)
+    for draw in range(draws):
+        weight_N = draw_weights(group_N, rng)
+        accuracy_R[draw] = np.mean(np.bincount(class_N, weight_N * share_N) / np.bincount(class_N, weight_N))
+    low, high = np.quantile(accuracy_R, (0.025, 0.975))
     if high - low < 1e-9:
-        return wilson_interval(round(float(low) * len(label_N)), len(label_N))
+        groups = len(np.unique(group_N))
+        return wilson_interval(float(low) * groups, groups)
     return float(low), float(high)
 
 

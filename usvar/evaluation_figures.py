@@ -57,7 +57,8 @@ def draw_all(
         draw_nearest_pairs(path, found, sets["generated"], sets["real_train"], by)
     draw_variety(folder / "variety.png", result["variety"], classes, stamps)
     draw_physics(folder / "physics.png", curves)
-    draw_bits(folder / "bits_per_token.png", result["bits_per_token"], result["patch_nums"])
+    if result["bits_per_token"]:
+        draw_bits(folder / "bits_per_token.png", result["bits_per_token"], result["patch_nums"])
     if result["sweep"]:
         draw_sweep(folder / "sweep.png", result["sweep"])
 
@@ -78,7 +79,7 @@ def draw_kernel_distances(path: Path, distances: dict[str, Any], stamps: dict[st
         squeeze=False,
     )
     for axis, (extractor, stamp) in zip(axes[0], stamps.items(), strict=True):
-        for offset, (name, title) in enumerate(SETS.items()):
+        for offset, name in enumerate(distances):
             shown = [(row, distances[name][group]) for row, group in enumerate(groups)]
             shown = [(row, entry) for row, entry in shown if f"{extractor}-KD" in entry]
             axis.errorbar(
@@ -89,7 +90,7 @@ def draw_kernel_distances(path: Path, distances: dict[str, Any], stamps: dict[st
                 color=COLOUR_OF[name],
                 markersize=5,
                 capsize=2,
-                label=title,
+                label=SETS[name],
             )
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set_yticks(range(len(groups)), row_names)
@@ -114,11 +115,11 @@ def draw_neighbours(path: Path, distances: dict[str, Any], stamps: dict[str, str
         squeeze=False,
     )
     for axis, (extractor, stamp) in zip(axes[0], stamps.items(), strict=True):
-        for offset, (name, title) in enumerate(SETS.items()):
+        for offset, name in enumerate(distances):
             entry = distances[name]["pooled"]
             heights = [entry.get(f"{extractor}-{key}", np.nan) for key in names]
             place = np.arange(4) + 0.2 * (offset - 1.5)
-            label = f"{title}, n = {entry['images']}"
+            label = f"{SETS[name]}, n = {entry['images']}"
             axis.bar(place, heights, 0.19, label=label, color=COLOUR_OF[name])
         axis.set_xticks(range(4), names)
         axis.grid(False, axis="x")
@@ -133,7 +134,7 @@ def draw_neighbours(path: Path, distances: dict[str, Any], stamps: dict[str, str
 def draw_use(path: Path, use: dict[str, Any]) -> None:
     """Classification accuracy score by what the classifier was trained on."""
     figure, axis = plt.subplots(figsize=(7.2, 2.8), layout="constrained")
-    for row, kind in enumerate(USE):
+    for row, kind in enumerate(use):
         entry = use[kind]
         low, high = entry["interval_95_over_test_images"]
         axis.plot([low, high], [row + 0.12] * 2, color="#888888", linewidth=4, solid_capstyle="butt")
@@ -142,8 +143,8 @@ def draw_use(path: Path, use: dict[str, Any]) -> None:
         scores = entry["balanced_accuracy_of_each_seed"]
         axis.plot(scores, [row - 0.12] * len(scores), "k.", markersize=5)
         axis.plot(entry["balanced_accuracy"], row, "D", color=plots.COLOURS[1], markersize=6)
-    axis.set_yticks(range(len(USE)), [f"{title} ({use[kind]['images']})" for kind, title in USE.items()])
-    axis.set_ylim(len(USE) - 0.5, -0.5)
+    axis.set_yticks(range(len(use)), [f"{USE[kind]} ({entry['images']})" for kind, entry in use.items()])
+    axis.set_ylim(len(use) - 0.5, -0.5)
     axis.set_xlim(0, 1.03)
     tested = use["real"]["test_images"]
     axis.set(
@@ -222,8 +223,9 @@ def draw_nearest_pairs(
 def draw_samples(path: Path, sets: dict[str, ImageSet], classes: list[str]) -> None:
     """The first six images of each class and set: not chosen."""
     rows, names = [], []
+    shown = [n for n in ("real_test", "reconstructed_test", "generated", "position_prior") if n in sets]
     for label, class_name in enumerate(classes):
-        for name in ("real_test", "reconstructed_test", "generated", "position_prior"):
+        for name in shown:
             rows.append(list(sets[name].of_class(label).grey_NHW[:6]))
             names.append(f"{class_name}:\n{SHORT[name]}")
     plots.image_grid(path, rows, names, [str(i + 1) for i in range(6)], "The first six of each, not chosen")
@@ -285,8 +287,8 @@ def draw_variety(path: Path, table: dict[str, Any], classes: list[str], stamps: 
 def draw_physics(path: Path, curves: dict[str, dict[str, np.ndarray]]) -> None:
     """Power over spatial frequency, grey levels, speckle, and brightness along depth."""
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.4), layout="constrained")
-    for name in ORDER:
-        found, colour = curves[name], COLOUR_OF[name]
+    for name, found in curves.items():
+        colour = COLOUR_OF[name]
         style: dict[str, Any] = {"color": colour, "linewidth": 2.2 if name == "real_test" else 1.2}
         axes[0, 0].plot(found["frequency"], found["spectrum"], label=SHORT[name], **style)
         # Over 4 levels: single levels jump, because JPEG and resizing leave combs.

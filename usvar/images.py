@@ -195,6 +195,26 @@ def image_size(files: ImageFiles) -> int:
     return height
 
 
+def require_size(files: ImageFiles, size: int, wanted_by: str, what_to_do: str | None = None) -> None:
+    """Refuse a split whose images have another side length.
+
+    Args:
+        files: the split.
+        size: wanted side in pixels.
+        wanted_by: what needs it, in words.
+        what_to_do: in words; None: the advice for a VQ-VAE.
+
+    Raises:
+        InputError: names the folder and both sizes.
+    """
+    if (found := image_size(files)) != size:
+        what_to_do = what_to_do or f"prepare with --size {size} or give another VQ-VAE"
+        raise InputError(
+            f"{files.root / files.split} holds images of {found} x {found} pixels, {wanted_by} wants "
+            f"{size} x {size}: {what_to_do}"
+        )
+
+
 def find_images_of_side(root: Path, splits: Iterable[str], side: int, vqvae_path: Path) -> list[ImageFiles]:
     """List the PNG files of some splits, for a VQ-VAE that takes images of one size.
 
@@ -210,11 +230,7 @@ def find_images_of_side(root: Path, splits: Iterable[str], side: int, vqvae_path
     classes = find_classes(root)
     found = [find_images(root, split, classes) for split in splits]
     for files in found:
-        if (size := image_size(files)) != side:
-            raise InputError(
-                f"{root / files.split} holds images of {size} x {size} pixels, {vqvae_path} wants "
-                f"{side} x {side}: prepare with --size {side} or give another VQ-VAE"
-            )
+        require_size(files, side, str(vqvae_path))
     return found
 
 

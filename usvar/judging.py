@@ -3,6 +3,7 @@
 Axes: N images, L tokens, H W pixels.
 """
 
+import csv
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from models import VAR, VQVAE
 from models.helpers import image_seeds, split_scales
 from usvar import checkpoints, images, tokens
 from usvar.errors import InputError
-from usvar.evaluation import ImageSet, wilson_interval
+from usvar.evaluation import ImageSet, share_interval
 from usvar.extractor import (
     CLASSIFIER_SHAPE,
     EXTRACTOR_SHAPE,
@@ -69,38 +70,78 @@ def load_models(
     """
     vqvae = checkpoints.load_vqvae(vqvae_path, device)
     loaded = checkpoints.load_var(var_path, vqvae, device)
-    classes = images.find_classes(data_root)
-    if loaded.classes not in (None, classes) or loaded.model.num_classes != len(classes):
-        raise InputError(
-            f"{var_path} knows the classes {', '.join(loaded.classes or (str(loaded.model.num_classes),))}, "
-            f"{data_root} has {', '.join(classes)}: give the images that it was trained on"
-        )
+    classes, number = images.find_classes(data_root), loaded.model.num_classes
     maps = {split: tokens.read_token_maps_of(vqvae, vqvae_path, tokens_dir / split) for split in splits}
-    for found in maps.values():
-        if found.classes != classes:
+    # A published transformer has no names, only a number of classes.
+    unnamed = classes if number == len(classes) else (f"{number} without names",)
+    classes_of = {var_path: loaded.classes or unnamed} | {
+        found.file: found.classes for found in maps.values()
+    }
+    for path, names in classes_of.items():
+        if names != classes:
             raise InputError(
-                f"{found.file} has the classes {', '.join(found.classes)}, {data_root} has "
-                f"{', '.join(classes)}: tokenise these images again"
+                f"{path} has the classes {', '.join(names)}, {data_root} has {', '.join(classes)}: give the "
+                "images that it was made from"
             )
     size = loaded.model.patch_nums[-1] * vqvae.model.downsample
     return Models(loaded.model, vqvae.model, loaded.sha256, classes, size, maps)
 
 
-def read_split(
-    data_root: Path, split: str, classes: tuple[str, ...], size: int, cache: Path
-) -> tuple[ImageSet, images.ImageFiles]:
-    """The images of a split, memory-mapped, and their files.
+def read_groups(data_root: Path) -> dict[str, str] | None:
+    """Group of each prepared image (its patient or video, joined with near copies) by its path in the folder.
+
+    Returns:
+        What manifest.csv of prepare_datasets.py says; None where there is none.
 
     Raises:
-        InputError: when the split is missing or its images have another size.
+        InputError: when the file is no such list.
+    """
+    path = data_root / "manifest.csv"
+    if not path.is_file():
+        return None
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return {row["file"]: row["group"] for row in csv.DictReader(file)}
+    except (KeyError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"{path} does not say the group of each image ({error!r}): run prepare_datasets.py again, or "
+            "without it every image counts as one by itself"
+        ) from error
+
+
+def numbers_of_groups(paths: Sequence[str], group_of: dict[str, str] | None) -> np.ndarray | None:
+    """(N,) number of the group of each image; None where no groups are known.
+
+    Raises:
+        InputError: when an image is in none.
+    """
+    if group_of is None:
+        return None
+    if lacking := [path for path in paths if not group_of.get(path)]:
+        raise InputError(
+            f"manifest.csv names no group of {lacking[0]} and {len(lacking) - 1} more: run "
+            "prepare_datasets.py again, or without manifest.csv every image counts as one by itself"
+        )
+    return np.unique([group_of[path] for path in paths], return_inverse=True)[1]
+
+
+def read_split(
+    data_root: Path,
+    split: str,
+    classes: tuple[str, ...],
+    size: int,
+    cache: Path,
+    group_of: dict[str, str] | None = None,
+) -> tuple[ImageSet, images.ImageFiles]:
+    """The images of a split, memory-mapped, with their groups from `read_groups`; and their files.
+
+    Raises:
+        InputError: when the split is missing, or its images have another size or no group.
     """
     files = images.find_images(data_root, split, classes)
-    if (found := images.image_size(files)) != size:
-        raise InputError(
-            f"{data_root / split} holds images of {found} x {found} pixels, the VQ-VAE wants {size} x "
-            f"{size}: prepare with --size {size} or give another VQ-VAE"
-        )
-    return ImageSet(images.decoded(files, size, cache), files.label_N), files
+    images.require_size(files, size, "the VQ-VAE")
+    group_N = numbers_of_groups(files.paths, group_of)
+    return ImageSet(images.decoded(files, size, cache), files.label_N, group_N=group_N), files
 
 
 # --- drawing ---
@@ -197,6 +238,21 @@ def rebuild(vae: VQVAE, grey_NHW: np.ndarray, batch: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class JudgeTraining:
+    """How the networks that judge are trained."""
+
+    # Side in pixels that they see.
+    pixels: int
+    # Training steps of each extractor and of each classifier.
+    steps: int
+    classifier_steps: int
+    # How many classifiers.
+    classifiers: int
+    # Seed of all.
+    seed: int
+
+
+@dataclass(frozen=True)
 class Judges:
     """Frozen networks, trained on the real training split, and what is known of them."""
 
@@ -211,6 +267,12 @@ class Judges:
     def pixels(self) -> int:
         """Side that the classifiers see."""
         return self.config["pixels"]
+
+    @property
+    def training(self) -> JudgeTraining:
+        """How they were trained."""
+        numbers = (self.config[name] for name in ("pixels", "steps", "classifier_steps"))
+        return JudgeTraining(*numbers, len(self.classifiers), self.config["seed"])
 
     def stamp(self, name: str) -> str:
         """What stands beside every number of an extractor."""
@@ -227,11 +289,7 @@ def train_judges(
     path: Path,
     train: ImageSet,
     files: images.ImageFiles,
-    pixels: int,
-    steps: int,
-    classifier_steps: int,
-    seeds: int,
-    seed: int,
+    how: JudgeTraining,
     device: torch.device,
     record: dict[str, Any],
 ) -> Judges:
@@ -241,15 +299,12 @@ def train_judges(
         path: the file to write.
         train: the training split.
         files: its files.
-        pixels: side that the networks see.
-        steps: of each extractor.
-        classifier_steps: of each classifier.
-        seeds: number of classifiers.
-        seed: of all.
+        how: sizes, steps and seed.
         device: where it runs.
         record: what makes the file.
     """
     grey_NHW, num_classes = train.grey_NHW, len(files.classes)
+    pixels, steps, seed = how.pixels, how.steps, how.seed
     nets = {
         SUPERVISED: train_classifier(
             EXTRACTOR_SHAPE, grey_NHW, train.label_N, num_classes, pixels, steps, seed, device
@@ -260,15 +315,14 @@ def train_judges(
         name: make_extractor(net, grey_NHW, pixels, FEATURE_DIMS, seed, device) for name, net in nets.items()
     }
     classifiers = [
-        train_use_classifier(train, num_classes, pixels, classifier_steps, seed, number, device)
-        for number in range(seeds)
+        train_use_classifier(train, num_classes, how, number, device) for number in range(how.classifiers)
     ]
     config = {
         "kind": "judges",
         "classes": list(files.classes),
         "pixels": pixels,
         "steps": steps,
-        "classifier_steps": classifier_steps,
+        "classifier_steps": how.classifier_steps,
         "seed": seed,
         "dims": {name: extractor.dims for name, extractor in extractors.items()},
         "train_listing_sha256": images.listing_sha256(files),
@@ -287,7 +341,7 @@ def train_judges(
 
 
 def train_use_classifier(
-    found: ImageSet, num_classes: int, pixels: int, steps: int, seed: int, number: int, device: torch.device
+    found: ImageSet, num_classes: int, how: JudgeTraining, number: int, device: torch.device
 ) -> SmallNet:
     """One of the classifiers that stand for use: the same recipe whatever the images, real or generated."""
     return train_classifier(
@@ -295,9 +349,9 @@ def train_use_classifier(
         found.grey_NHW,
         found.label_N,
         num_classes,
-        pixels,
-        steps,
-        seed + 1 + number,
+        how.pixels,
+        how.classifier_steps,
+        how.seed + 1 + number,
         device,
     )
 
@@ -339,18 +393,39 @@ def read_judges(path: Path, files: images.ImageFiles, device: torch.device) -> J
     return Judges(extractors, classifiers, config)
 
 
-def add_outside(judges: Judges, path: Path, pixels: int, train: ImageSet, device: torch.device) -> None:
-    """Add an extractor from a TorchScript file, projected over the training images; it is named by the file.
+def read_or_train(
+    given: Path | None,
+    path: Path,
+    train: ImageSet,
+    files: images.ImageFiles,
+    how: JudgeTraining,
+    device: torch.device,
+    record: dict[str, Any],
+) -> Judges:
+    """`read_judges` of the given file; without one, `train_judges` into `path`."""
+    if given:
+        return read_judges(given, files, device)
+    return train_judges(path, train, files, how, device, record)
+
+
+def read_outside(path: Path, pixels: int) -> OutsideNet:
+    """A network from a TorchScript file; results are named after the file.
 
     Raises:
-        InputError: when the file does not fit, or has the name of an extractor that is there.
+        InputError: when the file does not fit, or its name would mislead.
     """
-    name = path.stem
-    if name in judges.extractors or name.upper() in ("FID", "KID"):
+    if path.stem in (SUPERVISED, SELF_SUPERVISED) or path.stem.upper() in ("FID", "KID"):
         raise InputError(
-            f"--extractor-file {path}: results are named after the file, and {name} would mislead: rename it"
+            f"--extractor-file {path}: results are named after the file, and {path.stem} would mislead: "
+            "rename it"
         )
-    net = OutsideNet(path, pixels)
+    return OutsideNet(path, pixels)
+
+
+def add_outside(
+    judges: Judges, name: str, net: OutsideNet, pixels: int, train: ImageSet, device: torch.device
+) -> None:
+    """Add a network from outside to the extractors, projected over the training images."""
     extractor = make_extractor(net, train.grey_NHW, pixels, FEATURE_DIMS, judges.config["seed"], device)
     judges.extractors[name] = extractor
     judges.config["sha256"][name] = extractor.sha256()
@@ -366,12 +441,16 @@ def class_fidelity(judges: Judges, found: ImageSet, device: torch.device) -> dic
     probability_NC = np.mean(
         [probabilities(net, found.grey_NHW, judges.pixels, device) for net in judges.classifiers], axis=0
     )
-    table_CC = confusion_matrix(found.label_N, probability_NC.argmax(1), labels=range(num_classes))
+    predicted_N = probability_NC.argmax(1)
+    table_CC = confusion_matrix(found.label_N, predicted_N, labels=range(num_classes))
     per_class = []
-    for label, row in enumerate(table_CC):
-        count, hits = int(row.sum()), int(row[label])
-        share = {"share": hits / count, "interval_95": wilson_interval(hits, count)} if count else {}
-        per_class.append({"images": count, "right": hits, "share": None, "interval_95": None} | share)
+    for label in range(num_classes):
+        members = found.label_N == label
+        right_N, group_N = predicted_N[members] == label, found.group_N[members]
+        row = {"images": len(right_N), "right": int(right_N.sum()), "share": None, "interval_95": None}
+        if len(right_N):
+            row |= {"share": float(right_N.mean()), "interval_95": share_interval(right_N, group_N)}
+        per_class.append(row)
     shares = [entry["share"] for entry in per_class if entry["share"] is not None]
     return {
         "table": table_CC.tolist(),

@@ -188,6 +188,27 @@ class FrameLimits:
         return ((shape_N3 >= limit_N23[:, 0]) & (shape_N3 <= limit_N23[:, 1])).all(1)
 
 
+def root_mean_square(difference: np.ndarray) -> float | None:
+    """Of the difference of two curves, where both have a value; None where they share none."""
+    known = difference[np.isfinite(difference)]
+    return float(np.sqrt(np.mean(known**2))) if len(known) else None
+
+
+def detail_difference(
+    frequency_F: np.ndarray, difference_db_F: np.ndarray, difference_256: np.ndarray
+) -> dict[str, float]:
+    """How far the spectrum (dB) and the grey levels (shares of pixels) of two sets of pictures lie apart.
+
+    The fine detail is above a quarter of a cycle a pixel. Grey levels are compared by the earth mover's
+    distance, the area between the cumulative shares, in levels.
+    """
+    return {
+        "spectrum_difference_rms_db": root_mean_square(difference_db_F),
+        "fine_detail_power_difference_db": float(difference_db_F[frequency_F > 0.25].mean()),
+        "grey_level_distance": float(np.abs(np.cumsum(difference_256)).sum()),
+    }
+
+
 def depth_profile(grey_NHW: np.ndarray, area_Nhw: np.ndarray) -> np.ndarray:
     """Mean grey level of the scan area at each depth, (DEPTH_BINS,) from the top; NaN where there is none.
 

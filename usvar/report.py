@@ -38,10 +38,20 @@ CAUTIONS = (
     "on it without labels). They compare only under the same extractor hash, and not with any published FID "
     "or KID.",
     "Small sets are noisy: look at the counts and spreads beside each number before reading a difference.",
-    "Spreads and intervals take images for independent. Several of one patient or video are not: where a "
-    "test class has few patients, its numbers are less certain than they look, and its distance too high.",
     "The extractors were trained on the training images, so the line of real training images may lie a "
     "little above zero even when both splits come from one source.",
+)
+# By whether the groups of the real images are known.
+GROUPS_KNOWN = (
+    "Spreads and intervals draw real images by their groups in manifest.csv: patients or videos, joined with "
+    "their near copies. Where a publisher names no patients, each picture is a group. Of a class with few "
+    "groups an interval is still a little narrow, and with under four KD takes its images for independent: "
+    "its spread is too small and its value too high. Precision, recall, density and coverage know no groups."
+)
+GROUPS_UNKNOWN = (
+    "Spreads and intervals take every real image for independent, because the data has no manifest.csv. "
+    "Several of one patient or video are not: then its numbers are less certain than they look, and its "
+    "distance is too high."
 )
 STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8881; }
@@ -164,69 +174,84 @@ def agreement_words(agreed: dict[str, Any]) -> str:
     )
 
 
+def way_gone(distances: dict[str, Any], extractor: str) -> str:
+    """How far the generated images lie between the trivial generator's and rebuilt ones, in a sentence."""
+    if "position_prior" not in distances:
+        return ""
+    pooled = {name: distances[name]["pooled"][f"{extractor}-KD"] for name in distances}
+    spreads = [
+        distances[name]["pooled"][f"{extractor}-KD_spread"] for name in ("generated", "position_prior")
+    ]
+    span = pooled["position_prior"] - pooled["reconstructed_test"]
+    gain = pooled["position_prior"] - pooled["generated"]
+    if None in spreads:
+        return " Too few images of a class for a spread: differences say nothing."
+    if abs(gain) < 2 * math.hypot(*spreads):
+        return " Generated images and the trivial generator's cannot be told apart: within twice the spread."
+    if gain < 0:
+        return " The generated images lie farther away than the trivial generator's."
+    if gain > span > 0:
+        return " The generated images lie nearer than the trivial generator's, no farther than rebuilt ones."
+    if span > 0:
+        return f" From the trivial generator to the tokenizer's ceiling they have gone {gain / span:.0%}."
+    return " The generated images lie nearer than the trivial generator's."
+
+
 def reading(result: dict[str, Any]) -> list[str]:
     """The main findings in words, each beside what it must be compared with."""
     distances, use = result["distances"], result["classification_accuracy_score"]
     words = []
     for extractor, stamp in result["judges"]["stamps"].items():
-        pooled = {name: distances[name]["pooled"].get(f"{extractor}-KD") for name in SETS}
-        if pooled["generated"] is None:
+        pooled = {SETS[name]: distances[name]["pooled"].get(f"{extractor}-KD") for name in distances}
+        if pooled[SETS["generated"]] is None:
             continue
-        values = ", ".join(f"{title} {number(pooled[name])}" for name, title in SETS.items())
-        span = pooled["position_prior"] - pooled["reconstructed_test"]
-        gain = pooled["position_prior"] - pooled["generated"]
-        spreads = [
-            distances[name]["pooled"][f"{extractor}-KD_spread"] for name in ("generated", "position_prior")
-        ]
-        if None in spreads:
-            place = " Too few images of a class for a spread: differences say nothing."
-        elif abs(gain) < 2 * math.hypot(*spreads):
-            place = (
-                " Generated images and the trivial generator's cannot be told apart: within twice the spread."
-            )
-        elif gain < 0:
-            place = " The generated images lie farther away than the trivial generator's."
-        elif gain > span > 0:
-            place = (
-                " The generated images lie nearer than the trivial generator's, no farther than rebuilt ones."
-            )
-        elif span > 0:
-            place = (
-                f" From the trivial generator to the tokenizer's ceiling they have gone {gain / span:.0%}."
-            )
-        else:
-            place = " The generated images lie nearer than the trivial generator's."
+        values = ", ".join(f"{title} {number(value)}" for title, value in pooled.items())
+        place = way_gone(distances, extractor)
         words.append(f"Pooled {extractor}-KD to the real test images: {values} ({stamp}).{place}")
     words.append(agreement_words(result["extractors_agree"]))
     words.append(
         f"A classifier trained on generated images alone names {use['generated']['balanced_accuracy']:.0%} "
         f"of the real test images right (mean over classes), one trained on real images "
-        f"{use['real']['balanced_accuracy']:.0%}, one trained on tokens by frequency alone "
-        f"{use['position_prior']['balanced_accuracy']:.0%}."
+        f"{use['real']['balanced_accuracy']:.0%}"
+        + (
+            f", one trained on tokens by frequency alone {use['position_prior']['balanced_accuracy']:.0%}."
+            if "position_prior" in use
+            else "."
+        )
     )
-    trusted, blind = [], []
+    trusted, blind, has_rebuilt = [], [], "tokens" in result["copies"]
     for space, entry in result["copies"].items():
         if "share_below" in entry:
             # A model learns augmented views, and draws what the VQ-VAE makes of them.
-            plant = "augmented" if space == "tokens" else "augmented, then rebuilt"
+            plant = "augmented, then rebuilt" if has_rebuilt and space != "tokens" else "augmented"
             found = entry["planted_copies_detected"][plant]["share_below_threshold"]
             words_of = f"{space} {entry['share_below']:.1%} ({found:.0%})"
             (trusted if found >= 0.5 else blind).append(words_of)
     if trusted or blind:
         words.append(
             "Copies. Share of the generated images that lie nearer to a training image than 95% of the test "
-            "images do, as smooth as they (5% is what new images would give), and in brackets the share of "
-            "planted copies, augmented and decoded as samples are, that the same search finds: "
+            f"images do{', as smooth as they' * has_rebuilt} (5% is what new images would give), and in "
+            f"brackets the share of planted copies, augmented{' and decoded as samples are' * has_rebuilt}, "
+            "that the same search finds: "
             + (", ".join(trusted) if trusted else "no search finds half of them")
             + (f". Not to be trusted here, finding fewer than half: {', '.join(blind)}." if blind else ".")
         )
     looks = result["physics"]
     words.append(
         f"Frames well formed: {looks['generated']['well_formed_share']:.0%} of the generated, "
-        f"{looks['real_test']['well_formed_share']:.0%} of the real test images, "
-        f"{looks['reconstructed_test']['well_formed_share']:.0%} of these rebuilt by the VQ-VAE."
+        f"{looks['real_test']['well_formed_share']:.0%} of the real test images"
+        + (
+            f", {looks['reconstructed_test']['well_formed_share']:.0%} of these rebuilt by the VQ-VAE."
+            if "reconstructed_test" in looks
+            else "."
+        )
     )
     return words
+
+
+def cautions_of(groups: dict[str, int] | None) -> list[str]:
+    """What a reader must keep in mind, by the number of groups of each real set (None: not known)."""
+    return [*CAUTIONS, GROUPS_UNKNOWN if groups is None else GROUPS_KNOWN]
 
 
 def evaluation_page(result: dict[str, Any], folder: Path) -> str:
@@ -238,10 +263,10 @@ def evaluation_page(result: dict[str, Any], folder: Path) -> str:
         return figure(folder / f"{name}.png", alternative, caption)
 
     def distance_table(group: str, extractor: str) -> str:
-        header = ["set", "images", "test", f"{extractor}-KD", "spread"]
+        header = ["set", "images", "test", "groups of test", f"{extractor}-KD", "spread"]
         header += [f"{extractor}-FD", "at n", "FD, n infinite", "precision", "recall", "density", "coverage"]
         rows, components = [], None
-        for name, title in SETS.items():
+        for name in distances:
             entry = {k.removeprefix(f"{extractor}-"): v for k, v in distances[name][group].items()}
             components = components or entry.get("FD_components")
             cells = [number(entry.get(key)) for key in ("KD", "KD_spread", "FD")]
@@ -249,7 +274,8 @@ def evaluation_page(result: dict[str, Any], folder: Path) -> str:
             limit, deviation = (number(entry.get(f"FD_infinite{end}")) for end in ("", "_deviation"))
             cells.append(f"{limit} +- {deviation}" if "FD_infinite" in entry else limit)
             cells += [number(entry.get(key)) for key in ("precision", "recall", "density", "coverage")]
-            rows.append([title, str(entry["images"]), str(entry["real_test_images"]), *cells])
+            counts = [str(entry[key]) for key in ("images", "real_test_images", "real_test_groups")]
+            rows.append([SETS[name], *counts, *cells])
         over = f", FD over the first {components} components" if components else ""
         return table(header, rows, f"{group}, against real test images; {stamps[extractor]}{over}")
 
@@ -260,9 +286,9 @@ def evaluation_page(result: dict[str, Any], folder: Path) -> str:
     stamp_list = ", ".join(stamps.values())
     sections = [
         ("", [paragraph(f"Generated images ({source}), judged against the real test split.")]),
-        ("Before you read", [cautions(CAUTIONS)]),
+        ("Before you read", [cautions(result["cautions"])]),
         ("In short", [paragraph(line) for line in findings]),
-        ("What was compared", [_count_table(result)]),
+        ("What was compared", [_count_table(result), paragraph(groups_in_words(result))]),
         ("Images", _image_blocks(result, picture)),
         (
             "Like real images?",
@@ -342,6 +368,17 @@ def evaluation_page(result: dict[str, Any], folder: Path) -> str:
     return page("Evaluation of generated ultrasound images", sections)
 
 
+def groups_in_words(result: dict[str, Any]) -> str:
+    """How many images of how many patients or videos each real set has."""
+    if result["groups"] is None:
+        return "How many patients the real images are of is not known."
+    counts = {name: sum(result["counts"][name].values()) for name in result["groups"]}
+    return "; ".join(
+        f"{name.replace('_', ' ')}: {counts[name]} images of {groups} groups (patients or videos)"
+        for name, groups in result["groups"].items()
+    )
+
+
 def _count_table(result: dict[str, Any]) -> str:
     counts = result["counts"]
     rows = [[name.replace("_", " "), *map(str, counts[name].values())] for name in counts]
@@ -365,8 +402,8 @@ def _image_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str
     blocks.append(
         picture(
             "samples",
-            "Grid of images: for each class, real test images, the same rebuilt by the VQ-VAE, generated "
-            "images, and images from token frequencies alone.",
+            "Grid of images: for each class, real test images and those of the sets that are compared, "
+            "without the training images.",
             "The first six of each class and set, not chosen.",
         )
     )
@@ -376,13 +413,12 @@ def _image_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str
 def _use_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str]) -> list[str]:
     use = result["classification_accuracy_score"]
     rows = []
-    for kind, title in USE.items():
-        entry = use[kind]
+    for kind, entry in use.items():
         cells = [str(entry["images"]), str(entry["generated_images"]), percent(entry["balanced_accuracy"])]
         cells.append(" ".join(percent(v) for v in entry["balanced_accuracy_of_each_seed"]))
         for key in ("interval_95_over_seeds", "interval_95_over_test_images"):
             cells.append(" to ".join(percent(v) for v in entry[key]))
-        rows.append([title, *cells])
+        rows.append([USE[kind], *cells])
     header = [
         "trained on",
         "images",
@@ -402,7 +438,7 @@ def _use_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str])
         picture(
             "use",
             "Balanced accuracy of classifiers by what they were trained on, with intervals: "
-            + ", ".join(f"{title} {percent(use[kind]['balanced_accuracy'])}" for kind, title in USE.items()),
+            + ", ".join(f"{USE[kind]} {percent(entry['balanced_accuracy'])}" for kind, entry in use.items()),
             f"On {tested} real test images.",
         ),
         table(header, rows, f"balanced accuracy on {tested} real test images"),
@@ -413,6 +449,7 @@ def _fidelity_blocks(
     result: dict[str, Any], fidelity: dict[str, Any], picture: Callable[[str, str, str], str]
 ) -> list[str]:
     kinds = {"real_test": "real test", "generated": "generated", "position_prior": "by frequency"}
+    kinds = {kind: title for kind, title in kinds.items() if kind in fidelity}
     rows = [
         [
             name,
@@ -472,18 +509,23 @@ def _copy_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str]
                 ),
             ]
         )
+    smoothness = (
+        "A picture decoded from tokens is softer than any real one, so the test images went through the "
+        "VQ-VAE first (for the tokens: they were tokenised as the training images were). Tokens: all views "
+        "that the transformer was trained on. Rebuilt: training images went through the VQ-VAE too."
+        if "tokens" in result["copies"]
+        else "They are as they are: pictures smoother than these fall below more easily, copied or not."
+    )
     names = result["judges"]["stamps"]
     caption = "nearest training image; features: " + ", ".join(names.values())
     return [
         paragraph(
             "If more than 5% of the samples, beyond the interval, fall below the 5% quantile of test-to- "
-            "train distances, they lie nearer to training images than new images do. A picture decoded from "
-            "tokens is softer than any real one, so the test images went through the VQ-VAE first (for the "
-            "tokens: they were tokenised as the training images were), and weigh by class as the samples "
-            "do. How many planted copies are found says how far each search can be trusted. Pixels: "
+            "train distances, they lie nearer to training images than new images do. The test images weigh "
+            f"by class as the samples do. {smoothness} How many planted copies are found says how far each "
+            "search can be trusted. Pixels: "
             "compared inside the training image's scan area, turned by up to 10 degrees, moved by up to a "
-            "sixteenth of the side and mirrored to fit, whatever the gain. Tokens: all views that the "
-            "transformer was trained on. Rebuilt: training images went through the VQ-VAE too."
+            "sixteenth of the side and mirrored to fit, whatever the gain."
         ),
         table(header, rows, caption),
         picture(
@@ -558,6 +600,8 @@ def _physics_blocks(result: dict[str, Any], picture: Callable[[str, str, str], s
 
 def _bits_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str]) -> list[str]:
     bits = result["bits_per_token"]
+    if not bits:
+        return [paragraph("Left out: these images are of a generator without our tokens.")]
     rows = [
         [name, str(e["images"]), number(e["bits_per_token"]), number(e.get("standard_error"))]
         + [number(v, 2) for v in e["bits_per_token_of_each_scale"]]
