@@ -48,7 +48,7 @@ def test_a_tiny_run_counts_images_and_waiting(tmp_path):
     for row, count in ((network, 2), (data, 2)):
         for way in (row["slow"], row["fast"]):
             assert way["images_per_s"] == pytest.approx(count / way["wall_s"]) and way["peak_mb"] > 0
-        assert row["loss_error"] <= row["loss_bound"] and row["gradient_error"] <= row["gradient_bound"]
+        assert row["loss_error"] <= row["loss_bound"] and row["gradient_error"] < 0.03
     assert network["slow"]["waiting_share"] is None and 0 < data["slow"]["waiting_share"] < 1
     assert found["lasting_mb"] > 12 and all(name in done.stdout for name in found["rows"])
 
