@@ -366,7 +366,7 @@ class VAR(nn.Module):
             label_B = torch.cat([label_B, torch.full_like(label_B, self.num_classes)])
         last_free = max((si for si in range(S) if free_S[si]), default=-1)
         idx_list, f_hat = [], None
-        with _evaluating(self):
+        with _evaluating(self), _cast_once(self):
             cond_BD = self.class_emb(label_B)
             shared = self.shared_ada_lin(cond_BD)
             modulations = [block.modulation(shared) for block in self.blocks]
@@ -521,3 +521,19 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+@contextlib.contextmanager
+def _cast_once(model: nn.Module) -> Iterator[None]:
+    """Let autocast cast frozen weights at the first scale and keep them for the others, not at each anew.
+
+    It keeps only what requires a gradient. None is made, for sampling records nothing.
+    """
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)

@@ -31,6 +31,7 @@ judges=(--extractor-steps 1500 --classifier-steps 1000)
 evaluation_size=(--images-per-class 50)
 sweep_size=(--images-per-class 20 --cfg 0 1 1.5 2 3 --top-p 0 0.9 0.95 0.99 --top-k 0 300 --temperature 0.9 1 1.1)
 speed=(--device cuda --dtype bfloat16 --batch 64)
+vqvae_speed=(--device cuda)
 # The card's rate is nearer with a larger transformer, and after compiling.
 larger=(--depth 16 --width 1024) compiled=(--compile True)
 drawn=()
@@ -48,6 +49,8 @@ if [[ $SMOKE == 1 ]]; then
     sweep_size=(--images-per-class 4 --cfg 0 1.5 --top-p 0.95 --top-k 0 --temperature 1 --prefix-tokens 0 1)
     larger=(--depth 3) compiled=()
     speed=(--repeats 1 --batch 2 --width 64 --depth 2 --vqvae-width 32 --vocab-size 64 --patch-nums 1 2 3)
+    vqvae_speed=(--rows "batch in 2 pieces" "data as train_vqvae.py" --repeats 1 --steps 1 --batch-size 2)
+    vqvae_speed+=(--ch 32 --vocab-size 32 --patch-nums 1 2)
     drawn=(--top-k 20)
     matrices=(--vqvae-batch 1 --matrix-side 64)
     shard=(--most-mb 1)
@@ -66,6 +69,10 @@ MAY_FAIL=1 stage sampling_speed "$out/speed/sampling.json" python benchmarks/sam
     "${speed[@]}" "${drawn[@]}" "${published[@]}"
 MAY_FAIL=1 stage training_speed "$out/speed/training.json" python benchmarks/training.py --out-dir "$out/speed" \
     "${speed[@]}" "${published[@]}"
+MAY_FAIL=1 stage vqvae_speed "$out/speed/vqvae_training.json" python benchmarks/vqvae_training.py \
+    --out-dir "$out/speed" "${vqvae_speed[@]}" "${compiled[@]}"
+MAY_FAIL=1 stage vqvae_speed_adversarial "$out/speed_adversarial/vqvae_training.json" \
+    python benchmarks/vqvae_training.py --out-dir "$out/speed_adversarial" "${vqvae_speed[@]}" --adversarial True
 MAY_FAIL=1 stage matrix_rate "$out/speed/matrix_rate.json" python benchmarks/matrix_rate.py --out-dir "$out/speed" \
     "${speed[@]}" "${matrices[@]}"
 MAY_FAIL=1 stage matrix_rate_larger "$out/speed_larger/matrix_rate.json" python benchmarks/matrix_rate.py \

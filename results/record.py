@@ -65,18 +65,20 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "speed": (
         (
             *("sampling.json", "training.json", "sampling_published.json", "training_published.json"),
-            "matrix_rate.json",
+            *("matrix_rate.json", "vqvae_training.json"),
         ),
         ("sampling*.png", "training*.png"),
         (),
     ),
     **dict.fromkeys(("speed_larger", "speed_compiled"), (("matrix_rate.json",), (), ())),
+    "speed_adversarial": (("vqvae_training.json",), (), ()),
     "var_deep": (("baselines.json",), ("loss_curves.png", "loss_per_scale.png"), ()),
     "recipes": (("results.json",), ("recipes.png",), ()),
 }
 # Stages of a recipe whose commands made a folder of another name.
 COMMANDS = {
-    "speed": ("sampling_speed", "training_speed", "matrix_rate"),
+    "speed": ("sampling_speed", "training_speed", "vqvae_speed", "matrix_rate"),
+    "speed_adversarial": ("vqvae_speed_adversarial",),
     "speed_larger": ("matrix_rate_larger",),
     "speed_compiled": ("matrix_rate_compiled",),
 }

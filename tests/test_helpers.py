@@ -7,6 +7,7 @@ import pytest
 import torch
 from golden_rule import load_golden
 
+from models import helpers
 from models.helpers import (
     GAMMA,
     DropPath,
@@ -132,6 +133,20 @@ def test_each_token_is_drawn_as_often_as_it_should():
     drawn = sample_with_top_k_top_p(logits_V.expand(200, 1000, 12), noise)
     share = torch.bincount(drawn.flatten(), minlength=12) / 200_000
     torch.testing.assert_close(share, logits_V.softmax(0), atol=4e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.0), (7, 0.0), (0, 0.9), (7, 0.8)])
+def test_noise_and_tokens_do_not_depend_on_how_many_places_are_worked_on_at_once(top_k, top_p, monkeypatch):
+    logits_BlV = torch.randn(3, 5, 40, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    found = []
+    for count in (1, 4, 100):
+        monkeypatch.setattr(helpers, "_places_at_once", lambda *_, count=count: count)
+        noise = gumbel_noise(range(3), range(5), 40, torch.device("cpu"))
+        found.append((noise, sample_with_top_k_top_p(logits_BlV, noise, top_k, top_p)))
+    for noise, drawn in found:
+        assert torch.equal(noise, found[0][0]) and torch.equal(drawn, found[0][1])
+    whole = filter_top_k_top_p(logits_BlV, top_k, top_p) + found[0][0]
+    assert torch.equal(found[0][1], whole.argmax(dim=-1))
 
 
 def test_tokens_that_were_ruled_out_are_never_drawn():

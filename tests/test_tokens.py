@@ -136,6 +136,20 @@ def test_the_position_prior_draws_the_class_s_frequencies(tmp_path):
     assert np.array_equal(again[0], drawn[17])  # a row depends on its own seed alone
 
 
+def test_the_position_prior_looks_for_a_class_s_images_once(tmp_path, monkeypatch):
+    """Once a class and not once an image, which read all labels of a million images for each."""
+    tokens.write_token_maps(tmp_path, **maps(count=40))
+    read, looked_for = tokens.read_token_maps(tmp_path), []
+    find = tokens.rows_of_class
+    monkeypatch.setattr(tokens, "rows_of_class", lambda *asked: looked_for.append(asked[1]) or find(*asked))
+    drawn = tokens.draw_from_position_prior(read, [1, 0, 1, 1, 0], 5, range(5))
+    assert sorted(looked_for) == [0, 1]
+    for row, label in enumerate([1, 0, 1, 1, 0]):
+        rows = find(read, label)
+        chosen = rows[np.random.default_rng(row).integers(len(rows), size=5)]
+        assert np.array_equal(drawn[row], read.idx_NL[chosen, np.arange(5)])
+
+
 def test_a_class_without_images_has_no_prior(tmp_path):
     content = maps()
     content["label_N"] = np.zeros(6, dtype=int)

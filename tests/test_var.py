@@ -1,11 +1,14 @@
 """models/var.py: golden numbers of the released code, the faults it had, sampling with tokens given."""
 
+from collections import Counter
+
 import pytest
 import torch
 import torch._dynamo
 import torch.nn.functional as F
 from golden_rule import INDEX, VAR_NAMES, build_var, gradient_norms, load_golden, relative_error
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import VAR, VQVAE
 from models.helpers import gumbel_noise, split_scales
@@ -302,6 +305,34 @@ def test_sampling_under_autocast_keeps_the_quantised_map_in_float32():
         logits = var(*inputs_of(var)[::2])
     assert f_hat.dtype == torch.float32
     assert logits.dtype == torch.float32
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often each tensor is cast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = Counter()
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function is torch.ops.aten._to_copy.default:
+            self.count[arguments[0].data_ptr()] += 1
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_weights_are_cast_once_a_sample_and_the_numbers_are_those_of_casting_each_time(is_frozen):
+    """Frozen weights were cast again at every scale."""
+    var = tiny().requires_grad_(not is_frozen)
+    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
+        wanted = var.generate_tokens(1, seeds=SEEDS)
+    with torch.autocast("cpu", dtype=torch.bfloat16), Casts() as casts:
+        found = var.generate_tokens(1, seeds=SEEDS)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    linear = [module for module in var.blocks.modules() if isinstance(module, torch.nn.Linear)]
+    assert {casts.count[module.weight.data_ptr()] for module in linear} == {1}
+    assert all(parameter.requires_grad != is_frozen for parameter in var.parameters())
+    assert not any(x.requires_grad for x in found)
 
 
 # --- training ---

@@ -318,9 +318,10 @@ def draw_from_position_prior(
     Raises:
         InputError: when the split has no image of a class.
     """
+    rows_by_label = {label: rows_of_class(maps, label) for label in set(labels)}
     prior_BK = np.empty((len(labels), prefix), dtype=np.int64)
     for row, (label, seed) in enumerate(zip(labels, seeds, strict=True)):
-        rows = rows_of_class(maps, label)
+        rows = rows_by_label[label]
         chosen_K = rows[np.random.default_rng(seed).integers(len(rows), size=prefix)]
         prior_BK[row] = maps.idx_NL[chosen_K, np.arange(prefix)]
     return prior_BK
