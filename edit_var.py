@@ -275,9 +275,9 @@ def main(s: Settings) -> None:
     # Those of a run with more variants would stand there as if this one had made them.
     for earlier in s.out_dir.glob("edit_[0-9]*.png"):
         earlier.unlink()
-    variants = []
+    kept, variants = int((known_1L >= 0).sum()), []
     for i, (seed, variant_HW) in enumerate(zip(seeds, edited_BHW, strict=True)):
-        images.save_png(s.out_dir / f"edit_{i}.png", variant_HW)
+        images.save_png(s.out_dir / f"edit_{i}.png", variant_HW, kept)
         difference_HW = np.abs(variant_HW.astype(np.float32) - image_HW)
         variants.append(
             {
@@ -285,7 +285,7 @@ def main(s: Settings) -> None:
                 "seed": seed,
                 # Real tokens are in it: it must never be scored as generated.
                 "prefixed": True,
-                "kept_tokens": int((known_1L >= 0).sum()),
+                "kept_tokens": kept,
                 "mean_change_in_grey_levels": {
                     "changed_part": float(difference_HW[change_HW].mean()),
                     "kept_part": float(difference_HW[~change_HW].mean()),

@@ -88,7 +88,8 @@ class Settings:
     # Images, figures and samples.json are written here; a run goes on with what is missing.
     out_dir: Path = Path("runs/samples")
 
-    # Prepared images, to show the real ones as they are; without it they are decoded from their tokens.
+    # Prepared images, to show the real ones as they are; without it: the folder that was tokenised, and where
+    # that is gone they are decoded from their tokens.
     data_root: Path | None = None
 
     # plain (K = 0), tp (real prefix) and nop (prefix from frequencies).
@@ -183,8 +184,9 @@ class Sample:
     prefixed: bool
     # The real image that gave the prefix (tp) or the frequencies (nop).
     prefix_source: str | None
-    # Row of the real image in the token file of the split: prefix in tp, for comparison elsewhere.
-    real_row: int
+    # Row of the real image in the token file of the split: prefix in tp, for comparison in nop; plain images
+    # alone need none.
+    real_row: int | None
 
 
 def check(s: Settings, var: Loaded, maps: dict[str, tokens.TokenMaps]) -> None:
@@ -232,12 +234,14 @@ def plan(s: Settings, maps: dict[str, tokens.TokenMaps]) -> list[Sample]:
     real, classes, per_class = maps[s.split], maps["train"].classes, max(s.images_per_class, s.variety)
     chosen = [label for label, name in enumerate(classes) if not s.classes or name in s.classes]
     seeds, real_rows = {}, {}
+    needs_real = set(s.modes) != {"plain"}
     for label in chosen:
         seeds[label] = image_seeds(s.seed, per_class, f"sample {classes[label]}")
         # Another image for each sample, as long as there are any; then from the first again.
         (order_seed,) = image_seeds(s.seed, 1, f"real {classes[label]}")
-        rows = np.random.default_rng(order_seed).permutation(tokens.rows_of_class(real, label))
-        real_rows[label] = np.resize(rows, per_class)
+        if needs_real:
+            rows = np.random.default_rng(order_seed).permutation(tokens.rows_of_class(real, label))
+            real_rows[label] = np.resize(rows, per_class).tolist()
         if "nop" in s.modes:
             tokens.rows_of_class(maps["train"], label)
     samples = []
@@ -247,8 +251,8 @@ def plan(s: Settings, maps: dict[str, tokens.TokenMaps]) -> list[Sample]:
         for mode in [mode for mode in MODES if mode in s.modes and (mode == "plain") == (K == 0)]:
             for label in chosen:
                 for index in range(per_class if mode == "plain" else s.images_per_class):
-                    row, name = int(real_rows[label][index]), classes[label]
-                    source = {"tp": str(real.path_N[row]), "nop": NOP_SOURCES[s.nop_prefix]}
+                    row, name = real_rows[label][index] if needs_real else None, classes[label]
+                    prefix_source = {"tp": str(real.path_N[row]), "nop": NOP_SOURCES[s.nop_prefix]}.get(mode)
                     samples.append(
                         Sample(
                             file=f"scale_{scales}_K{K}/{mode}/{name}/{index:05d}.png",
@@ -261,7 +265,7 @@ def plan(s: Settings, maps: dict[str, tokens.TokenMaps]) -> list[Sample]:
                             generated_tokens=boundaries[-1] - K,
                             seed=seeds[label][index],
                             prefixed=K > 0,
-                            prefix_source=source.get(mode),
+                            prefix_source=prefix_source,
                             real_row=row,
                         )
                     )
@@ -345,22 +349,31 @@ def write_samples(s: Settings, batch: list[Sample], idx_BL: np.ndarray, grey_BHW
         if s.save_tokens:
             with atomic_path(path.with_suffix(".npy")) as temporary:
                 np.save(temporary, idx_L.astype(np.int32))
-        images.save_png(path, grey_HW)
+        images.save_png(path, grey_HW, sample.K)
 
 
 @torch.no_grad()
 def real_images(
     s: Settings, vae: VQVAE, real: tokens.TokenMaps, samples: list[Sample]
-) -> dict[int, np.ndarray]:
-    """The real images of the figures by their row in the token file, (H, W) uint8 each."""
-    rows = sorted({sample.real_row for sample in samples if sample.index < s.figure_rows})
-    if s.data_root is not None:
-        return {row: images.read_image(s.data_root / str(real.path_N[row])) for row in rows}
+) -> tuple[dict[int, np.ndarray], bool]:
+    """The real images of the figures.
+
+    They are read from --data-root or, where that is not given, from the folder that was tokenised if it still
+    has them; else they are decoded from their tokens.
+
+    Returns:
+        By their row in the token file, (H, W) uint8 each; and whether they are the images themselves.
+    """
+    rows = sorted({sample.real_row for sample in samples if sample.index < s.figure_rows} - {None})
+    root = s.data_root or Path(str(real.made_by.get("settings", {}).get("data_root")))
+    paths = {row: root / str(real.path_N[row]) for row in rows}
+    if s.data_root or all(path.is_file() for path in paths.values()):
+        return {row: images.read_image(path) for row, path in paths.items()}, True
     idx_BL = tokens.as_tensor(real.idx_NL, rows).to(next(vae.parameters()).device)
     grey_BHW = images.to_uint8(
         vae.idxBl_to_img(split_scales(idx_BL, real.patch_nums), same_shape=True, last_one=True)
     )
-    return dict(zip(rows, grey_BHW, strict=True))
+    return dict(zip(rows, grey_BHW, strict=True)), False
 
 
 def drawing_settings(s: Settings) -> str:
@@ -404,7 +417,9 @@ def scales_named(sample: Sample) -> str:
     return f"{sample.scales} scale{'s' * (sample.scales > 1)}"
 
 
-def draw_figure(s: Settings, path: Path, rows: list[list[Sample]], real: dict[int, np.ndarray]) -> None:
+def draw_figure(
+    s: Settings, path: Path, rows: list[list[Sample]], real: dict[int, np.ndarray], as_prepared: bool
+) -> None:
     """One figure from the pictures on disk: a sweep with K along the columns, or the variety of a class."""
     pictures = [[images.read_image(s.out_dir / sample.file) for sample in row] for row in rows]
     first, mode = rows[0], rows[0][-1].mode
@@ -415,7 +430,7 @@ def draw_figure(s: Settings, path: Path, rows: list[list[Sample]], real: dict[in
         is_overview = path.name == f"sweep_{mode}.png"
         names = [row[0].class_name if is_overview else f"sample {row[0].index + 1}" for row in rows]
         columns = ["K = 0\nplain" if not x.K else f"K = {x.K}\n{scales_named(x)}" for x in first]
-        columns.append(f"real\n({s.split})")
+        columns.append(f"{'real' if as_prepared else 'real, rebuilt'}\n({s.split})")
         pictures = [[*row, real[samples[0].real_row]] for row, samples in zip(pictures, rows, strict=True)]
         prefix = (
             "the first K tokens of the real image at the right"
@@ -426,7 +441,7 @@ def draw_figure(s: Settings, path: Path, rows: list[list[Sample]], real: dict[in
             }[s.nop_prefix]
         )
         subject = "All classes" if is_overview else first[0].class_name
-        shown = "decoded from its tokens" if s.data_root is None else "as prepared"
+        shown = "as prepared" if as_prepared else "decoded from its tokens"
         title = f"{subject}: {prefix}, the others generated\nreal image {shown}; "
     plots.image_grid(path, pictures, names, columns, title + drawing_settings(s))
 
@@ -467,7 +482,7 @@ def main(s: Settings) -> None:
     if is_same and not missing and all(path.is_file() for path in figures):
         print(f"nothing to do: {s.out_dir} has all {len(samples)} images and {len(figures)} figures")
         return
-    real = real_images(s, vae, maps[s.split], samples)
+    real, as_prepared = real_images(s, vae, maps[s.split], samples)
 
     if s.compile:
         model.compile_blocks()
@@ -495,7 +510,7 @@ def main(s: Settings) -> None:
             write_samples(s, batch, *generate(s, model, vae, batch, given_tokens(s, batch, maps)))
             progress.update(len(batch))
     for path, rows in tqdm(figures.items(), desc="draw", unit="figure", file=sys.stdout):
-        draw_figure(s, path, rows, real)
+        draw_figure(s, path, rows, real, as_prepared)
     write_json(listing_path, listing | {"complete": True})
     run.close()
     print(f"done: {len(missing)} new of {len(samples)} images, {len(figures)} figures in {s.out_dir}")

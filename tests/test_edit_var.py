@@ -113,6 +113,8 @@ def test_the_part_to_keep_is_the_original_and_the_other_differs_by_seed(settings
     assert content["free_tokens_of_each_scale"] == free
     assert [row["kept_tokens"] for row in content["samples"]] == [21 - sum(free.values())] * 2
     assert all(row["prefixed"] for row in content["samples"])
+    with Image.open(settings.out_dir / "edit_0.png") as picture:
+        assert picture.info == {images.TOKENS_GIVEN: str(21 - sum(free.values()))}
     assert (settings.out_dir / "before_after.png").is_file()
 
 

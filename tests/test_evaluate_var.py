@@ -424,6 +424,16 @@ def test_prefixed_samples_are_never_scored(settings, tmp_path):
         refuse_prefixed(tmp_path / "scale_0_K0" / "plain")
 
 
+def test_a_copied_image_still_says_that_it_began_with_given_tokens(settings, tmp_path):
+    """Neither listing nor folder name goes with `cp -r samples/scale_2_K5/tp elsewhere`."""
+    images.save_png(tmp_path / "a" / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
+    refuse_prefixed(tmp_path / "a")
+    images.save_png(tmp_path / "a" / "Heart" / "1.png", np.zeros((64, 64), np.uint8), tokens_given=5)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(InputError, match=r"--generated b .* given tokens \(Heart/1\.png\)"):
+        evaluate_var.main(dataclasses.replace(settings, generated=tmp_path / "b"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -177,6 +177,9 @@ def test_wrong_labels_and_images_are_refused(models):
         exchange.generate(models, [])
     with pytest.raises(ValueError, match="found labels from 7"):
         exchange.generate(models, [7])
+    for wrong in ({"cfg": -1.0}, {"batch_size": 0}):
+        with pytest.raises(InputError, match="wanted 1 and 0 or more"):
+            exchange.generate(models, ["Heart"], **wrong)
     for wrong in (
         np.zeros((1, 32, 32), np.uint8),
         np.zeros((1, SIDE, SIDE)),

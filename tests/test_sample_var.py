@@ -75,6 +75,7 @@ def test_every_mode_class_and_boundary_has_its_pictures_and_its_record(base, swe
         assert CLASSES[entry["label"]] == entry["class_name"] == entry["file"].split("/")[2]
         with Image.open(base.out_dir / entry["file"]) as picture:
             assert picture.mode == "RGB" and picture.size == (64, 64)
+            assert picture.info == ({images.TOKENS_GIVEN: str(entry["K"])} if entry["K"] else {})
 
 
 def test_prefixed_pictures_are_marked_and_plain_ones_are_not(sweep):
@@ -208,10 +209,10 @@ def test_figures_have_K_rising_and_the_real_image_of_the_row_at_the_right(
     s = replace(base, data_root=tiny_data)
     samples = sample_var.plan(s, {split: read_token_maps(s.tokens_dir / split) for split in ("train", "val")})
     vae = load_vqvae(s.vqvae).model
-    real = sample_var.real_images(s, vae, read_token_maps(s.tokens_dir / "val"), samples)
+    real, as_prepared = sample_var.real_images(s, vae, read_token_maps(s.tokens_dir / "val"), samples)
     for path, rows in sample_var.figure_paths(s, samples).items():
         assert path.is_file()
-        sample_var.draw_figure(s, path, rows, real)
+        sample_var.draw_figure(s, path, rows, real, as_prepared)
     wanted = {f"{kind}_{name}.png" for kind in ("tp", "nop", "variety") for name in CLASSES}
     assert set(drawn) == wanted | {"sweep_tp.png", "sweep_nop.png"}
 
@@ -229,11 +230,31 @@ def test_figures_have_K_rising_and_the_real_image_of_the_row_at_the_right(
     assert drawn["sweep_nop.png"][1] == list(CLASSES)
     assert sum(len(row) for row in drawn["variety_Heart.png"][0]) == VARIETY
 
-    decoded = sample_var.real_images(base, vae, read_token_maps(base.tokens_dir / "val"), samples)
-    assert decoded.keys() == real.keys()
+    # Without --data-root they come from where they were tokenised, as long as they are there.
+    val = read_token_maps(base.tokens_dir / "val")
+    val.made_by["settings"] = {"data_root": str(tiny_data)}
+    again, as_prepared = sample_var.real_images(base, vae, val, samples)
+    assert as_prepared and all((again[row] == real[row]).all() for row in real)
+    val.made_by["settings"]["data_root"] = "gone"
+    decoded, as_prepared = sample_var.real_images(base, vae, val, samples)
+    assert decoded.keys() == real.keys() and not as_prepared
     shown = [[entry] for entry in samples if entry.mode == "tp" and entry.K == 21 and entry.index < 2]
-    sample_var.draw_figure(base, base.out_dir / "tp_Kidney.png", shown, decoded)
+    sample_var.draw_figure(base, base.out_dir / "tp_Kidney.png", shown, decoded, as_prepared)
     assert "decoded from its tokens" in drawn["tp_Kidney.png"][3]
+    assert drawn["tp_Kidney.png"][2][-1] == "real, rebuilt\n(val)"
+
+
+def test_plain_samples_need_no_real_image_of_the_class(base):
+    """All classes were refused when val lacked one."""
+    maps = {split: read_token_maps(base.tokens_dir / split) for split in ("train", "val")}
+    without = maps["val"].label_N != CLASSES.index("Liver")
+    names = ("idx_NL", "label_N", "path_N", "view_N")
+    maps["val"] = replace(maps["val"], **{name: getattr(maps["val"], name)[without] for name in names})
+    samples = sample_var.plan(replace(base, modes=("plain",)), maps)
+    assert {sample.class_name for sample in samples} == set(CLASSES)
+    assert all(sample.real_row is None for sample in samples)
+    with pytest.raises(InputError, match="Liver"):
+        sample_var.plan(replace(base, modes=("plain", "tp")), maps)
 
 
 def test_the_same_command_makes_only_what_is_missing(base, sweep, capsys):

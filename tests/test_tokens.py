@@ -88,6 +88,7 @@ def broken(folder: Path, **changes) -> None:
         ({"label": np.array([0, 1, 2, 0, 1, 2])}, "labels go from 0 to 2"),
         ({"view": None}, "no array 'view'"),
         ({"made_by": np.array("{}")}, "no inputs"),
+        ({"made_by": np.array("[1]")}, "made_by is a list"),
         ({"path": np.array([{"run": "me"}] * 6, dtype=object)}, "cannot be read"),
     ],
 )

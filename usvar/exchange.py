@@ -209,9 +209,13 @@ def generate(
         (B, 3, H, W) float32 in [-1, 1], the three channels about equal; images.to_uint8 makes grey pixels.
 
     Raises:
-        InputError: no transformer, no labels or an unknown class.
-        ValueError: settings that make no sense.
+        InputError: no transformer, no labels, an unknown class or a setting that makes no sense.
+        ValueError: another setting of the sampler that makes no sense.
     """
+    if batch_size < 1 or sampling.get("cfg", 0.0) < 0:
+        raise InputError(
+            f"batch_size {batch_size} and cfg {sampling.get('cfg', 0.0)} were given, wanted 1 and 0 or more"
+        )
     if models.var is None:
         raise InputError("these models hold no transformer, wanted one: load them with a var")
     if isinstance(labels, str):

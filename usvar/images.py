@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,6 +25,8 @@ from usvar.threads import in_order
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+# Name of the text in the PNG of an image that began with given tokens.
+TOKENS_GIVEN = "Tokens given"
 # Pixels a side that a prepared picture may have; a header that claims more is not decoded.
 MAX_SIDE = 4096
 READ_LIMIT_S = 300.0
@@ -326,7 +329,17 @@ def to_uint8(image_B3HW: Tensor) -> np.ndarray:
     return ((grey_BHW + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
 
 
-def save_png(path: Path, grey_HW: np.ndarray) -> None:
-    """Write a grey image as an RGB PNG, atomically."""
+def save_png(path: Path, grey_HW: np.ndarray, tokens_given: int = 0) -> None:
+    """Write a grey image as an RGB PNG, atomically.
+
+    Args:
+        path: where it goes.
+        grey_HW: uint8.
+        tokens_given: how many tokens were given instead of generated: the file says so wherever it is copied
+            to, see `prefixed.refuse_prefixed`.
+    """
+    says = PngInfo()
+    if tokens_given:
+        says.add_text(TOKENS_GIVEN, str(tokens_given))
     with atomic_path(path) as temporary:
-        Image.fromarray(grey_HW).convert("RGB").save(temporary)
+        Image.fromarray(grey_HW).convert("RGB").save(temporary, pnginfo=says)

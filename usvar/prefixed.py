@@ -4,14 +4,20 @@ import json
 import re
 from pathlib import Path
 
+from PIL import Image
+
 from usvar.errors import InputError
+from usvar.images import TOKENS_GIVEN
 
 
 def refuse_prefixed(folder: Path) -> None:
     """Refuse a folder in which a picture holds given tokens of a real image or of the position prior.
 
     sample_var.py and edit_var.py list their pictures in samples.json and edit.json, up to three folders above
-    them; a moved folder still has K in its name.
+    them; a moved folder still has K in its name, and a copied picture says it itself.
+
+    Args:
+        folder: holds <Class>/*.png, whose files can be read.
 
     Raises:
         InputError: when there is such a picture, or a listing that cannot be read.
@@ -31,7 +37,15 @@ def refuse_prefixed(folder: Path) -> None:
                     ) from error
                 found = next((name for name in given if (place / name).is_relative_to(folder)), None)
         if found is not None:
-            raise InputError(
-                f"--generated {folder.name} holds pictures that began with given tokens ({found}), wanted "
-                "plain samples (K = 0): give scale_0_K0/plain of sample_var.py, or leave --generated out"
-            )
+            raise _refusal(folder, found)
+    for path in sorted(folder.glob("*/*.png")):
+        with Image.open(path) as picture:
+            if TOKENS_GIVEN in picture.info:
+                raise _refusal(folder, path.relative_to(folder).as_posix())
+
+
+def _refusal(folder: Path, found: str) -> InputError:
+    return InputError(
+        f"--generated {folder.name} holds pictures that began with given tokens ({found}), wanted plain "
+        "samples (K = 0): give scale_0_K0/plain of sample_var.py, or leave --generated out"
+    )

@@ -139,6 +139,8 @@ def read_token_maps(folder: Path) -> TokenMaps:
             arrays = {name: _read_member(path, archive, f"{name}.npy") for name in needed}
         classes = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
         made_by = json.loads(str(arrays["made_by"]))
+        if not isinstance(made_by, dict):
+            raise TypeError(f"made_by is a {type(made_by).__name__}")
     except InputError:
         raise
     # A damaged archive makes zipfile, zlib and numpy raise nearly anything.
