@@ -12,7 +12,8 @@ out=${1:-demo}
 say() { printf '\n== %s\n' "$*"; }
 
 say "1/9 simulate raw pictures from scatterers, beam and attenuation"
-python data_preprocessing/simulate_ultrasound.py --out-root "$out/raw/Simulated" --images-per-class 75 --size 192
+python data_preprocessing/simulate_ultrasound.py --out-root "$out/raw/Simulated" --images-per-class 75 \
+    --views-per-patient 1 --size 192
 
 say "2/9 crop, letterbox, split by patient"
 python data_preprocessing/prepare_datasets.py --raw-root "$out/raw" --out-root "$out/processed" --size 64

@@ -47,7 +47,7 @@ from usvar.chosen import DRAWING, read_sweep, with_chosen
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet
 from usvar.extractor import SmallNet, features, probabilities
-from usvar.files import write_json, write_text
+from usvar.files import lock_folder, write_json, write_text
 from usvar.judging import Drawing, Judges, JudgeTraining, Models
 from usvar.prefixed import refuse_prefixed
 
@@ -696,10 +696,14 @@ def main(s: Settings) -> None:
         size = images.image_size(images.find_images(s.data_root, "train", classes))
     sweep = read_sweep(s.settings_from)
     generated = read_generated(s, s.generated, classes, size) if s.generated else None
+    lock = lock_folder(s.out_dir)
     cache, group_of = s.out_dir / "cache", judging.read_groups(s.data_root)
     (train, train_files), (val, _), (test, _) = (
         judging.read_split(s.data_root, split, classes, size, cache, group_of) for split in images.SPLITS
     )
+    least, count_C = evaluation.least_images(s.neighbours), np.bincount(test.label_N, minlength=len(classes))
+    if few := [f"{name} {count}" for name, count in zip(classes, count_C, strict=True) if count < least]:
+        print(f"test images of some classes are too few for distances, wanted {least}: {', '.join(few)}")
     inputs = {"var": s.var, "vqvae": s.vqvae}
     for split, maps in models.maps.items() if models else ():
         judging.numbers_of_groups(maps.path_N.tolist(), group_of)  # refused now, not after the training
@@ -801,6 +805,7 @@ def main(s: Settings) -> None:
         + (f"bits a token on test {bits['test']['bits_per_token']:.2f}; " if bits else "")
         + f"{len(left_out)} things left out; see {s.out_dir / 'report.html'}"
     )
+    lock.close()
 
 
 if __name__ == "__main__":

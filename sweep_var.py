@@ -209,6 +209,10 @@ def main(s: Settings) -> None:
     models = judging.load_models(s.data_root, s.var, s.vqvae, s.tokens_dir, ("train", "val"), device)
     boundaries = scale_boundaries(models.var.patch_nums)
     check(s, boundaries)
+    inputs = {"var": s.var, "vqvae": s.vqvae} | {f"{k}_tokens": v.file for k, v in models.maps.items()}
+    record = provenance.made_by("sweep_var.py", s, inputs)
+    points = read_earlier(s.out_dir / "sweep.json", record)
+    run = training.RunFolder(s.out_dir, record)
     cache, group_of = s.out_dir / "cache", judging.read_groups(s.data_root)
     (train, train_files), (val, _) = (
         judging.read_split(s.data_root, split, models.classes, models.size, cache, group_of)
@@ -223,12 +227,11 @@ def main(s: Settings) -> None:
             f"with --neighbours {s.neighbours}: prepare more data"
         )
     # A class without spread or neighbourhoods is left out on both sides, or it would count as a difference.
+    left = [models.classes[i] for i in lacking]
+    if left:
+        print(f"left out, with under {least} validation images: {', '.join(left)}")
     val = val.take(np.flatnonzero(count_C[val.label_N] >= least))
 
-    inputs = {"var": s.var, "vqvae": s.vqvae} | {f"{k}_tokens": v.file for k, v in models.maps.items()}
-    record = provenance.made_by("sweep_var.py", s, inputs)
-    points = read_earlier(s.out_dir / "sweep.json", record)
-    run = training.RunFolder(s.out_dir, record)
     kept = s.judges or s.out_dir / "judges.pth"
     how = JudgeTraining(
         pixels=s.extractor_pixels,
@@ -241,7 +244,7 @@ def main(s: Settings) -> None:
         kept if kept.is_file() else None, kept, train, train_files, how, device, record
     )
     judges.describe(val)
-    stamps = {name: judges.stamp(name) for name in judges.extractors}
+    stamps, said = {name: judges.stamp(name) for name in judges.extractors}, set()
 
     def point(drawing: Drawing, mode: str = "plain", K: int = 0) -> dict[str, Any]:
         key = f"{drawing} {mode} {K} {stamps}"
@@ -249,6 +252,9 @@ def main(s: Settings) -> None:
             points[key] = measure(s, models, judges, val, drawing, mode, K)
             write_json(s.out_dir / "sweep.json", {"made_by": record, "points": points})
         row = points[key]
+        if key in said:  # where each setting starts, and K = 0, are met several times
+            return row
+        said.add(key)
         print(
             f"cfg {drawing.cfg:g}  top-p {drawing.top_p:g}  top-k {drawing.top_k}  temperature "
             f"{drawing.temperature:g}  {mode} K = {K}: "
@@ -276,7 +282,6 @@ def main(s: Settings) -> None:
             row = point(drawing, mode if K else "plain", K)
             rows.append(row | {"axis": "K", "value": K, "mode": mode, "chosen": K == 0})
 
-    left = [models.classes[i] for i in lacking]
     why = (
         f"Of {len(drawings)} settings with {s.images_per_class} images a class, varied one after the other: "
         f"the highest {judging.SUPERVISED}-coverage among those within one spread of the lowest "
