@@ -37,7 +37,7 @@ from benchmarks.measure import (
 )
 from models import VAR, VQVAE
 from models.basic_var import KeyValueCache, linear
-from models.helpers import filter_top_k_top_p, scale_spans
+from models.helpers import filter_top_k_top_p, gumbel_noise, sample_with_top_k_top_p, scale_spans
 from models.quant import upsample
 from usvar import cli, training
 
@@ -118,6 +118,7 @@ def fast_paths(s: Settings, vae: VQVAE, var: VAR, device: torch.device) -> list[
         return model.generate_tokens(1, cfg=cfg, **sampling)[0]
 
     cond_BD, logits_BlV = draw(rows, var.D), 2 * draw(s.batch, last, s.vocab_size)
+    gumbel_BlV = gumbel_noise(list(range(s.batch)), range(last), s.vocab_size, device)
     k_BHLd, v_BHLd = (draw(rows, heads, var.L, var.C // heads) for _ in range(2))
 
     def adaln(times: int) -> torch.Tensor:
@@ -167,6 +168,13 @@ def fast_paths(s: Settings, vae: VQVAE, var: VAR, device: torch.device) -> list[
             "top-p: over all codes -> over the k",
             lambda: sorted_filter(logits_BlV, s.top_k, s.top_p).isfinite(),
             lambda: filter_top_k_top_p(logits_BlV, s.top_k, s.top_p).isfinite(),
+        ),
+        # On a GPU both are the same.
+        pair(
+            "drawing: all places together -> in pieces",
+            lambda: (filter_top_k_top_p(logits_BlV, s.top_k, s.top_p) + gumbel_BlV).argmax(-1),
+            lambda: sample_with_top_k_top_p(logits_BlV, gumbel_BlV, s.top_k, s.top_p),
+            dtypes=(torch.float32, torch.float32),
         ),
         pair(
             "products: PyTorch's choice -> ours",
