@@ -24,7 +24,8 @@ python train_vqvae.py --data-root "$out/processed" --out-dir "$out/vqvae" --ch 3
     --log-every 50 --eval-every 300 --save-every 100
 
 say "4/9 how well it rebuilds"
-python sample_vqvae.py --data-root "$out/processed" --vqvae "$out/vqvae/best.pth" --out-dir "$out/reconstructions"
+python sample_vqvae.py --data-root "$out/processed" --vqvae "$out/vqvae/best.pth" \
+    --out-dir "$out/reconstructions" --splits val test
 
 say "5/9 images to token maps"
 python tokenize_multiscale_maps.py --data-root "$out/processed" --vqvae "$out/vqvae/best.pth" \
