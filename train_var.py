@@ -519,10 +519,11 @@ def main(s: Settings) -> None:
                 break
         progress.close()
         world.close()
+    if run:
+        run.close()
     if ending:
         raise ending
     if run:
-        run.close()
         early = (
             "" if done == s.steps else f"stopped early at step {done}, {stale} validations after the best; "
         )

@@ -647,10 +647,11 @@ def main(s: Settings) -> None:
                 break
         progress.close()
         world.close()
+    if run:
+        run.close()
     if ending:
         raise ending
     if run:
-        run.close()
         print(f"done: {best_path} (val total {best:.0f}), figures in {s.out_dir}")
 
 
