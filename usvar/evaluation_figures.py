@@ -1,5 +1,6 @@
 """The figures of evaluate_var.py, drawn from the content of metrics.json and the curves behind it."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +349,10 @@ def draw_sweep(path: Path, sweep: dict[str, Any]) -> None:
     )
     for column, name in enumerate(axes_of):
         found = [row for row in rows if row["axis"] == name]
+        # 0 switches these filters off: it stands at the loose end, not at the strict one.
+        is_filter = name in ("top_p", "top_k")
+        if is_filter:
+            found.sort(key=lambda row: row["value"] or math.inf)
         for panel, (key, title) in zip(axes[:, column], measures.items(), strict=True):
             for number, mode in enumerate(dict.fromkeys(row["mode"] for row in found)):
                 of_mode = [row for row in found if row["mode"] == mode]
@@ -361,7 +366,11 @@ def draw_sweep(path: Path, sweep: dict[str, Any]) -> None:
                     color=plots.COLOURS[number],
                     label={"tp": "real prefix", "nop": "by frequency"}.get(mode, mode),
                 )
-            names = [f"{row['value']:g}" for row in found if row["mode"] == found[0]["mode"]]
+            names = [
+                "off" if is_filter and not row["value"] else f"{row['value']:g}"
+                for row in found
+                if row["mode"] == found[0]["mode"]
+            ]
             panel.set_xticks(range(len(names)), names)
             for place, row in enumerate(row for row in found if row["mode"] == found[0]["mode"]):
                 if row["chosen"]:
