@@ -712,15 +712,8 @@ def main(s: Settings) -> None:
     inputs = {role: path for role, path in inputs.items() if path}
     record = provenance.made_by("evaluate_var.py", s, inputs)
 
-    how = JudgeTraining(
-        pixels=s.extractor_pixels,
-        steps=s.extractor_steps,
-        classifier_steps=s.classifier_steps,
-        classifiers=s.classifier_seeds,
-        seed=s.seed,
-    )
     judges = judging.read_or_train(
-        s.judges, s.out_dir / "judges.pth", train, train_files, how, device, record
+        s.judges, s.out_dir / "judges.pth", train, train_files, JudgeTraining.of(s), device, record
     )
     if outside:
         pixels = s.extractor_file_pixels

@@ -233,15 +233,8 @@ def main(s: Settings) -> None:
     val = val.take(np.flatnonzero(count_C[val.label_N] >= least))
 
     kept = s.judges or s.out_dir / "judges.pth"
-    how = JudgeTraining(
-        pixels=s.extractor_pixels,
-        steps=s.extractor_steps,
-        classifier_steps=s.classifier_steps,
-        classifiers=s.classifier_seeds,
-        seed=s.seed,
-    )
     judges = judging.read_or_train(
-        kept if kept.is_file() else None, kept, train, train_files, how, device, record
+        kept if kept.is_file() else None, kept, train, train_files, JudgeTraining.of(s), device, record
     )
     judges.describe(val)
     stamps, said = {name: judges.stamp(name) for name in judges.extractors}, set()

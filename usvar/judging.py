@@ -251,6 +251,17 @@ class JudgeTraining:
     # Seed of all.
     seed: int
 
+    @classmethod
+    def of(cls, settings: Any) -> "JudgeTraining":
+        """As the settings of the sweep or the evaluation say."""
+        return cls(
+            pixels=settings.extractor_pixels,
+            steps=settings.extractor_steps,
+            classifier_steps=settings.classifier_steps,
+            classifiers=settings.classifier_seeds,
+            seed=settings.seed,
+        )
+
 
 @dataclass(frozen=True)
 class Judges:
