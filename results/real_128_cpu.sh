@@ -12,14 +12,14 @@ data=$out/processed vqvae=$out/vqvae/best.pth var=$out/var/ar-ckpt-best.pth swee
 record=results/real_128
 # Real pictures are shown of these alone, whose licences allow that: AUL (CC BY 4.0), DDTI (CC0).
 shown=(Liver-Benign Liver-Malignant Liver-Normal Thyroid-Nodule-DDTI)
-size=128 views=4 per_class=4 variety=8
+size=128 views=8 per_class=4 variety=8
 box=(40 56 88 104)
-vqvae_size=(--ch 32 --patch-nums 1 2 3 4 5 6 8 --vocab-size 1024 --batch-size 8 --steps 2000
-    --ema-decay 0.995 --log-every 20 --eval-every 200 --save-every 100)
-var_size=(--depth 6 --width 256 --heads 4 --batch-size 32 --steps 1200 --learning-rate 1e-3 --ema-decay 0.99
+vqvae_size=(--ch 32 --patch-nums 1 2 3 4 5 6 8 --vocab-size 1024 --batch-size 8 --steps 6000
+    --ema-decay 0.998 --log-every 20 --eval-every 500 --save-every 250)
+var_size=(--depth 6 --width 256 --heads 4 --batch-size 32 --steps 1500 --learning-rate 1e-3 --ema-decay 0.99
     --log-every 20 --eval-every 100 --save-every 100)
-judges=(--extractor-steps 200 --classifier-steps 100 --extractor-pixels 64)
-evaluation_size=(--images-per-class 8 --likelihood-images 400)
+judges=(--extractor-steps 400 --classifier-steps 200 --extractor-pixels 128)
+evaluation_size=(--images-per-class 16 --likelihood-images 400)
 sweep_size=(--images-per-class 5 --cfg 0 1.5 3 --top-p 0.95 --top-k 0 --temperature 0.9 1 --prefix-tokens 0 14 55)
 if [[ $SMOKE == 1 ]]; then
     record=$out/record size=32 views=2 per_class=1
