@@ -2,8 +2,8 @@
 
 Everything is decided from hashes, so that the result depends on the pictures and the seed, not on the
 order, the names or the number of files: a picture keeps its split when others are added or files renamed.
-Exceptions: a new picture that joins two groups may move one of them, and the last resort that fills a split
-which a class would lack.
+Exceptions: a new picture that joins two groups may move one of them, and a class that would have too few
+groups in val or test to be judged there gets some moved.
 
 A picture costs a few hundred bytes of memory here, whatever it is called: its words and its small version lie
 on the disk, and all is decided with numbers.
@@ -41,6 +41,10 @@ SHARES = (0.8, 0.1, 0.1)
 # on one side: there it may be the next moment of one examination, or even, at 0.88, another person's picture.
 # Of planted copies, 98.8% reach this.
 CONFLICT_CORRELATION = 0.93
+# Groups that a class should have in val and in test: with fewer, the evaluation cannot tell patients apart.
+LEAST_HELD_OUT = 4
+# But of a small class not more than this share goes to either.
+MOST_HELD_OUT = 1 / 8
 # A class of fewer groups than this gets some pictures of each before the cap is full.
 FEW_GROUPS = 30
 # Columns of label_conflicts.csv.
@@ -484,14 +488,17 @@ def _choose_splits(plan: Plan, drawn_K: np.ndarray, seed: int) -> np.ndarray:
         these_G = allowed_G == may
         split_G[these_G] = np.searchsorted(bounds, position_G[these_G] * bounds[-1], side="right")
     pair_M2 = np.unique(np.stack([group_K, pictures.number_N["label"][drawn_K]], 1), axis=0)
-    _fill_empty_splits(split_G, position_G, allowed_G, pair_M2, pictures.labels)
+    _fill_splits(split_G, position_G, allowed_G, pair_M2, pictures.labels)
     return split_G
 
 
-def _fill_empty_splits(
+def _fill_splits(
     split_G: np.ndarray, position_G: np.ndarray, allowed_G: np.ndarray, pair_M2: np.ndarray, labels: list[str]
 ) -> None:
-    """Where a class has none in a split, move the group whose hash lies nearest; never a class's last one.
+    """Where a class has too few groups in a split, move those whose hashes lie nearest.
+
+    One group of each class must be in each split, and LEAST_HELD_OUT of them, if the class is large enough,
+    should be in val and test. No move leaves another class, or another split, with less than that.
 
     Args:
         split_G: is changed.
@@ -499,34 +506,46 @@ def _fill_empty_splits(
     """
     lows = np.cumsum([0, *SHARES[:-1]])
     group_M, label_M = pair_M2.T
-    tally = np.zeros((len(labels), len(SPLITS)), np.int64)
-    np.add.at(tally, (label_M, split_G[group_M]), 1)
+    size_L = np.bincount(label_M, minlength=len(labels))
+    held_out_L = np.clip((size_L * MOST_HELD_OUT).astype(int), 1, LEAST_HELD_OUT)
+    tally_LS = np.zeros((len(labels), len(SPLITS)), np.int64)
+    np.add.at(tally_LS, (label_M, split_G[group_M]), 1)
 
     def labels_of(group: int) -> np.ndarray:
         return label_M[slice(*np.searchsorted(group_M, [group, group + 1]))]
 
-    for label in np.unique(label_M).tolist():
-        for split, name in enumerate(SPLITS):
-            if tally[label, split]:
-                continue
-            groups = group_M[label_M == label]
+    def fill(label: int, split: int, least_LS: np.ndarray) -> None:
+        groups = group_M[label_M == label]
+        middle = lows[split] + SHARES[split] / 2
+        while tally_LS[label, split] < least_LS[label, split]:
             movable = [
                 group
                 for group in groups[allowed_G[groups] >> split & 1 > 0].tolist()
-                if (tally[labels_of(group), split_G[group]] > 1).all()
+                if split_G[group] != split
+                and all(
+                    tally_LS[other, split_G[group]] > least_LS[other, split_G[group]]
+                    for other in labels_of(group)
+                )
             ]
+            if not movable and tally_LS[label, split]:
+                return
             if not movable:
                 raise InputError(
-                    f"class {labels[label]} has no picture for {name}: its {len(groups)} groups belong to "
-                    "other splits, wanted at least one each for train, val and test: add images, or leave "
-                    f"out with --exclude-classes {labels[label]}"
+                    f"class {labels[label]} has no picture for {SPLITS[split]}: its {len(groups)} groups "
+                    "belong to other splits, wanted at least one each for train, val and test: add images, "
+                    f"or leave out with --exclude-classes {labels[label]}"
                 )
-            middle = lows[split] + SHARES[split] / 2
             # Of two as near the first by name: groups are numbered by their names.
             nearest = min(movable, key=lambda group: (abs(position_G[group] - middle), group))
-            tally[labels_of(nearest), split_G[nearest]] -= 1
-            tally[labels_of(nearest), split] += 1
+            tally_LS[labels_of(nearest), split_G[nearest]] -= 1
+            tally_LS[labels_of(nearest), split] += 1
             split_G[nearest] = split
+
+    must_LS = np.ones_like(tally_LS)
+    should_LS = np.stack([np.maximum(size_L // 2, 1), held_out_L, held_out_L], 1)
+    for least_LS in (must_LS, should_LS):
+        for label, split in product(np.unique(label_M).tolist(), range(len(SPLITS))):
+            fill(label, split, least_LS)
 
 
 def leak_report(plan: Plan) -> dict:
