@@ -38,8 +38,8 @@ from benchmarks.measure import (
     summary,
 )
 from models import VAR, VQVAE
-from models.basic_var import linear
-from models.helpers import split_scales
+from models.basic_var import attend, fused_attention, linear
+from models.helpers import scale_spans, split_scales
 from usvar import cli, training
 from usvar.distributed import World
 from usvar.muon import Muon
@@ -154,6 +154,32 @@ def fast_paths(s: Settings, vae: VQVAE, var: VAR, device: torch.device) -> list[
             *(
                 lambda memory, function=function: cost_of(lambda: product(function), device, memory)
                 for function in ours
+            ),
+        )
+    )
+
+    heads, spans, stream = var.num_heads, scale_spans(s.patch_nums), torch.Generator(device).manual_seed(0)
+    amp = torch.bfloat16 if s.dtype == "bfloat16" else torch.float32
+    q, k, v = (
+        torch.randn(s.batch, heads, var.L, var.C // heads, generator=stream, device=device, dtype=amp)
+        for _ in range(3)
+    )
+
+    def attention(function: Callable[..., torch.Tensor]) -> torch.Tensor:
+        leaf = q.detach().requires_grad_()
+        function(leaf, k.detach().requires_grad_(), v.detach().requires_grad_(), spans, 0.25).sum().backward()
+        return leaf.grad
+
+    wanted, found = (attention(function).double() for function in (fused_attention, attend))
+    error = float((wanted - found).norm() / wanted.norm())
+    if not error < 3e-2:
+        raise SystemExit(f"FAILED: attention of our own changes the gradient by {error:.1e} of its norm")
+    pairs.append(
+        Pair(
+            "attention: PyTorch's fused -> ours",
+            *(
+                lambda memory, function=function: cost_of(lambda: attention(function), device, memory)
+                for function in (fused_attention, attend)
             ),
         )
     )

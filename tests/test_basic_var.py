@@ -160,6 +160,45 @@ def test_scale_by_scale_equals_a_mask_with_gradients(attn_l2_norm, patch_nums):
         torch.testing.assert_close(by_scale, masked, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("earlier", [0, 5])
+@pytest.mark.parametrize("spans", [None, scale_spans(PATCH_NUMS)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_attention_by_products_of_matrices_is_the_fused_one_with_gradients(
+    batch, spans, earlier, monkeypatch
+):
+    monkeypatch.setattr(basic_var, "matrices_are_faster", lambda *_: True)
+    torch.manual_seed(0)
+    # Heads as attention cuts them out of one product.
+    q, k, v = (torch.randn(batch, n, 2, 8).double().transpose(1, 2) for n in (14, 14 + earlier, 14 + earlier))
+    weight = torch.randn_like(q)
+    results = []
+    for function in (basic_var.fused_attention, basic_var.attend):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        y = function(*leaves, spans or [(0, 14)], 0.3)
+        (y * weight).sum().backward()
+        results.append([y.detach(), *(x.grad for x in leaves)])
+    for fused, ours in zip(*results, strict=True):
+        # Gradients of keys and values are added up in float32.
+        torch.testing.assert_close(ours, fused, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(basic_var.attend(q, k, v, spans, 0.3), results[0][0])
+
+
+def test_bfloat16_on_a_cpu_attends_by_products_of_matrices_and_nothing_else_does(monkeypatch):
+    used = []
+    apply = basic_var._MatrixAttention.apply
+    monkeypatch.setattr(basic_var._MatrixAttention, "apply", lambda *a: used.append(1) or apply(*a))
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 680, 64, dtype=torch.float64)
+    spans = scale_spans((1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
+    wanted = basic_var.attend(q, k, v, spans, 0.125)
+    assert basic_var.attend(q.float(), k.float(), v.float(), spans, 0.125, dropout=0.1).shape == q.shape
+    basic_var.attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), spans, 0.125, dropout=0.1)
+    assert not used
+    found = basic_var.attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), spans, 0.125)
+    assert used and found.dtype == torch.bfloat16
+    assert (found - wanted).norm() < 0.01 * wanted.norm()
+
+
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
 @pytest.mark.parametrize("out", [40, 24, 16])
 @pytest.mark.parametrize("bias", [False, True])
