@@ -352,6 +352,50 @@ class SelfAttention(nn.Module):
         return f"block {self.block_idx}, l2-norm={self.attn_l2_norm}"
 
 
+class _ScaledNorm(torch.autograd.Function):
+    """Layer norm, scaled and shifted; what lies between is made again in the backward pass, not kept."""
+
+    @staticmethod
+    def forward(ctx, x_BlD: Tensor, scale_B1D: Tensor, shift_B1D: Tensor, eps: float) -> Tensor:
+        normed_BlD, mean_Bl1, rstd_Bl1 = torch.native_layer_norm(x_BlD, x_BlD.shape[-1:], None, None, eps)
+        ctx.save_for_backward(x_BlD, scale_B1D, mean_Bl1, rstd_Bl1)
+        ctx.shift_dtype = shift_B1D.dtype
+        return normed_BlD * (1 + scale_B1D) + shift_B1D
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_BlD: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x_BlD, scale_B1D, mean_Bl1, rstd_Bl1 = ctx.saved_tensors
+        # The sums over tokens of grad * (x - mean) * rstd and of grad, by products of matrices.
+        rstd_B1l, shift_B1l = (z.mT.to(grad_BlD.dtype) for z in (rstd_Bl1, mean_Bl1 * rstd_Bl1))
+        weight_B2l = torch.cat([shift_B1l, torch.ones_like(shift_B1l)], dim=1)
+        shifted_B1D, grad_shift_B1D = (weight_B2l @ grad_BlD).split(1, dim=1)
+        grad_scale_B1D = rstd_B1l @ (x_BlD * grad_BlD) - shifted_B1D
+        # PyTorch's own name for the gradient of the layer norm; the last word: of x alone.
+        grad_x_BlD, _, _ = torch.ops.aten.native_layer_norm_backward(
+            grad_BlD * (1 + scale_B1D),
+            x_BlD,
+            x_BlD.shape[-1:],
+            mean_Bl1,
+            rstd_Bl1,
+            None,
+            None,
+            [True, False, False],
+        )
+        return grad_x_BlD, grad_scale_B1D.to(scale_B1D.dtype), grad_shift_B1D.to(ctx.shift_dtype), None
+
+
+def scaled_norm(x_BlD: Tensor, norm: nn.LayerNorm, scale_B1D: Tensor, shift_B1D: Tensor) -> Tensor:
+    """norm(x) * (1 + scale) + shift, with less memory until the backward pass.
+
+    Args:
+        x_BlD: token features.
+        norm: a layer norm over D without weights.
+        scale_B1D, shift_B1D: of each image.
+    """
+    return _ScaledNorm.apply(x_BlD, scale_B1D, shift_B1D, norm.eps)
+
+
 class AdaLNSelfAttn(nn.Module):
     """One block. The class gives, for each of its two branches, a gain, a scale and a shift.
 
@@ -425,9 +469,9 @@ class AdaLNSelfAttn(nn.Module):
         """
         drop1_B, drop2_B = (None, None) if path_drop_B2 is None else path_drop_B2.unbind(1)
         gain1, gain2, scale1, scale2, shift1, shift2 = modulation_B16D.unbind(2)
-        h_BlD = self.ln_wo_grad(x_BlD) * (1 + scale1) + shift1
+        h_BlD = scaled_norm(x_BlD, self.ln_wo_grad, scale1, shift1)
         x_BlD = x_BlD + self.drop_path(self.attn(h_BlD, attn_bias, cache, spans) * gain1, drop1_B)
-        h_BlD = self.ln_wo_grad(x_BlD) * (1 + scale2) + shift2
+        h_BlD = scaled_norm(x_BlD, self.ln_wo_grad, scale2, shift2)
         return x_BlD + self.drop_path(self.ffn(h_BlD) * gain2, drop2_B)
 
     def extra_repr(self) -> str:
@@ -444,4 +488,4 @@ class AdaLNBeforeHead(nn.Module):
 
     def forward(self, x_BlD: Tensor, cond_BD: Tensor) -> Tensor:
         scale_B1D, shift_B1D = self.ada_lin(cond_BD)[:, None].chunk(2, dim=-1)
-        return self.ln_wo_grad(x_BlD) * (1 + scale_B1D) + shift_B1D
+        return scaled_norm(x_BlD, self.ln_wo_grad, scale_B1D, shift_B1D)

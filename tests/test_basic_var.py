@@ -160,6 +160,36 @@ def test_scale_by_scale_equals_a_mask_with_gradients(attn_l2_norm, patch_nums):
         torch.testing.assert_close(by_scale, masked, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("x_dtype", "dtype"),
+    [(torch.float64, torch.float64), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)],
+)
+def test_the_scaled_norm_is_the_formula_with_gradients_and_keeps_no_tokens_but_its_input(x_dtype, dtype):
+    torch.manual_seed(0)
+    x = (torch.randn(2, 14, 16) * 3 + 1).to(x_dtype)
+    vectors = [torch.randn(2, 1, 16).to(dtype) for _ in range(2)]
+    weight = torch.randn_like(x)
+    norm = torch.nn.LayerNorm(16, eps=1e-6, elementwise_affine=False)
+    results = []
+    for function in (
+        lambda x, scale, shift: norm(x) * (1 + scale) + shift,
+        lambda x, scale, shift: basic_var.scaled_norm(x, norm, scale, shift),
+    ):
+        leaves = [x.clone().requires_grad_(), *(v.clone().requires_grad_() for v in vectors)]
+        y = function(*leaves)
+        (y * weight).sum().backward()
+        results.append([y.detach(), *(leaf.grad for leaf in leaves)])
+    for formula, ours in zip(*results, strict=True):
+        assert ours.dtype == formula.dtype
+        close = {"rtol": 0.05, "atol": 0.05} if torch.bfloat16 in (x_dtype, ours.dtype) else {}
+        torch.testing.assert_close(ours, formula, **close)
+
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        basic_var.scaled_norm(x.requires_grad_(), norm, *vectors)
+    assert sum(tensor.shape == x.shape for tensor in kept) == 1
+
+
 @pytest.mark.parametrize("earlier", [0, 5])
 @pytest.mark.parametrize("spans", [None, scale_spans(PATCH_NUMS)])
 @pytest.mark.parametrize("batch", [1, 3])
