@@ -148,6 +148,11 @@ def main(settings: Settings) -> None:
 
 def prepare(settings: Settings, found: Found, new_name: dict[str, str], index: Index) -> None:
     """Look, plan, write, report: all that happens in the out root."""
+    for record in found.records:
+        if record.class_name not in new_name:
+            found.left_out[record.source] = (
+                f"class {record.class_name} is not wanted (--selection, --exclude-classes)"
+            )
     choose_frames(settings, found, new_name, index)
 
     # Look at every picture once.

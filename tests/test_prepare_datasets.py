@@ -600,6 +600,10 @@ def test_selection_mapping_and_exclusion(tmp_path):
     rows = prepare(tmp_path / "raw", tmp_path / "out", exclude_classes=("Dog",))
     assert {row["class"] for row in rows} == {"Cat", "Cow"}
     assert not (tmp_path / "out" / "contact_sheets" / "Pet.png").exists()
+    with (tmp_path / "out" / "left_out.csv").open(encoding="utf-8") as file:
+        left_out = {row["source"]: row["reason"] for row in csv.DictReader(file)}
+    why = "class Dog is not wanted (--selection, --exclude-classes)"
+    assert left_out == {f"mine/Dog/{i}.png": why for i in range(5)}
 
 
 def refused(tmp_path: Path, **settings: object) -> str:
