@@ -33,7 +33,7 @@ python tokenize_multiscale_maps.py --data-root "$out/processed" --vqvae "$out/vq
 
 say "6/9 train the transformer"
 python train_var.py --tokens-dir "$out/tokens" --vqvae "$out/vqvae/best.pth" --out-dir "$out/var" \
-    --depth 4 --width 128 --heads 4 --batch-size 32 --steps 300 --learning-rate 1e-3 --ema-decay 0.99 \
+    --depth 4 --width 128 --heads 4 --batch-size 32 --steps 500 --learning-rate 1e-3 --ema-decay 0.99 \
     --log-every 25 --eval-every 50 --save-every 100
 
 say "7/9 generate: sweep over K, with and without a real prefix"
