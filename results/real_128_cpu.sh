@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Real ultrasound at 128 x 128 pixels on two CPU cores: every stage, and what it leaves in results/real_128/.
 #
-#   bash results/real_128_cpu.sh data/raw runs/real_128      about two hours
+#   bash results/real_128_cpu.sh data/raw runs/real_128      two hours on recent cores (AVX-512)
 #
 # data/raw holds AUL, BUSI, CAMUS, covid19_ultrasound, DDTI, HC18, MMOTU, STU-Hospital and TimTrack, without the
 # share that is kept back: see README.md in this folder, also for the numbers that came out. Stages can be
