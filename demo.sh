@@ -29,7 +29,7 @@ python sample_vqvae.py --data-root "$out/processed" --vqvae "$out/vqvae/best.pth
 
 say "5/9 images to token maps"
 python tokenize_multiscale_maps.py --data-root "$out/processed" --vqvae "$out/vqvae/best.pth" \
-    --out-dir "$out/tokens" --views 4
+    --out-dir "$out/tokens" --views 12
 
 say "6/9 train the transformer"
 python train_var.py --tokens-dir "$out/tokens" --vqvae "$out/vqvae/best.pth" --out-dir "$out/var" \
