@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every stage in order, small enough for two CPU cores: simulated ultrasound of six kinds, 64 x 64 pixels.
 #
-#   make demo                 sets up .venv and runs this (6 to 25 minutes on two cores after installation)
+#   make demo                 sets up .venv and runs this (5 to 25 minutes on two cores after installation)
 #   bash demo.sh runs/mine    the same into another folder, with the python on the PATH
 #
 # Stopped half-way, the same command goes on. The full-size recipe is each script's defaults: leave the flags out.
