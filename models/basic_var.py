@@ -65,6 +65,8 @@ class _OneDNNLinear(torch.autograd.Function):
     def backward(ctx, grad_NM: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x_NK, weight_MK = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
+        # The gradient of a plain sum is one number, repeated by strides of 0: oneDNN would take seconds.
+        grad_NM = grad_NM.contiguous()
         grad_weight_MK = None
         if for_weight and grad_NM.shape[1] > x_NK.shape[1]:
             # The left view is copied, so let it be the smaller one.
