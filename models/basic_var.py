@@ -158,8 +158,8 @@ def _weights(q_Nld: Tensor, k_Nmd: Tensor) -> Tensor:
 def matrices_are_faster(q_BHld: Tensor, dropout: float) -> bool:
     """Whether plain products of matrices outrun PyTorch's fused attention, and can do what is asked.
 
-    In bfloat16 on a CPU they do: with 256 queries and 680 keys, 5 instead of 13 ms forward and 15 instead of
-    40 ms with the gradients were measured on a core of an AMD EPYC with AVX-512. In float32 they do not.
+    In bfloat16 on a CPU they do: 2.2 times over ten scales with the gradients, on an AMD EPYC with AVX-512
+    (benchmarks/training.py). In float32 they do not.
     """
     return (
         q_BHld.device.type == "cpu"
