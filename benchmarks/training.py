@@ -115,6 +115,12 @@ class Step:
 
 def fast_paths(s: Settings, vae: VQVAE, var: VAR, device: torch.device) -> list[Pair]:
     """Each fast path of the step, off and on."""
+
+    def pair(name: str, work: Callable[[Any], Any], slow: Any, fast: Any) -> Pair:
+        """The same work by two ways."""
+        costs = (lambda memory, way=way: cost_of(lambda: work(way), device, memory) for way in (slow, fast))
+        return Pair(name, *costs)
+
     ways: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "step: encoder in it -> tokens from a file": ({"encode": True}, {}),
         "step: attention by mask -> by scale": ({"by_scale": False}, {}),
@@ -133,33 +139,20 @@ def fast_paths(s: Settings, vae: VQVAE, var: VAR, device: torch.device) -> list[
         error = float((wanted - found).norm() / wanted.norm())
         if not error < (1e-3 if slow.dtype == fast.dtype == torch.float32 else 0.1):
             raise SystemExit(f"FAILED: {name} changes the gradient by {error:.1e} of its norm")
-        pairs.append(
-            Pair(
-                name, *(lambda memory, step=step: cost_of(step.run, device, memory) for step in (slow, fast))
-            )
-        )
+        pairs.append(pair(name, Step.run, slow, fast))
 
+    amp = torch.bfloat16 if s.dtype == "bfloat16" else torch.float32
     tokens = s.batch * var.L
     x_ND, layer = torch.randn(tokens, var.C, device=device), var.blocks[0].ffn.fc1
 
     def product(function: Callable[..., torch.Tensor]) -> None:
         leaf_ND = x_ND.detach().requires_grad_()
-        with training.autocast(device, torch.bfloat16 if s.dtype == "bfloat16" else torch.float32):
+        with training.autocast(device, amp):
             function(leaf_ND, layer.weight, layer.bias).sum().backward()
 
-    ours = (F.linear, linear)
-    pairs.append(
-        Pair(
-            "products: PyTorch's choice -> ours",
-            *(
-                lambda memory, function=function: cost_of(lambda: product(function), device, memory)
-                for function in ours
-            ),
-        )
-    )
+    pairs.append(pair("products: PyTorch's choice -> ours", product, F.linear, linear))
 
     heads, spans, stream = var.num_heads, scale_spans(s.patch_nums), torch.Generator(device).manual_seed(0)
-    amp = torch.bfloat16 if s.dtype == "bfloat16" else torch.float32
     q, k, v = (
         torch.randn(s.batch, heads, var.L, var.C // heads, generator=stream, device=device, dtype=amp)
         for _ in range(3)
@@ -174,15 +167,7 @@ def fast_paths(s: Settings, vae: VQVAE, var: VAR, device: torch.device) -> list[
     error = float((wanted - found).norm() / wanted.norm())
     if not error < 3e-2:
         raise SystemExit(f"FAILED: attention of our own changes the gradient by {error:.1e} of its norm")
-    pairs.append(
-        Pair(
-            "attention: PyTorch's fused -> ours",
-            *(
-                lambda memory, function=function: cost_of(lambda: attention(function), device, memory)
-                for function in (fused_attention, attend)
-            ),
-        )
-    )
+    pairs.append(pair("attention: PyTorch's fused -> ours", attention, fused_attention, attend))
     return pairs
 
 

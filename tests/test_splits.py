@@ -131,7 +131,7 @@ def test_a_class_that_is_large_enough_can_be_judged_in_val_and_test():
         for name, size in sizes.items()
         for i in range(size)
     ]
-    # Ten patients have a picture of another class as well.
+    # Seven patients have a picture of another class as well.
     pictures += [
         picture(10**6 + i, class_name="BCDEA"[i % 5], group=f"{'ABCDE'[i % 5]}{i}") for i in range(7)
     ]
