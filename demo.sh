@@ -41,7 +41,7 @@ python sample_var.py --var "$out/var/ar-ckpt-best.pth" --vqvae "$out/vqvae/best.
     --data-root "$out/processed" --out-dir "$out/samples" --images-per-class 6
 
 say "8/9 edit: generate a part of a real picture anew"
-image=$(find "$out/processed/test/Breast-Benign" -name '*.png' | sort | head -n 1)
+image=$(find "$out/processed/val/Breast-Benign" -name '*.png' | sort | head -n 1)
 python edit_var.py --var "$out/var/ar-ckpt-best.pth" --vqvae "$out/vqvae/best.pth" --image "$image" \
     --class-name Breast-Malignant --box 12 8 52 48 --out-dir "$out/edits"
 

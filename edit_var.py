@@ -277,7 +277,8 @@ def main(s: Settings) -> None:
         earlier.unlink()
     kept, variants = int((known_1L >= 0).sum()), []
     for i, (seed, variant_HW) in enumerate(zip(seeds, edited_BHW, strict=True)):
-        images.save_png(s.out_dir / f"edit_{i}.png", variant_HW, kept)
+        # Pasted pixels are real as well, even where every token was drawn.
+        images.save_png(s.out_dir / f"edit_{i}.png", variant_HW, max(kept, int(s.paste)))
         difference_HW = np.abs(variant_HW.astype(np.float32) - image_HW)
         variants.append(
             {

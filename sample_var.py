@@ -146,7 +146,7 @@ class Settings:
     # auto (a GPU if there is one), cpu, cuda or cuda:1.
     device: str = "auto"
 
-    # Transformer: float32, bfloat16, or auto (bfloat16 on a GPU that has it).
+    # Transformer: float32, bfloat16, or auto (bfloat16 where that is faster).
     precision: training.Precision = "float32"
 
     # Decoder: float32, bfloat16, auto, or same as the transformer.
@@ -227,6 +227,7 @@ def check(s: Settings, var: Loaded, maps: dict[str, tokens.TokenMaps]) -> None:
             f"{s.tokens_dir} has {len(classes)} classes, {s.var} has {var.model.num_classes}: "
             "give the token maps that it was trained on"
         )
+    tokens.refuse_other_training(s.var, var, maps["train"])
 
 
 def plan(s: Settings, maps: dict[str, tokens.TokenMaps]) -> list[Sample]:

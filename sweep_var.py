@@ -232,6 +232,9 @@ def main(s: Settings) -> None:
         print(f"left out, with under {least} validation images: {', '.join(left)}")
     val = val.take(np.flatnonzero(count_C[val.label_N] >= least))
 
+    # From here on the folder belongs to these settings, its judges as well.
+    write_json(s.out_dir / "sweep.json", {"made_by": record, "points": points})
+    known = len(points)
     kept = s.judges or s.out_dir / "judges.pth"
     judges = judging.read_or_train(
         kept if kept.is_file() else None, kept, train, train_files, JudgeTraining.of(s), device, record
@@ -289,6 +292,8 @@ def main(s: Settings) -> None:
         {"chosen": chosen, "var_sha256": models.var_sha256, **sweep, "made_by": record},
     )
     run.close()
+    if len(points) == known:
+        print(f"nothing to do: all {known} points are in {s.out_dir / 'sweep.json'}")
     print(f"chosen: {chosen}; see {s.out_dir / 'sweep.png'}, use --settings-from {s.out_dir / 'chosen.json'}")
 
 

@@ -384,6 +384,8 @@ def main(s: Settings) -> None:
     spans = scale_spans(train.patch_nums)
     inputs = {"vqvae": s.vqvae, "train_tokens": train.file, "val_tokens": val.file}
     record = provenance.made_by("train_var.py", s, inputs)
+    # See tokens.refuse_other_training.
+    record["train_listing_sha256"] = train.made_by.get("listing_sha256")
     config = model_config(s, train, vqvae.sha256)
     last_path, best_path = s.out_dir / "ar-ckpt-last.pth", s.out_dir / "ar-ckpt-best.pth"
     last, found_path, notes = training.earlier_run(

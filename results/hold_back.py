@@ -32,6 +32,7 @@ from usvar import cli
 from usvar.errors import InputError
 
 KEPT_BACK = "012"
+# Of sets that are not here the rule is not known: all of them stays, and the summary says so.
 # By data set: what of the end of a path the key is made of, and how.
 KEYS = {
     "BUSI": (r"/(?P<name>[^/]+)", "{name}"),
@@ -68,6 +69,7 @@ def main(settings: Settings) -> None:
     counts = Counter(data_sets[source] for source in held)
     summary = [
         f"{name}: {count} pictures or videos, {counts[name]} kept back"
+        + (", for its rule is not known" if name not in KEYS else "")
         for name, count in sorted(Counter(data_sets.values()).items())
     ]
     if settings.mode == "refuse":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from models import VAR, VQVAE
 from usvar import checkpoints, cli, images
 from usvar.errors import InputError
 from usvar.files import lock_folder
+from usvar.prefixed import refuse_prefixed
 
 BOX = (0, 0, 32, 32)
 
@@ -149,6 +151,19 @@ def test_a_folder_in_use_or_not_to_be_written_is_refused_before_the_work(setting
         edit_var.main(settings)
     with pytest.raises(InputError, match="cannot be written"):
         edit_var.main(dataclasses.replace(settings, out_dir=Path("/proc/none")))
+
+
+def test_pasted_pixels_mark_the_picture_even_when_every_token_was_drawn(settings):
+    """A box that touches every cell keeps no token, and still most of the picture is real."""
+    found = edited(dataclasses.replace(settings, box=(8, 8, 56, 56)))
+    content = json.loads((settings.out_dir / "edit.json").read_text())
+    assert [row["kept_tokens"] for row in content["samples"]] == [0, 0]
+    assert (found[:, :8] == images.read_image(settings.image)[:8]).all()
+    (settings.out_dir / "copied" / "Heart").mkdir(parents=True)
+    shutil.copy(settings.out_dir / "edit_0.png", settings.out_dir / "copied" / "Heart")
+    (settings.out_dir / "edit.json").unlink()
+    with pytest.raises(InputError, match="pictures that began with given tokens"):
+        refuse_prefixed(settings.out_dir / "copied")
 
 
 def test_without_pasting_everything_is_decoded(settings):

@@ -21,6 +21,7 @@ from usvar import cli, copies, evaluation, images, judging, report
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet
 from usvar.prefixed import refuse_prefixed
+from usvar.tokens import read_token_maps, write_token_maps
 
 EXTRACTORS = ("US", "US-SSL")
 SEARCHES = ("pixels", *EXTRACTORS, "pixels, rebuilt", "US, rebuilt", "US-SSL, rebuilt", "tokens")
@@ -521,6 +522,23 @@ def test_models_of_other_classes_are_refused(settings, tiny_data, tmp_path):
         evaluate_var.main(
             dataclasses.replace(settings, data_root=tmp_path / "data", out_dir=tmp_path / "out")
         )
+
+
+def test_images_that_were_prepared_anew_are_refused(settings, tiny_data, tiny_tokens, tmp_path):
+    """What is test now may have been train when the tokens were made, and the transformer saw it."""
+    shutil.copytree(tiny_tokens, tmp_path / "tokens")
+    for split in images.SPLITS:
+        maps = read_token_maps(tiny_tokens / split)
+        listing = images.listing_sha256(images.find_images(tiny_data, split, CLASSES))
+        arrays = (np.asarray(maps.idx_NL), maps.label_N, np.asarray(maps.path_N), maps.view_N)
+        made_by = maps.made_by | {"listing_sha256": listing}
+        write_token_maps(tmp_path / "tokens" / split, *arrays, maps.patch_nums, CLASSES, made_by)
+    files = settings.var, settings.vqvae, tmp_path / "tokens", images.SPLITS, torch.device("cpu")
+    judging.load_models(tiny_data, *files)
+    shutil.copytree(tiny_data, tmp_path / "data")
+    (tmp_path / "data/train/Heart/made__0.png").rename(tmp_path / "data/test/Heart/moved__0.png")
+    with pytest.raises(InputError, match=r"train/tokens\S+ was made from other images than .*train has"):
+        judging.load_models(tmp_path / "data", *files)
 
 
 def test_from_the_command_line_a_wrong_folder_is_one_line_and_code_2(settings, monkeypatch, capsys):

@@ -361,6 +361,21 @@ def test_tokens_of_another_vqvae_are_refused(base, tmp_path):
     assert not s.out_dir.exists()
 
 
+def test_a_transformer_that_learned_from_other_images_is_refused(base, tmp_path):
+    """Prepared anew, its training images may be in val: a "real" prefix of val would be one of them."""
+    content = torch.load(base.var, weights_only=True)
+    content["made_by"]["train_listing_sha256"] = "a" * 64
+    torch.save(content, tmp_path / "var.pth")
+    s = replace(base, var=tmp_path / "var.pth", out_dir=tmp_path / "out", modes=("plain",), variety=0)
+    other = copied_tokens(base, tmp_path / "other", listing_sha256="b" * 64)
+    with pytest.raises(InputError, match=r"var\.pth was trained on other images than .*npz was made from"):
+        sample_var.main(replace(s, tokens_dir=other))
+    assert not s.out_dir.exists()
+    same = copied_tokens(base, tmp_path / "same", listing_sha256="a" * 64)
+    sample_var.main(replace(s, tokens_dir=same, prefix_tokens=(0,)))
+    assert (s.out_dir / FOLDERS[0] / "plain").is_dir()
+
+
 @pytest.mark.parametrize("classes", [("Kidney", "Heart", "Liver"), ("Heart", "Kidney", "Liver", "Spleen")])
 def test_classes_in_another_order_or_number_are_refused(classes, base, tmp_path):
     """Labels are numbers: an order that differs would give each class another name, silently."""

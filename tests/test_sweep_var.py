@@ -89,6 +89,29 @@ def test_it_goes_on_with_the_points_that_are_missing(settings, chosen, monkeypat
         sweep_var.main(dataclasses.replace(settings, images_per_class=6))
 
 
+def test_judges_of_a_sweep_that_was_stopped_before_its_first_point_are_not_taken_for_others(
+    settings, tmp_path, monkeypatch
+):
+    """Past fault: only measured points were compared with the settings, these judges went on in silence."""
+    s = dataclasses.replace(settings, out_dir=tmp_path)
+
+    def stop(*_args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep_var, "measure", stop)
+        with pytest.raises(KeyboardInterrupt):
+            sweep_var.main(s)
+    assert (tmp_path / "judges.pth").is_file()
+    with pytest.raises(InputError, match="extractor_steps"):
+        sweep_var.main(dataclasses.replace(s, extractor_steps=4))
+
+
+def test_a_finished_sweep_says_so(settings, chosen, capsys):
+    sweep_var.main(settings)
+    assert "nothing to do: all 7 points are in" in capsys.readouterr().out
+
+
 def test_the_highest_coverage_of_those_that_are_near_and_of_the_right_class():
     def row(kd: float, coverage: float, fidelity: float = 0.5) -> dict:
         return {

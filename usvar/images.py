@@ -335,8 +335,8 @@ def save_png(path: Path, grey_HW: np.ndarray, tokens_given: int = 0) -> None:
     Args:
         path: where it goes.
         grey_HW: uint8.
-        tokens_given: how many tokens were given instead of generated: the file says so wherever it is copied
-            to, see `prefixed.refuse_prefixed`.
+        tokens_given: how many tokens were given instead of generated, at least 1 where real pixels were
+            pasted in: the file says so wherever it is copied to, see `prefixed.refuse_prefixed`.
     """
     says = PngInfo()
     if tokens_given:

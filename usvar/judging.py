@@ -66,7 +66,7 @@ def load_models(
     """Load both models and the token maps, refused when they do not belong together.
 
     Raises:
-        InputError: when a file is missing, or classes or models differ.
+        InputError: when a file is missing, or classes, models or images differ.
     """
     vqvae = checkpoints.load_vqvae(vqvae_path, device)
     loaded = checkpoints.load_var(var_path, vqvae, device)
@@ -83,6 +83,14 @@ def load_models(
                 f"{path} has the classes {', '.join(names)}, {data_root} has {', '.join(classes)}: give the "
                 "images that it was made from"
             )
+    for split, found in maps.items():
+        made_from = found.made_by.get("listing_sha256")
+        if made_from and made_from != images.listing_sha256(images.find_images(data_root, split, classes)):
+            raise InputError(
+                f"{found.file} was made from other images than {data_root / split} has: give the images that "
+                "it was made from, or tokenise these and train again"
+            )
+    tokens.refuse_other_training(var_path, loaded, maps["train"])
     size = loaded.model.patch_nums[-1] * vqvae.model.downsample
     return Models(loaded.model, vqvae.model, loaded.sha256, classes, size, maps)
 

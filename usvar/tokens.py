@@ -193,6 +193,27 @@ def read_token_maps_of(vqvae: Loaded, path: Path, folder: Path) -> TokenMaps:
     return maps
 
 
+def refuse_other_training(path: Path, var: Loaded, train: TokenMaps) -> None:
+    """Refuse a transformer that learned from other images than those of `train`.
+
+    After another preparation, what is val or test now may have been in its training.
+
+    Args:
+        path: its checkpoint, for the message.
+        var: the loaded transformer; a published one does not say what it learned from, and passes.
+        train: token maps of the training split, any views.
+
+    Raises:
+        InputError: when the images differ.
+    """
+    learned_from, now = var.made_by.get("train_listing_sha256"), train.made_by.get("listing_sha256")
+    if learned_from is not None and learned_from != now:
+        raise InputError(
+            f"{path} was trained on other images than {train.file} was made from, so that it may have seen "
+            "what is val or test there: run train_var.py again, or give the token maps that it was trained on"
+        )
+
+
 def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
     """One array of the archive: memory-mapped when it is stored plainly, else read (compressed by others).
 

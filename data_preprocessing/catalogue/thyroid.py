@@ -135,6 +135,7 @@ ENTRIES = (
         home="https://www.kaggle.com/datasets/dasmehdixtr/ddti-thyroid-ultrasound-images (JPG and XML); "
         f"PNG copy: {TN3K_ARCHIVE}",
         unpack="one archive; the PNG copy is DDTI.zip inside the archive of TN3K",
+        licence="not stated (CC0 on a public copy)",
         groups="case: the number before _; PNG copy: blocks of 32 in numerical order",
         marker="1_1.jpg or 1_or_data/image/0000.PNG",
         left_out={"copies": COPIES, "gaps": GAPS},
