@@ -150,8 +150,11 @@ class Settings:
     # Learning rate at the last step as a share of the highest.
     final_rate: float = 0.02
 
-    # Momenta of AdamW, which trains all that is no kernel, and the discriminator.
+    # Momenta of AdamW, which trains all that is no kernel.
     betas: tuple[float, float] = (0.9, 0.95)
+
+    # Its momenta for the discriminator, less of the past: what it has to tell apart moves away from it.
+    discriminator_betas: tuple[float, float] = (0.5, 0.9)
 
     # Decay of kernels (not of biases, gains and codes).
     weight_decay: float = 0.01
@@ -248,6 +251,7 @@ def check(s: Settings, side: int, processes: int = 1) -> None:
     checks.require(s, "2 or more", "vocab_size")
     checks.require(s, "1 or more", "z_channels", "workers")
     checks.require(s, "0 to 1", "data_set_balance", "adversarial_start", "revive_until")
+    checks.require(s, "0 to below 1", "discriminator_betas")
     checks.require(s, "0 or more", "codebook_start_images", "beta", "revive_every", "revive_below")
     checks.require(s, "0 or more", "vq_weight", "l1_weight", "ssim_weight", "perceptual_weight")
     checks.require(s, "0 or more", "adversarial_weight", "lecam_weight")
@@ -417,7 +421,8 @@ def build(
     groups, discriminator = training.decay_groups(model, s.weight_decay, s.muon_rate), None
     if s.adversarial_weight:
         discriminator = PatchDiscriminator(s.ch).to(device, memory_format=layout)
-        groups += training.decay_groups(discriminator, s.weight_decay)
+        its_groups = training.decay_groups(discriminator, s.weight_decay)
+        groups += [group | {"betas": s.discriminator_betas} for group in its_groups]
     return model, averaged, discriminator, Muon(groups, s.learning_rate, s.betas, dtype)
 
 

@@ -144,7 +144,8 @@ class Step:
         self.discriminator = None
         if s.adversarial:
             self.discriminator = PatchDiscriminator(s.ch).to(world.device, memory_format=layout)
-            groups += training.decay_groups(self.discriminator, self.settings.weight_decay)
+            its_groups = training.decay_groups(self.discriminator, self.settings.weight_decay)
+            groups += [group | {"betas": self.settings.discriminator_betas} for group in its_groups]
         self.optimiser = Muon(groups, self.settings.learning_rate, self.settings.betas, self.dtype)
         self.guard = training.StepGuard(self.model.parameters(), self.optimiser, self.settings.clip, world)
 
