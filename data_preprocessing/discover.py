@@ -31,7 +31,8 @@ OWN_SPLITS = {
     "validation": "val",
     "test": "test",
 }
-# Names that say that a folder holds no pictures of its own class.
+# Words in names of a person's own folders and files that say that these are no pictures of a class:
+# "1_mask.png" and "gt 3.png", but not "unmasked.png".
 MASK_WORDS = re.compile(r"(^|[^a-z])(masks?|gt|annot\w*|labels?|segmentations?)($|[^a-z])", re.IGNORECASE)
 SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx")
 ARCHIVE = re.compile(r"\.(zip|rar|7z|tar|tgz|tar\.gz|z\d\d|change2zip)$", re.IGNORECASE)
@@ -554,6 +555,7 @@ def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> 
         )
         return True
     files, read, unknown, unknown_file, empty_classes = Files(folder), 0, 0, "", []
+    masks, mask_file = 0, ""
     for path, split in class_folders:
         home, empty = f"{path.relative_to(folder).as_posix()}/", True
         for file in files.below(home):
@@ -562,6 +564,11 @@ def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> 
             patient = match[1] if match else None
             if "/" in below and (not patient or MASK_WORDS.search(below.rsplit("/", 1)[0])):
                 continue
+            source = str(file.path.relative_to(raw_root))
+            if MASK_WORDS.search(file.path.stem):
+                found.left_out[source] = "named like a mask: rename it if it is a picture"
+                masks, mask_file = masks + 1, mask_file or file.relative
+                continue
             several = may_have_frames(file.path.name)
             # Frames of one video or volume belong together.
             group = patient or (file.relative if several else "")
@@ -569,7 +576,7 @@ def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> 
                 unknown, unknown_file = unknown + 1, unknown_file or file.relative
             found.add(
                 Record(
-                    source=str(file.path.relative_to(raw_root)),
+                    source=source,
                     dataset=title,
                     organ=path.name.split("-")[0],
                     class_name=path.name,
@@ -584,13 +591,15 @@ def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> 
             read, empty = read + 1, False
         if empty:
             empty_classes.append(path.name)
-    if not read:
+    if not read and not masks:
         return False
+    found.left_out_of[title] += masks
     found.empty_classes += empty_classes
     prefix = "" if folder == raw_root else f"{folder.name}/"
     found.rejected.update({prefix + relative: why for relative, why in files.refused.items()})
     classes = {path.name for path, _ in class_folders}
-    elsewhere = f" ({len(files) - read} files elsewhere left out)" if len(files) > read else ""
+    rest = len(files) - read - masks
+    elsewhere = f" ({rest} files elsewhere left out)" if rest else ""
     note = f"{title}: own pictures, {read} files in {len(classes)} classes{elsewhere}"
     if unknown and not splits:
         note += (
@@ -599,6 +608,11 @@ def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> 
             "what of the path names the patient"
         )
     found.notes.append(note)
+    if masks:
+        found.notes.append(
+            f"WARNING: {title}: {masks} files left out, named like masks, such as {mask_file}: rename them "
+            "if they are pictures"
+        )
     return True
 
 

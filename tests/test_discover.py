@@ -51,6 +51,26 @@ def test_a_set_in_another_arrangement_is_read_as_own_pictures_aloud(tmp_path):
     )
 
 
+def test_own_masks_beside_their_pictures_are_left_out_aloud(tmp_path):
+    """They were taken for images: only folders named like masks were noticed."""
+    pictures = {f"mine/Cyst/{name}.png" for name in ("1", "1_unmasked", "damask 2", "free", "gtx3")}
+    masks = {f"mine/Cyst/{name}.png" for name in ("1_mask", "2 Mask 1", "gt3", "p1-annotated", "labels")}
+    plant(tmp_path, *pictures, *masks)
+    found = find(tmp_path)
+    assert sources(found) == pictures and found.left_out.keys() == masks
+    assert set(found.left_out.values()) == {"named like a mask: rename it if it is a picture"}
+    assert found.notes[0].startswith("mine: own pictures, 5 files in 1 classes; the patients of 5 of them")
+    assert found.notes[1:] == [
+        "WARNING: mine: 5 files left out, named like masks, such as Cyst/1_mask.png: rename them if they are "
+        "pictures"
+    ]
+    # A class of nothing else is not forgotten.
+    plant(tmp_path, "others/Cyst/gt_1.png", first=20)
+    found = find(tmp_path)
+    assert sources(found) == pictures and found.empty_classes == ["Cyst"]
+    assert found.notes[2] == "others: own pictures, 0 files in 1 classes"
+
+
 def test_an_unknown_folder(tmp_path):
     plant(tmp_path, HOSPITAL, "strange/a/b/c.png")
     (tmp_path / "empty").mkdir()
