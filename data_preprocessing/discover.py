@@ -229,9 +229,19 @@ def discover(
     entries_of = {folder: entries_in(folder) for folder in folders}
     if not any(entries_of.values()):
         _refuse_a_set_itself(raw_root)
-    if {path.name.lower() for path in folders} & {"train", "training"}:
+    split_folders = [path for path in folders if path.name.lower() in OWN_SPLITS]
+    has_sets = any(entries_of[folder] for folder in folders if folder not in split_folders)
+    if not has_sets and any(OWN_SPLITS[path.name.lower()] == "train" for path in split_folders):
         _read_own(raw_root, raw_root, own_patients, found)
     else:
+        for folder in split_folders:
+            # Perhaps a set that was unpacked one level too high; as own pictures it would be split anew.
+            if has_sets and not entries_of[folder]:
+                folders.remove(folder)
+                found.notes.append(
+                    f"WARNING: {folder.name}: left out, a split's folder beside data sets: move it to "
+                    f"{raw_root / '<DataSet>' / folder.name}"
+                )
         # A folder of the same pictures under another name may hold the original's name too. It is left out
         # only where the original's folder does hold pictures.
         originals = {entry.same_as for entries in entries_of.values() for entry in entries}

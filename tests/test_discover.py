@@ -71,6 +71,28 @@ def test_own_masks_beside_their_pictures_are_left_out_aloud(tmp_path):
     assert found.notes[2] == "others: own pictures, 0 files in 1 classes"
 
 
+@pytest.mark.parametrize("stray", ["training/Heart/1.png", "train/1_1.tif", "Test/Heart/1.png"])
+def test_a_stray_split_folder_hides_no_known_set(tmp_path, stray):
+    """It made the raw root a person's own split. Read by itself, it would be split anew: it is left out."""
+    plant(tmp_path, HOSPITAL, stray)
+    found = find(tmp_path)
+    assert sources(found) == {HOSPITAL}
+    folder = stray.split("/")[0]
+    assert note_of(found, folder) == (
+        f"WARNING: {folder}: left out, a split's folder beside data sets: move it to "
+        f"{tmp_path}/<DataSet>/{folder}"
+    )
+
+
+def test_a_split_in_the_raw_root(tmp_path):
+    """It is read as such, also where a class is called like a set."""
+    plant(tmp_path, "train/Hospital/1.png", "test/Hospital/2.png")
+    assert told(find(tmp_path)) == {
+        "train/Hospital/1.png": ("Hospital", "", "train"),
+        "test/Hospital/2.png": ("Hospital", "", "test"),
+    }
+
+
 def test_an_unknown_folder(tmp_path):
     plant(tmp_path, HOSPITAL, "strange/a/b/c.png")
     (tmp_path / "empty").mkdir()
