@@ -45,7 +45,7 @@ CONFLICT_CORRELATION = 0.93
 LEAST_HELD_OUT = 4
 # But of a small class not more than this share goes to either.
 MOST_HELD_OUT = 1 / 8
-# A class of fewer groups than this gets some pictures of each before the cap is full.
+# Under the cap pictures of so many groups of a class are taken, or of all where it has fewer.
 FEW_GROUPS = 30
 # Columns of label_conflicts.csv.
 CONFLICT = [
@@ -400,52 +400,64 @@ def _require_three_groups(plan: Plan, kept_K: np.ndarray, extra_classes: tuple[s
 
 
 def _draw(plan: Plan, kept_K: np.ndarray, seed: int, cap: int) -> np.ndarray:
-    """At most `cap` pictures of each data set: whole groups in random order, classes in proportion."""
+    """At most `cap` pictures of each data set: whole groups in random order, but part of a large one.
+
+    Classes and official splits stay in proportion: the single pictures of a test part would crowd out the
+    long videos of the training part.
+    """
     pictures, drawn = plan.pictures, []
-    dataset_K, label_N = pictures.number_N["dataset"][kept_K], pictures.number_N["label"]
+    dataset_N, label_N, official_N = (pictures.number_N[name] for name in ("dataset", "label", "official"))
+    dataset_K = dataset_N[kept_K]
+
+    def parts_of(members: list[int]) -> Counter:
+        """How many there are of each class in each official split."""
+        return Counter(zip(label_N[members].tolist(), official_N[members].tolist(), strict=True))
+
     for dataset in dict.fromkeys(dataset_K.tolist()):
         member_K = kept_K[dataset_K == dataset]
         if not cap or len(member_K) <= cap:
             drawn.append(member_K)
             continue
-        room = _quotas(Counter(label_N[member_K].tolist()), cap)
+        room = _quotas(parts_of(member_K), cap)
         groups = defaultdict(list)
         for n, group in zip(member_K.tolist(), plan.group_N[member_K].tolist(), strict=True):
             groups[group].append(n)
-        # Long videos are thinned, or a few of them would fill the quota of their class.
+        # Large groups are thinned, or a few of them would fill the quota of their class.
         sizes = defaultdict(list)
         for group in groups.values():
-            for label, size in Counter(label_N[group].tolist()).items():
-                sizes[label].append(size)
-        most = {label: _most_of_a_group(sizes[label], room[label]) for label in sizes}
+            for part, size in parts_of(group).items():
+                sizes[part].append(size)
+        most = {part: _most_of_a_group(sizes[part], room[part]) for part in sizes}
         for number, group in groups.items():
-            limit = min(most[int(label_N[n])] for n in group)
+            limit = min(most[part] for part in parts_of(group))
             if len(group) > limit:
                 group.sort(key=lambda n: share_of(seed, "thin", pictures.word("sha256", n)))
                 groups[number] = group[:limit]
         for number in sorted(groups, key=lambda number: share_of(seed, "cap", pictures.group(number))):
-            wanted = Counter(label_N[groups[number]].tolist())
-            if all(room[label] >= n for label, n in wanted.items()):
+            wanted = parts_of(groups[number])
+            if all(room[part] >= n for part, n in wanted.items()):
                 room.subtract(wanted)
                 drawn.append(np.array(groups[number]))
     return np.concatenate([np.empty(0, np.int64), *drawn])
 
 
 def _most_of_a_group(sizes: list[int], quota: int) -> int:
-    """How many pictures of a group are taken at most: a third of the quota, of few groups what lets all in.
+    """How many pictures of a group are taken at most: what lets all groups in, or FEW_GROUPS of many.
 
     Args:
-        sizes: pictures of each group of a class.
-        quota: of the class.
+        sizes: pictures of each group of a class in an official split.
+        quota: how many pictures of them all are taken.
+
+    Returns:
+        At most a third of the quota: one long video among single pictures does not take half of it.
     """
-    most, left = max(1, quota // 3), quota
-    if len(sizes) < FEW_GROUPS:
-        for i, size in enumerate(sorted(sizes)):
-            share = left // (len(sizes) - i)
-            if size > share:
-                return max(1, min(share, most))
-            left -= size
-    return most
+    left, third = quota, max(1, quota // 3)
+    for i, size in enumerate(sorted(sizes)):
+        share = left // (len(sizes) - i)
+        if size > share:
+            return min(max(1, share, quota // FEW_GROUPS), third)
+        left -= size
+    return third
 
 
 def _quotas(counts: Counter, cap: int) -> Counter:
