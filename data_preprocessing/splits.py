@@ -326,18 +326,19 @@ def _join_near_copies(plan: Plan, contents: Contents) -> None:
         kind, correlation = KINDS[near_C["kind"][number]], float(near_C["correlation"][number])
         pair = {int(label_P[content]): content for content in (first, second)}
         exact = -1 if max(pair) >= len(pictures.labels) else _most_exact(pictures.labels, set(pair))
-        if len(pair) == 2 and exact >= 0:
+        if len(pair) == 1 and exact >= 0:
+            # They agree: exact copies of a vaguer class are gone already.
+            continue
+        if exact >= 0:
             (less,) = pair.keys() - {exact}
             other = pictures.word("source", kept_P[pair[exact]])
             why = f"{kind} copy of {other}, whose class {pictures.labels[exact]} says more"
             plan.vague |= dict.fromkeys(contents.members(pair[less]), why)
             continue
         some, others = contents.members(first), contents.members(second)
-        conflicts = _conflicts(pictures, some, others, kind, correlation)
-        plan.conflict += conflicts
-        if conflicts:
-            why = f"{kind} copies with different labels: {contents.names_of(first, second)}"
-            plan.conflicting |= dict.fromkeys(some + others, why)
+        plan.conflict += _conflicts(pictures, some, others, kind, correlation)
+        why = f"{kind} copies with different labels: {contents.names_of(first, second)}"
+        plan.conflicting |= dict.fromkeys(some + others, why)
     plan.copy_C = np.concatenate([plan.copy_C, near_C])
     link_C2 = own_N[np.stack([plan.copy_C["first"], plan.copy_C["second"]], 1)]
     plan.group_N = _join_groups(pictures.groups, link_C2)[own_N]

@@ -406,6 +406,22 @@ def test_a_copy_whose_class_says_less_is_dropped_alone():
     assert "different labels" in dropped["set/400.png"] and "different labels" in dropped["set/0.png"]
 
 
+def test_near_copies_of_one_class_are_no_conflict_by_a_vaguer_exact_copy():
+    """MMOTU with its figshare copy, whose class is "Ovary", and another near copy: all three were dropped."""
+    pictures = [picture(i, class_name="Ovary-Teratoma") for i in range(20)]
+    vaguer = {"sha256": pictures[0].sha256, "signature": pictures[0].signature}
+    pictures.append(picture(100, class_name="Ovary", dataset="figshare", **vaguer))
+    pictures.append(near(0, 200, class_name="Ovary-Teratoma", dataset="other"))
+    plan = make_plan(pictures, 0, 0)
+    assert plan.dropped == {"set/100.png": "exact copy of set/0.png"} and not plan.conflicts
+    assert plan.places["set/200.png"] == plan.places["set/0.png"]
+    # Of another class, it does contradict both.
+    pictures[-1] = replace(pictures[-1], class_name="Ovary-Normal")
+    pictures += [picture(300 + i, class_name="Ovary-Normal") for i in range(3)]
+    plan = make_plan(pictures, 0, 0)
+    assert plan.dropped.keys() == {"set/0.png", "set/100.png", "set/200.png"}
+
+
 def test_a_class_of_which_nothing_is_left_is_named():
     pictures = [picture(i) for i in range(9)]
     with pytest.raises(InputError, match=r"in class B \(0 image\(s\) in 0 group\(s\)\)"):
