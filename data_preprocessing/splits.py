@@ -41,6 +41,8 @@ SHARES = (0.8, 0.1, 0.1)
 # on one side: there it may be the next moment of one examination, or even, at 0.88, another person's picture.
 # Of planted copies, 98.8% reach this.
 CONFLICT_CORRELATION = 0.93
+# What may follow an organ in a class's name and is no condition of it.
+NO_CONDITION = ("CEUS", "Phantom", "Simulated")
 # Groups that a class should have in val and in test: with fewer, the evaluation cannot tell patients apart.
 LEAST_HELD_OUT = 4
 # But of a small class not more than this share goes to either.
@@ -345,10 +347,15 @@ def _join_near_copies(plan: Plan, contents: Contents) -> None:
 
 
 def _most_exact(labels: list[str], numbers: set[int]) -> int:
-    """Of some labels the one that says all that the others say and more, -1 where none does."""
+    """Of some labels the one that says all that the others say and more, -1 where none does.
+
+    Only an organ alone says less than one with a condition, "Breast" than "Breast-Benign". Other longer names
+    contradict: a "Prostate" is no "Prostate-Phantom", and a "Thyroid-Nodule" no "Thyroid-Nodule-DDTI".
+    """
     longest = max(numbers, key=lambda number: len(labels[number]))
-    says_less = [labels[longest].startswith(f"{labels[number]}-") for number in numbers - {longest}]
-    return longest if all(says_less) else -1
+    organ, _, condition = labels[longest].partition("-")
+    less = {labels[number] for number in numbers - {longest}}
+    return longest if not less or (less == {organ} and condition not in NO_CONDITION) else -1
 
 
 def _own_group(picture: Picture) -> str:

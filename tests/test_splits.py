@@ -422,6 +422,25 @@ def test_near_copies_of_one_class_are_no_conflict_by_a_vaguer_exact_copy():
     assert plan.dropped.keys() == {"set/0.png", "set/100.png", "set/200.png"}
 
 
+@pytest.mark.parametrize(
+    ("label", "other"),
+    [
+        ("Thyroid-Nodule", "Thyroid-Nodule-DDTI"),
+        ("Fetal-Head", "Fetal-Head-Intrapartum"),
+        ("Prostate", "Prostate-Phantom"),
+        ("Abdomen", "Abdomen-Simulated"),
+        ("Ovary", "Ovary-CEUS"),
+    ],
+)
+def test_a_longer_name_does_not_always_say_more(label, other):
+    """A source, a phantom or a contrast agent is no condition: such copies contradict each other."""
+    pictures = [picture(i, class_name=(label, other)[i % 2]) for i in range(20)]
+    pictures.append(near(0, 30, class_name=other, dataset="other"))
+    plan = make_plan(pictures, 0, 0)
+    assert plan.dropped.keys() == {"set/0.png", "set/30.png"}
+    assert [{row["class"], row["other_class"]} for row in plan.conflicts] == [{label, other}]
+
+
 def test_a_class_of_which_nothing_is_left_is_named():
     pictures = [picture(i) for i in range(9)]
     with pytest.raises(InputError, match=r"in class B \(0 image\(s\) in 0 group\(s\)\)"):
