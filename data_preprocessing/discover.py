@@ -160,7 +160,12 @@ class Files:
         pending = [""]
         while pending:
             below = pending.pop()
-            with os.scandir(self.folder / below) as entries:
+            try:
+                entries = os.scandir(self.folder / below)
+            except OSError as error:
+                self.refused[below.removesuffix("/")] = f"cannot be opened: {error.strerror}"
+                continue
+            with entries:
                 for item in entries:
                     relative = f"{below}{item.name}"
                     if _hidden(item.name):
@@ -189,9 +194,11 @@ def _why_refused(item: os.DirEntry, home: Path) -> str:
             return "a link to a folder, not followed"
         if not target.exists():
             return "a link to nothing"
-    if not item.is_dir() and not stat.S_ISREG(item.stat().st_mode):
-        return "a device or pipe, not a file"
-    return ""
+    try:
+        mode = item.stat().st_mode
+    except OSError as error:
+        return f"cannot be opened: {error.strerror}"
+    return "" if stat.S_ISDIR(mode) or stat.S_ISREG(mode) else "a device or pipe, not a file"
 
 
 def discover(
@@ -344,7 +351,7 @@ def _read_folder(
         if packed:
             found.notes.append(f"{folder.name}: {unpack} if pictures are missing ({first.unpack})")
         return
-    inside = sorted(path.name for path in folder.iterdir() if not _hidden(path.name))[:5]
+    inside = sorted(item.name for item in _inside(folder))[:5]
     if first:
         wanted = " or ".join(entry.marker or entry.layouts[0].pattern for entry in entries)
         why = f"named like {first.name}, but no path like {wanted} is in it"
@@ -352,6 +359,9 @@ def _read_folder(
     else:
         why = "not a known data set, and no class folders with pictures"
     why += f"; {unpack}" if packed else f"; found {', '.join(inside) or 'nothing'}"
+    if files.refused:
+        refused, reason = next(iter(files.refused.items()))
+        why += f"; {f'{folder.name}/{refused}'.removesuffix('/')}: {reason}"
     found.notes.append(f"WARNING: {folder.name}: {'read as own pictures' if own else 'left out'}, {why}")
 
 
@@ -396,7 +406,17 @@ def _homes(own: list[tuple[str, ...]], others: set[tuple[str, ...]]) -> tuple[st
 
 def _folders_in(folder: Path) -> list[Path]:
     """Its own folders: no links, none of the system's."""
-    return [p for p in folder.iterdir() if p.is_dir() and not p.is_symlink() and not _hidden(p.name)]
+    return [Path(item.path) for item in _inside(folder) if item.is_dir() and not item.is_symlink()]
+
+
+def _inside(folder: Path) -> Iterator[os.DirEntry]:
+    """What lies in it, less the system's; nothing when it cannot be opened, which `Files` lists."""
+    try:
+        items = os.scandir(folder)
+    except OSError:
+        return
+    with items:
+        yield from (item for item in items if not _hidden(item.name))
 
 
 def _output_name(dataset: str, relative: str) -> str:
@@ -546,12 +566,12 @@ def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> 
     Returns:
         Whether anything was found.
     """
-    inside = sorted(path for path in folder.iterdir() if path.is_dir() and not _hidden(path.name))
+    inside = sorted(Path(item.path) for item in _inside(folder) if item.is_dir())
     splits = {path: OWN_SPLITS[path.name.lower()] for path in inside if path.name.lower() in OWN_SPLITS}
     homes = splits or {folder: ""}
     class_folders = []
     for home, split in homes.items():
-        for path in sorted(path for path in home.iterdir() if path.is_dir() and not _hidden(path.name)):
+        for path in sorted(Path(item.path) for item in _inside(home) if item.is_dir()):
             if path.is_symlink() and not path.resolve().is_relative_to(raw_root.resolve()):
                 found.rejected[f"{path.relative_to(raw_root)}"] = "a link that leads out of the raw root"
                 continue
@@ -628,5 +648,4 @@ def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> 
 
 def _has_pictures(folder: Path) -> bool:
     """Whether a folder itself holds a file that is named like a picture."""
-    with os.scandir(folder) as items:
-        return any(is_picture_name(item.name) and not _hidden(item.name) for item in items)
+    return any(is_picture_name(item.name) for item in _inside(folder))

@@ -1,8 +1,11 @@
 """What discovery does with folders that are not as their publishers made them."""
 
+import errno
 import os
 import shutil
 import zipfile
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from raw_trees import find, plant, told, write
@@ -252,6 +255,35 @@ def test_links(tmp_path):
         "BUSI/further": "a link that leads out of the data set's folder",
         "BUSI/again": "a link to a folder, not followed",
     }
+
+
+def test_folders_that_cannot_be_opened(tmp_path, monkeypatch):
+    """They are listed or named in the warning, and the rest is read. Root may open all, hence the patch."""
+    read = {"BUSI/benign/benign (1).png", "mine/Cyst/1.png", "own/train/Cyst/1.png", HOSPITAL}
+    locked = [
+        *("BUSI/locked", "BUSI/benign/locked", "mine/locked", "mine/Cyst/locked", "own/test", "locked"),
+        "strange/locked",
+    ]
+    plant(tmp_path, *read, *(f"{folder}/1.png" for folder in locked))
+
+    def opened(path, scandir=os.scandir):
+        if Path(path) in {tmp_path / folder for folder in locked}:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", opened)
+    found = find(tmp_path)
+    why = "cannot be opened: Permission denied"
+    assert sources(found) == read and found.rejected == dict.fromkeys(locked[:-2], why)
+    assert found.empty_classes == ["locked"]
+    assert note_of(found, "locked").endswith(f"found nothing; locked: {why}")
+    assert note_of(found, "strange").endswith(f"found locked; strange/locked: {why}")
+
+
+def test_a_file_in_a_folder_that_may_only_be_listed(tmp_path):
+    item = Mock(stat=Mock(side_effect=PermissionError(errno.EACCES, "Permission denied")))
+    item.is_symlink.return_value = item.is_dir.return_value = False
+    assert module._why_refused(item, tmp_path) == "cannot be opened: Permission denied"
 
 
 def test_linked_and_hidden_folders_give_no_name(tmp_path):
