@@ -9,7 +9,8 @@ A picture costs a few hundred bytes of memory here, whatever it is called: its w
 on the disk, and all is decided with numbers.
 
 Axes: N pictures, P different contents (exact copies share one), K kept pictures, G groups as first known, C
-pairs of copies, M pairs of a group and a class in it.
+pairs of copies, M pairs of a group and a class in it, L classes, D data sets, S splits, O official splits
+(the first is none).
 """
 
 import hashlib
@@ -486,34 +487,37 @@ def _choose_splits(plan: Plan, drawn_K: np.ndarray, seed: int) -> np.ndarray:
     """
     pictures, group_K = plan.pictures, plan.group_N[drawn_K]
     dataset_K, official_K = (pictures.number_N[name][drawn_K] for name in ("dataset", "official"))
-    official = {(d, s - 1) for d, s in set(zip(dataset_K.tolist(), official_K.tolist(), strict=True)) if s}
-    # What a group may be, as the sum of 1 for train, 2 for val and 4 for test; 0 where none was drawn.
-    allowed_G = np.zeros(pictures.groups, np.int8)
-    for group, dataset, split in zip(group_K.tolist(), dataset_K.tolist(), official_K.tolist(), strict=True):
-        may = 7
-        # Without an official train there is no split to keep; splits that are missing are drawn from train.
-        if split and (dataset, 0) in official:
-            missing = sum(1 << other for other in (1, 2) if (dataset, other) not in official)
-            may = 1 + missing if split == 1 else 1 << (split - 1)
-        before = int(allowed_G[group]) or may
-        # Near copies on two official sides: the more held-out side gets both.
-        allowed_G[group] = before & may or 1 << ((before | may).bit_length() - 1)
-    position_G = np.zeros(pictures.groups)
-    for number, name in pictures.db.execute("SELECT number, name FROM own"):
-        if allowed_G[number]:
-            position_G[number] = share_of(seed, "split", name)
-    split_G = np.zeros(pictures.groups, np.int8)
-    for may in range(1, 8):
-        bounds = np.cumsum([share if may >> split & 1 else 0 for split, share in enumerate(SHARES)])
-        these_G = allowed_G == may
-        split_G[these_G] = np.searchsorted(bounds, position_G[these_G] * bounds[-1], side="right")
+    has_DO = np.zeros((len(pictures.datasets), 1 + len(SPLITS)), bool)
+    has_DO[dataset_K, official_K] = True
+    # Where the pictures of a data set and official split may go. Without an official train there is no split
+    # to keep; splits that are missing are drawn from train.
+    may_DOS = np.ones((*has_DO.shape, len(SPLITS)), bool)
+    for dataset in np.flatnonzero(has_DO[:, 1]):
+        may_DOS[dataset, 1:] = np.eye(len(SPLITS))
+        may_DOS[dataset, 1] |= ~has_DO[dataset, 1:]
+    allowed_GS = np.ones((pictures.groups, len(SPLITS)), bool)
+    for group, may_S in zip(group_K.tolist(), may_DOS[dataset_K, official_K], strict=True):
+        both_S = allowed_GS[group] & may_S
+        if not both_S.any():
+            # Near copies on two official sides: the more held-out side gets both.
+            both_S[np.flatnonzero(allowed_GS[group] | may_S)[-1]] = True
+        allowed_GS[group] = both_S
+    names = pictures.db.execute("SELECT name FROM own ORDER BY number")
+    position_G = np.fromiter((share_of(seed, "split", name) for (name,) in names), float)
+    # A group goes to the split in whose part of the allowed shares its position falls.
+    bounds_GS = np.cumsum(allowed_GS * SHARES, axis=1)
+    split_G = (position_G[:, None] * bounds_GS[:, -1:] >= bounds_GS).sum(1)
     pair_M2 = np.unique(np.stack([group_K, pictures.number_N["label"][drawn_K]], 1), axis=0)
-    _fill_splits(split_G, position_G, allowed_G, pair_M2, pictures.labels)
+    _fill_splits(split_G, position_G, allowed_GS, pair_M2, pictures.labels)
     return split_G
 
 
 def _fill_splits(
-    split_G: np.ndarray, position_G: np.ndarray, allowed_G: np.ndarray, pair_M2: np.ndarray, labels: list[str]
+    split_G: np.ndarray,
+    position_G: np.ndarray,
+    allowed_GS: np.ndarray,
+    pair_M2: np.ndarray,
+    labels: list[str],
 ) -> None:
     """Where a class has too few groups in a split, move those whose hashes lie nearest.
 
@@ -522,6 +526,8 @@ def _fill_splits(
 
     Args:
         split_G: is changed.
+        position_G: where the hash puts each group, 0 to 1.
+        allowed_GS: whether a group may go to a split.
         pair_M2: the groups and the classes that each has, sorted.
     """
     lows = np.cumsum([0, *SHARES[:-1]])
@@ -540,7 +546,7 @@ def _fill_splits(
         while tally_LS[label, split] < least_LS[label, split]:
             movable = [
                 group
-                for group in groups[allowed_G[groups] >> split & 1 > 0].tolist()
+                for group in groups[allowed_GS[groups, split]].tolist()
                 if split_G[group] != split
                 and all(
                     tally_LS[other, split_G[group]] > least_LS[other, split_G[group]]
