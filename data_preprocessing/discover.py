@@ -31,7 +31,8 @@ OWN_SPLITS = {
     "validation": "val",
     "test": "test",
 }
-# Names that say that a folder holds no pictures of its own class.
+# Words in names of a person's own folders and files that say that these are no pictures of a class:
+# "1_mask.png" and "gt 3.png", but not "unmasked.png".
 MASK_WORDS = re.compile(r"(^|[^a-z])(masks?|gt|annot\w*|labels?|segmentations?)($|[^a-z])", re.IGNORECASE)
 SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx")
 ARCHIVE = re.compile(r"\.(zip|rar|7z|tar|tgz|tar\.gz|z\d\d|change2zip)$", re.IGNORECASE)
@@ -159,7 +160,12 @@ class Files:
         pending = [""]
         while pending:
             below = pending.pop()
-            with os.scandir(self.folder / below) as entries:
+            try:
+                entries = os.scandir(self.folder / below)
+            except OSError as error:
+                self.refused[below.removesuffix("/")] = f"cannot be opened: {error.strerror}"
+                continue
+            with entries:
                 for item in entries:
                     relative = f"{below}{item.name}"
                     if _hidden(item.name):
@@ -188,9 +194,11 @@ def _why_refused(item: os.DirEntry, home: Path) -> str:
             return "a link to a folder, not followed"
         if not target.exists():
             return "a link to nothing"
-    if not item.is_dir() and not stat.S_ISREG(item.stat().st_mode):
-        return "a device or pipe, not a file"
-    return ""
+    try:
+        mode = item.stat().st_mode
+    except OSError as error:
+        return f"cannot be opened: {error.strerror}"
+    return "" if stat.S_ISDIR(mode) or stat.S_ISREG(mode) else "a device or pipe, not a file"
 
 
 def discover(
@@ -228,9 +236,19 @@ def discover(
     entries_of = {folder: entries_in(folder) for folder in folders}
     if not any(entries_of.values()):
         _refuse_a_set_itself(raw_root)
-    if {path.name.lower() for path in folders} & {"train", "training"}:
+    split_folders = [path for path in folders if path.name.lower() in OWN_SPLITS]
+    has_sets = any(entries_of[folder] for folder in folders if folder not in split_folders)
+    if not has_sets and any(OWN_SPLITS[path.name.lower()] == "train" for path in split_folders):
         _read_own(raw_root, raw_root, own_patients, found)
     else:
+        for folder in split_folders:
+            # Perhaps a set that was unpacked one level too high; as own pictures it would be split anew.
+            if has_sets and not entries_of[folder]:
+                folders.remove(folder)
+                found.notes.append(
+                    f"WARNING: {folder.name}: left out, a split's folder beside data sets: move it to "
+                    f"{raw_root / '<DataSet>' / folder.name}"
+                )
         # A folder of the same pictures under another name may hold the original's name too. It is left out
         # only where the original's folder does hold pictures.
         originals = {entry.same_as for entries in entries_of.values() for entry in entries}
@@ -333,7 +351,7 @@ def _read_folder(
         if packed:
             found.notes.append(f"{folder.name}: {unpack} if pictures are missing ({first.unpack})")
         return
-    inside = sorted(path.name for path in folder.iterdir() if not _hidden(path.name))[:5]
+    inside = sorted(item.name for item in _inside(folder))[:5]
     if first:
         wanted = " or ".join(entry.marker or entry.layouts[0].pattern for entry in entries)
         why = f"named like {first.name}, but no path like {wanted} is in it"
@@ -341,6 +359,9 @@ def _read_folder(
     else:
         why = "not a known data set, and no class folders with pictures"
     why += f"; {unpack}" if packed else f"; found {', '.join(inside) or 'nothing'}"
+    if files.refused:
+        refused, reason = next(iter(files.refused.items()))
+        why += f"; {f'{folder.name}/{refused}'.removesuffix('/')}: {reason}"
     found.notes.append(f"WARNING: {folder.name}: {'read as own pictures' if own else 'left out'}, {why}")
 
 
@@ -385,7 +406,17 @@ def _homes(own: list[tuple[str, ...]], others: set[tuple[str, ...]]) -> tuple[st
 
 def _folders_in(folder: Path) -> list[Path]:
     """Its own folders: no links, none of the system's."""
-    return [p for p in folder.iterdir() if p.is_dir() and not p.is_symlink() and not _hidden(p.name)]
+    return [Path(item.path) for item in _inside(folder) if item.is_dir() and not item.is_symlink()]
+
+
+def _inside(folder: Path) -> Iterator[os.DirEntry]:
+    """What lies in it, less the system's; nothing when it cannot be opened, which `Files` lists."""
+    try:
+        items = os.scandir(folder)
+    except OSError:
+        return
+    with items:
+        yield from (item for item in items if not _hidden(item.name))
 
 
 def _output_name(dataset: str, relative: str) -> str:
@@ -535,12 +566,12 @@ def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> 
     Returns:
         Whether anything was found.
     """
-    inside = sorted(path for path in folder.iterdir() if path.is_dir() and not _hidden(path.name))
+    inside = sorted(Path(item.path) for item in _inside(folder) if item.is_dir())
     splits = {path: OWN_SPLITS[path.name.lower()] for path in inside if path.name.lower() in OWN_SPLITS}
     homes = splits or {folder: ""}
     class_folders = []
     for home, split in homes.items():
-        for path in sorted(path for path in home.iterdir() if path.is_dir() and not _hidden(path.name)):
+        for path in sorted(Path(item.path) for item in _inside(home) if item.is_dir()):
             if path.is_symlink() and not path.resolve().is_relative_to(raw_root.resolve()):
                 found.rejected[f"{path.relative_to(raw_root)}"] = "a link that leads out of the raw root"
                 continue
@@ -554,6 +585,7 @@ def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> 
         )
         return True
     files, read, unknown, unknown_file, empty_classes = Files(folder), 0, 0, "", []
+    masks, mask_file = 0, ""
     for path, split in class_folders:
         home, empty = f"{path.relative_to(folder).as_posix()}/", True
         for file in files.below(home):
@@ -562,6 +594,11 @@ def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> 
             patient = match[1] if match else None
             if "/" in below and (not patient or MASK_WORDS.search(below.rsplit("/", 1)[0])):
                 continue
+            source = str(file.path.relative_to(raw_root))
+            if MASK_WORDS.search(file.path.stem):
+                found.left_out[source] = "named like a mask: rename it if it is a picture"
+                masks, mask_file = masks + 1, mask_file or file.relative
+                continue
             several = may_have_frames(file.path.name)
             # Frames of one video or volume belong together.
             group = patient or (file.relative if several else "")
@@ -569,7 +606,7 @@ def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> 
                 unknown, unknown_file = unknown + 1, unknown_file or file.relative
             found.add(
                 Record(
-                    source=str(file.path.relative_to(raw_root)),
+                    source=source,
                     dataset=title,
                     organ=path.name.split("-")[0],
                     class_name=path.name,
@@ -584,13 +621,15 @@ def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> 
             read, empty = read + 1, False
         if empty:
             empty_classes.append(path.name)
-    if not read:
+    if not read and not masks:
         return False
+    found.left_out_of[title] += masks
     found.empty_classes += empty_classes
     prefix = "" if folder == raw_root else f"{folder.name}/"
     found.rejected.update({prefix + relative: why for relative, why in files.refused.items()})
     classes = {path.name for path, _ in class_folders}
-    elsewhere = f" ({len(files) - read} files elsewhere left out)" if len(files) > read else ""
+    rest = len(files) - read - masks
+    elsewhere = f" ({rest} files elsewhere left out)" if rest else ""
     note = f"{title}: own pictures, {read} files in {len(classes)} classes{elsewhere}"
     if unknown and not splits:
         note += (
@@ -599,10 +638,14 @@ def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> 
             "what of the path names the patient"
         )
     found.notes.append(note)
+    if masks:
+        found.notes.append(
+            f"WARNING: {title}: {masks} files left out, named like masks, such as {mask_file}: rename them "
+            "if they are pictures"
+        )
     return True
 
 
 def _has_pictures(folder: Path) -> bool:
     """Whether a folder itself holds a file that is named like a picture."""
-    with os.scandir(folder) as items:
-        return any(is_picture_name(item.name) and not _hidden(item.name) for item in items)
+    return any(is_picture_name(item.name) for item in _inside(folder))

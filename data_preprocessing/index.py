@@ -25,7 +25,10 @@ INDEX = ".index.sqlite"
 # Frames of one file that are in memory together.
 PART = 32
 # A change in one of these files makes the index and all outputs stale.
-VERSIONED = ("crop.py", "flags.py", "index.py", "near_copies.py", "readers/*.py", "sector.py", "work.py")
+VERSIONED = (
+    *("catalogue/entry.py", "crop.py", "flags.py", "index.py", "near_copies.py", "readers/*.py", "sector.py"),
+    "work.py",
+)
 
 # The key is a digest of all that must be unchanged for an earlier look at a picture to hold.
 LASTING = """

@@ -9,7 +9,8 @@ A picture costs a few hundred bytes of memory here, whatever it is called: its w
 on the disk, and all is decided with numbers.
 
 Axes: N pictures, P different contents (exact copies share one), K kept pictures, G groups as first known, C
-pairs of copies, M pairs of a group and a class in it.
+pairs of copies, M pairs of a group and a class in it, L classes, D data sets, S splits, O official splits
+(the first is none).
 """
 
 import hashlib
@@ -41,11 +42,13 @@ SHARES = (0.8, 0.1, 0.1)
 # on one side: there it may be the next moment of one examination, or even, at 0.88, another person's picture.
 # Of planted copies, 98.8% reach this.
 CONFLICT_CORRELATION = 0.93
+# What may follow an organ in a class's name and is no condition of it.
+NO_CONDITION = ("CEUS", "Phantom", "Simulated")
 # Groups that a class should have in val and in test: with fewer, the evaluation cannot tell patients apart.
 LEAST_HELD_OUT = 4
 # But of a small class not more than this share goes to either.
 MOST_HELD_OUT = 1 / 8
-# A class of fewer groups than this gets some pictures of each before the cap is full.
+# Under the cap pictures of so many groups of a class are taken, or of all where it has fewer.
 FEW_GROUPS = 30
 # Columns of label_conflicts.csv.
 CONFLICT = [
@@ -326,28 +329,34 @@ def _join_near_copies(plan: Plan, contents: Contents) -> None:
         kind, correlation = KINDS[near_C["kind"][number]], float(near_C["correlation"][number])
         pair = {int(label_P[content]): content for content in (first, second)}
         exact = -1 if max(pair) >= len(pictures.labels) else _most_exact(pictures.labels, set(pair))
-        if len(pair) == 2 and exact >= 0:
+        if len(pair) == 1 and exact >= 0:
+            # They agree: exact copies of a vaguer class are gone already.
+            continue
+        if exact >= 0:
             (less,) = pair.keys() - {exact}
             other = pictures.word("source", kept_P[pair[exact]])
             why = f"{kind} copy of {other}, whose class {pictures.labels[exact]} says more"
             plan.vague |= dict.fromkeys(contents.members(pair[less]), why)
             continue
         some, others = contents.members(first), contents.members(second)
-        conflicts = _conflicts(pictures, some, others, kind, correlation)
-        plan.conflict += conflicts
-        if conflicts:
-            why = f"{kind} copies with different labels: {contents.names_of(first, second)}"
-            plan.conflicting |= dict.fromkeys(some + others, why)
+        plan.conflict += _conflicts(pictures, some, others, kind, correlation)
+        why = f"{kind} copies with different labels: {contents.names_of(first, second)}"
+        plan.conflicting |= dict.fromkeys(some + others, why)
     plan.copy_C = np.concatenate([plan.copy_C, near_C])
     link_C2 = own_N[np.stack([plan.copy_C["first"], plan.copy_C["second"]], 1)]
     plan.group_N = _join_groups(pictures.groups, link_C2)[own_N]
 
 
 def _most_exact(labels: list[str], numbers: set[int]) -> int:
-    """Of some labels the one that says all that the others say and more, -1 where none does."""
+    """Of some labels the one that says all that the others say and more, -1 where none does.
+
+    Only an organ alone says less than one with a condition, "Breast" than "Breast-Benign". Other longer names
+    contradict: a "Prostate" is no "Prostate-Phantom", and a "Thyroid-Nodule" no "Thyroid-Nodule-DDTI".
+    """
     longest = max(numbers, key=lambda number: len(labels[number]))
-    says_less = [labels[longest].startswith(f"{labels[number]}-") for number in numbers - {longest}]
-    return longest if all(says_less) else -1
+    organ, _, condition = labels[longest].partition("-")
+    less = {labels[number] for number in numbers - {longest}}
+    return longest if not less or (less == {organ} and condition not in NO_CONDITION) else -1
 
 
 def _own_group(picture: Picture) -> str:
@@ -400,52 +409,64 @@ def _require_three_groups(plan: Plan, kept_K: np.ndarray, extra_classes: tuple[s
 
 
 def _draw(plan: Plan, kept_K: np.ndarray, seed: int, cap: int) -> np.ndarray:
-    """At most `cap` pictures of each data set: whole groups in random order, classes in proportion."""
+    """At most `cap` pictures of each data set: whole groups in random order, but part of a large one.
+
+    Classes and official splits stay in proportion: the single pictures of a test part would crowd out the
+    long videos of the training part.
+    """
     pictures, drawn = plan.pictures, []
-    dataset_K, label_N = pictures.number_N["dataset"][kept_K], pictures.number_N["label"]
+    dataset_N, label_N, official_N = (pictures.number_N[name] for name in ("dataset", "label", "official"))
+    dataset_K = dataset_N[kept_K]
+
+    def parts_of(members: list[int]) -> Counter:
+        """How many there are of each class in each official split."""
+        return Counter(zip(label_N[members].tolist(), official_N[members].tolist(), strict=True))
+
     for dataset in dict.fromkeys(dataset_K.tolist()):
         member_K = kept_K[dataset_K == dataset]
         if not cap or len(member_K) <= cap:
             drawn.append(member_K)
             continue
-        room = _quotas(Counter(label_N[member_K].tolist()), cap)
+        room = _quotas(parts_of(member_K), cap)
         groups = defaultdict(list)
         for n, group in zip(member_K.tolist(), plan.group_N[member_K].tolist(), strict=True):
             groups[group].append(n)
-        # Long videos are thinned, or a few of them would fill the quota of their class.
+        # Large groups are thinned, or a few of them would fill the quota of their class.
         sizes = defaultdict(list)
         for group in groups.values():
-            for label, size in Counter(label_N[group].tolist()).items():
-                sizes[label].append(size)
-        most = {label: _most_of_a_group(sizes[label], room[label]) for label in sizes}
+            for part, size in parts_of(group).items():
+                sizes[part].append(size)
+        most = {part: _most_of_a_group(sizes[part], room[part]) for part in sizes}
         for number, group in groups.items():
-            limit = min(most[int(label_N[n])] for n in group)
+            limit = min(most[part] for part in parts_of(group))
             if len(group) > limit:
                 group.sort(key=lambda n: share_of(seed, "thin", pictures.word("sha256", n)))
                 groups[number] = group[:limit]
         for number in sorted(groups, key=lambda number: share_of(seed, "cap", pictures.group(number))):
-            wanted = Counter(label_N[groups[number]].tolist())
-            if all(room[label] >= n for label, n in wanted.items()):
+            wanted = parts_of(groups[number])
+            if all(room[part] >= n for part, n in wanted.items()):
                 room.subtract(wanted)
                 drawn.append(np.array(groups[number]))
     return np.concatenate([np.empty(0, np.int64), *drawn])
 
 
 def _most_of_a_group(sizes: list[int], quota: int) -> int:
-    """How many pictures of a group are taken at most: a third of the quota, of few groups what lets all in.
+    """How many pictures of a group are taken at most: what lets all groups in, or FEW_GROUPS of many.
 
     Args:
-        sizes: pictures of each group of a class.
-        quota: of the class.
+        sizes: pictures of each group of a class in an official split.
+        quota: how many pictures of them all are taken.
+
+    Returns:
+        At most a third of the quota: one long video among single pictures does not take half of it.
     """
-    most, left = max(1, quota // 3), quota
-    if len(sizes) < FEW_GROUPS:
-        for i, size in enumerate(sorted(sizes)):
-            share = left // (len(sizes) - i)
-            if size > share:
-                return max(1, min(share, most))
-            left -= size
-    return most
+    left, third = quota, max(1, quota // 3)
+    for i, size in enumerate(sorted(sizes)):
+        share = left // (len(sizes) - i)
+        if size > share:
+            return min(max(1, share, quota // FEW_GROUPS), third)
+        left -= size
+    return third
 
 
 def _quotas(counts: Counter, cap: int) -> Counter:
@@ -466,34 +487,37 @@ def _choose_splits(plan: Plan, drawn_K: np.ndarray, seed: int) -> np.ndarray:
     """
     pictures, group_K = plan.pictures, plan.group_N[drawn_K]
     dataset_K, official_K = (pictures.number_N[name][drawn_K] for name in ("dataset", "official"))
-    official = {(d, s - 1) for d, s in set(zip(dataset_K.tolist(), official_K.tolist(), strict=True)) if s}
-    # What a group may be, as the sum of 1 for train, 2 for val and 4 for test; 0 where none was drawn.
-    allowed_G = np.zeros(pictures.groups, np.int8)
-    for group, dataset, split in zip(group_K.tolist(), dataset_K.tolist(), official_K.tolist(), strict=True):
-        may = 7
-        # Without an official train there is no split to keep; splits that are missing are drawn from train.
-        if split and (dataset, 0) in official:
-            missing = sum(1 << other for other in (1, 2) if (dataset, other) not in official)
-            may = 1 + missing if split == 1 else 1 << (split - 1)
-        before = int(allowed_G[group]) or may
-        # Near copies on two official sides: the more held-out side gets both.
-        allowed_G[group] = before & may or 1 << ((before | may).bit_length() - 1)
-    position_G = np.zeros(pictures.groups)
-    for number, name in pictures.db.execute("SELECT number, name FROM own"):
-        if allowed_G[number]:
-            position_G[number] = share_of(seed, "split", name)
-    split_G = np.zeros(pictures.groups, np.int8)
-    for may in range(1, 8):
-        bounds = np.cumsum([share if may >> split & 1 else 0 for split, share in enumerate(SHARES)])
-        these_G = allowed_G == may
-        split_G[these_G] = np.searchsorted(bounds, position_G[these_G] * bounds[-1], side="right")
+    has_DO = np.zeros((len(pictures.datasets), 1 + len(SPLITS)), bool)
+    has_DO[dataset_K, official_K] = True
+    # Where the pictures of a data set and official split may go. Without an official train there is no split
+    # to keep; splits that are missing are drawn from train.
+    may_DOS = np.ones((*has_DO.shape, len(SPLITS)), bool)
+    for dataset in np.flatnonzero(has_DO[:, 1]):
+        may_DOS[dataset, 1:] = np.eye(len(SPLITS))
+        may_DOS[dataset, 1] |= ~has_DO[dataset, 1:]
+    allowed_GS = np.ones((pictures.groups, len(SPLITS)), bool)
+    for group, may_S in zip(group_K.tolist(), may_DOS[dataset_K, official_K], strict=True):
+        both_S = allowed_GS[group] & may_S
+        if not both_S.any():
+            # Near copies on two official sides: the more held-out side gets both.
+            both_S[np.flatnonzero(allowed_GS[group] | may_S)[-1]] = True
+        allowed_GS[group] = both_S
+    names = pictures.db.execute("SELECT name FROM own ORDER BY number")
+    position_G = np.fromiter((share_of(seed, "split", name) for (name,) in names), float)
+    # A group goes to the split in whose part of the allowed shares its position falls.
+    bounds_GS = np.cumsum(allowed_GS * SHARES, axis=1)
+    split_G = (position_G[:, None] * bounds_GS[:, -1:] >= bounds_GS).sum(1)
     pair_M2 = np.unique(np.stack([group_K, pictures.number_N["label"][drawn_K]], 1), axis=0)
-    _fill_splits(split_G, position_G, allowed_G, pair_M2, pictures.labels)
+    _fill_splits(split_G, position_G, allowed_GS, pair_M2, pictures.labels)
     return split_G
 
 
 def _fill_splits(
-    split_G: np.ndarray, position_G: np.ndarray, allowed_G: np.ndarray, pair_M2: np.ndarray, labels: list[str]
+    split_G: np.ndarray,
+    position_G: np.ndarray,
+    allowed_GS: np.ndarray,
+    pair_M2: np.ndarray,
+    labels: list[str],
 ) -> None:
     """Where a class has too few groups in a split, move those whose hashes lie nearest.
 
@@ -502,6 +526,8 @@ def _fill_splits(
 
     Args:
         split_G: is changed.
+        position_G: where the hash puts each group, 0 to 1.
+        allowed_GS: whether a group may go to a split.
         pair_M2: the groups and the classes that each has, sorted.
     """
     lows = np.cumsum([0, *SHARES[:-1]])
@@ -520,7 +546,7 @@ def _fill_splits(
         while tally_LS[label, split] < least_LS[label, split]:
             movable = [
                 group
-                for group in groups[allowed_G[groups] >> split & 1 > 0].tolist()
+                for group in groups[allowed_GS[groups, split]].tolist()
                 if split_G[group] != split
                 and all(
                     tally_LS[other, split_G[group]] > least_LS[other, split_G[group]]

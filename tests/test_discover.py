@@ -1,8 +1,11 @@
 """What discovery does with folders that are not as their publishers made them."""
 
+import errno
 import os
 import shutil
 import zipfile
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from raw_trees import find, plant, told, write
@@ -49,6 +52,48 @@ def test_a_set_in_another_arrangement_is_read_as_own_pictures_aloud(tmp_path):
     assert "WARNING: BUSI: read as own pictures, named like BUSI, but no path like benign/benign (1).png" in (
         "\n".join(found.notes)
     )
+
+
+def test_own_masks_beside_their_pictures_are_left_out_aloud(tmp_path):
+    """They were taken for images: only folders named like masks were noticed."""
+    pictures = {f"mine/Cyst/{name}.png" for name in ("1", "1_unmasked", "damask 2", "free", "gtx3")}
+    masks = {f"mine/Cyst/{name}.png" for name in ("1_mask", "2 Mask 1", "gt3", "p1-annotated", "labels")}
+    plant(tmp_path, *pictures, *masks)
+    found = find(tmp_path)
+    assert sources(found) == pictures and found.left_out.keys() == masks
+    assert set(found.left_out.values()) == {"named like a mask: rename it if it is a picture"}
+    assert found.notes[0].startswith("mine: own pictures, 5 files in 1 classes; the patients of 5 of them")
+    assert found.notes[1:] == [
+        "WARNING: mine: 5 files left out, named like masks, such as Cyst/1_mask.png: rename them if they are "
+        "pictures"
+    ]
+    # A class of nothing else is not forgotten.
+    plant(tmp_path, "others/Cyst/gt_1.png", first=20)
+    found = find(tmp_path)
+    assert sources(found) == pictures and found.empty_classes == ["Cyst"]
+    assert found.notes[2] == "others: own pictures, 0 files in 1 classes"
+
+
+@pytest.mark.parametrize("stray", ["training/Heart/1.png", "train/1_1.tif", "Test/Heart/1.png"])
+def test_a_stray_split_folder_hides_no_known_set(tmp_path, stray):
+    """It made the raw root a person's own split. Read by itself, it would be split anew: it is left out."""
+    plant(tmp_path, HOSPITAL, stray)
+    found = find(tmp_path)
+    assert sources(found) == {HOSPITAL}
+    folder = stray.split("/")[0]
+    assert note_of(found, folder) == (
+        f"WARNING: {folder}: left out, a split's folder beside data sets: move it to "
+        f"{tmp_path}/<DataSet>/{folder}"
+    )
+
+
+def test_a_split_in_the_raw_root(tmp_path):
+    """It is read as such, also where a class is called like a set."""
+    plant(tmp_path, "train/Hospital/1.png", "test/Hospital/2.png")
+    assert told(find(tmp_path)) == {
+        "train/Hospital/1.png": ("Hospital", "", "train"),
+        "test/Hospital/2.png": ("Hospital", "", "test"),
+    }
 
 
 def test_an_unknown_folder(tmp_path):
@@ -210,6 +255,35 @@ def test_links(tmp_path):
         "BUSI/further": "a link that leads out of the data set's folder",
         "BUSI/again": "a link to a folder, not followed",
     }
+
+
+def test_folders_that_cannot_be_opened(tmp_path, monkeypatch):
+    """They are listed or named in the warning, and the rest is read. Root may open all, hence the patch."""
+    read = {"BUSI/benign/benign (1).png", "mine/Cyst/1.png", "own/train/Cyst/1.png", HOSPITAL}
+    locked = [
+        *("BUSI/locked", "BUSI/benign/locked", "mine/locked", "mine/Cyst/locked", "own/test", "locked"),
+        "strange/locked",
+    ]
+    plant(tmp_path, *read, *(f"{folder}/1.png" for folder in locked))
+
+    def opened(path, scandir=os.scandir):
+        if Path(path) in {tmp_path / folder for folder in locked}:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", opened)
+    found = find(tmp_path)
+    why = "cannot be opened: Permission denied"
+    assert sources(found) == read and found.rejected == dict.fromkeys(locked[:-2], why)
+    assert found.empty_classes == ["locked"]
+    assert note_of(found, "locked").endswith(f"found nothing; locked: {why}")
+    assert note_of(found, "strange").endswith(f"found locked; strange/locked: {why}")
+
+
+def test_a_file_in_a_folder_that_may_only_be_listed(tmp_path):
+    item = Mock(stat=Mock(side_effect=PermissionError(errno.EACCES, "Permission denied")))
+    item.is_symlink.return_value = item.is_dir.return_value = False
+    assert module._why_refused(item, tmp_path) == "cannot be opened: Permission denied"
 
 
 def test_linked_and_hidden_folders_give_no_name(tmp_path):

@@ -1,5 +1,6 @@
 """The index of the pictures: what is left to do, what a kill leaves, and what is not taken for an index."""
 
+import inspect
 import multiprocessing
 import os
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_preprocessing import index as module
+from data_preprocessing import work
 from data_preprocessing.crop import Frame
 from data_preprocessing.discover import Record
 from data_preprocessing.index import INDEX, Index, frames_key, key
@@ -122,6 +124,18 @@ def test_the_key_covers_all_that_a_look_depends_on():
     # Its class may change without a new look.
     assert key(record(0, class_name="B", split="test", group="g")) == key(first)
     assert len({frames_key(first, 2), frames_key(first, 3), frames_key(record(0, frames=(1,)), 2)}) == 3
+
+
+def test_the_stamp_covers_the_code_that_a_look_depends_on():
+    """All that work.py calls of this package; `read_outline`, which decides AUL's crop, was missing."""
+    stamped = {path for pattern in module.VERSIONED for path in Path(module.__file__).parent.glob(pattern)}
+    called = {
+        name: inspect.getfile(value)
+        for name, value in vars(work).items()
+        if inspect.isfunction(value) and value.__module__.startswith("data_preprocessing")
+    }
+    # Pictures of the report.
+    assert {n for n, file in called.items() if Path(file) not in stamped} == {"contact_sheet", "pair_tile"}
 
 
 def _killed(out: Path) -> None:

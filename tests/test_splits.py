@@ -348,18 +348,22 @@ def test_cap_takes_whole_groups_and_keeps_the_class_ratio():
     pictures = [picture(i, class_name="B" if i < 250 else "A", group=f"p{i // 5}") for i in range(1000)] + [
         picture(2000 + i, dataset="small") for i in range(30)
     ]
-    plan = make_plan(pictures, 0, 200)
+    plan = make_plan(pictures, 0, 600)
     drawn = [p for p in pictures if p.source in plan.places]
     counts = Counter((p.dataset, p.class_name) for p in drawn)
-    assert counts == {("set", "A"): 150, ("set", "B"): 50, ("small", "A"): 30}
+    assert counts == {("set", "A"): 450, ("set", "B"): 150, ("small", "A"): 30}
     sizes = Counter(p.group for p in drawn if p.dataset == "set")
     assert set(sizes.values()) == {5}
     beyond = dict(plan.plan.over_cap())
-    assert len(beyond) == 800 and set(beyond.values()) == {"over --cap 200 of its data set"}
+    assert len(beyond) == 400 and set(beyond.values()) == {"over --cap 600 of its data set"}
     assert beyond.keys() == {p.source for p in pictures} - plan.places.keys()
     # The same groups are drawn whatever the order, others with another seed.
-    assert make_plan(pictures[::-1], 0, 200).places == plan.places
-    assert make_plan(pictures, 1, 200).places.keys() != plan.places.keys()
+    assert make_plan(pictures[::-1], 0, 600).places == plan.places
+    assert make_plan(pictures, 1, 600).places.keys() != plan.places.keys()
+    # Of 50 patients of B ten whole ones would fill 50 places: too few to be judged.
+    plan = make_plan(pictures, 0, 200)
+    sizes = Counter(p.group for p in pictures if p.source in plan.places and p.class_name == "B")
+    assert len(sizes) >= splits.FEW_GROUPS and sum(sizes.values()) == 50
 
 
 def test_few_sweeps_all_get_into_the_cap():
@@ -368,6 +372,16 @@ def test_few_sweeps_all_get_into_the_cap():
     plan = make_plan(pictures, 0, 1000)
     groups = Counter(p.group for p in pictures if p.source in plan.places)
     assert len(groups) == 16 and set(groups.values()) == {62}
+
+
+def test_many_singles_of_the_official_test_do_not_crowd_out_the_subjects():
+    """US-nerve: 47 subjects of 120 frames and as many test frames of unknown ones; 4 subjects were drawn."""
+    pictures = [picture(i, group=f"p{i // 40}", split="train") for i in range(47 * 40)]
+    pictures += [picture(10**4 + i, split="test") for i in range(47 * 40)]
+    plan = make_plan(pictures, 0, 400)
+    drawn = [p for p in pictures if p.source in plan.places]
+    assert Counter(p.split for p in drawn) == {"train": 198, "test": 200}
+    assert len({p.group for p in drawn if p.split == "train"}) >= splits.FEW_GROUPS
 
 
 def test_a_copy_whose_class_says_less_is_dropped_alone():
@@ -390,6 +404,41 @@ def test_a_copy_whose_class_says_less_is_dropped_alone():
     more = [near(0, 400, class_name="Breast-Malignant", dataset="other")]
     dropped = make_plan(pictures + more, 0, 0).dropped
     assert "different labels" in dropped["set/400.png"] and "different labels" in dropped["set/0.png"]
+
+
+def test_near_copies_of_one_class_are_no_conflict_by_a_vaguer_exact_copy():
+    """MMOTU with its figshare copy, whose class is "Ovary", and another near copy: all three were dropped."""
+    pictures = [picture(i, class_name="Ovary-Teratoma") for i in range(20)]
+    vaguer = {"sha256": pictures[0].sha256, "signature": pictures[0].signature}
+    pictures.append(picture(100, class_name="Ovary", dataset="figshare", **vaguer))
+    pictures.append(near(0, 200, class_name="Ovary-Teratoma", dataset="other"))
+    plan = make_plan(pictures, 0, 0)
+    assert plan.dropped == {"set/100.png": "exact copy of set/0.png"} and not plan.conflicts
+    assert plan.places["set/200.png"] == plan.places["set/0.png"]
+    # Of another class, it does contradict both.
+    pictures[-1] = replace(pictures[-1], class_name="Ovary-Normal")
+    pictures += [picture(300 + i, class_name="Ovary-Normal") for i in range(3)]
+    plan = make_plan(pictures, 0, 0)
+    assert plan.dropped.keys() == {"set/0.png", "set/100.png", "set/200.png"}
+
+
+@pytest.mark.parametrize(
+    ("label", "other"),
+    [
+        ("Thyroid-Nodule", "Thyroid-Nodule-DDTI"),
+        ("Fetal-Head", "Fetal-Head-Intrapartum"),
+        ("Prostate", "Prostate-Phantom"),
+        ("Abdomen", "Abdomen-Simulated"),
+        ("Ovary", "Ovary-CEUS"),
+    ],
+)
+def test_a_longer_name_does_not_always_say_more(label, other):
+    """A source, a phantom or a contrast agent is no condition: such copies contradict each other."""
+    pictures = [picture(i, class_name=(label, other)[i % 2]) for i in range(20)]
+    pictures.append(near(0, 30, class_name=other, dataset="other"))
+    plan = make_plan(pictures, 0, 0)
+    assert plan.dropped.keys() == {"set/0.png", "set/30.png"}
+    assert [{row["class"], row["other_class"]} for row in plan.conflicts] == [{label, other}]
 
 
 def test_a_class_of_which_nothing_is_left_is_named():
