@@ -606,37 +606,49 @@ def optics(
 ) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
     """Detail, grey levels, speckle, frame and depth of each set beside the real test images'.
 
+    As in the kernel distance classes weigh alike, whatever their counts: each set is compared with the test
+    images over the classes that both have, and left out where there is none.
+
     Returns:
         Numbers, and curves for the figure: "spectrum" (dB), "grey" (shares), "along" and "across"
         (autocorrelation), "depth" (grey levels), and "frequency".
     """
     limits = physics.FrameLimits.fit(physics.frame_shapes(physics.scan_areas(train.grey_NHW)), train.label_N)
+    curves_of: dict[str, dict[int, dict[str, np.ndarray]]] = {}
     curves: dict[str, dict[str, np.ndarray]] = {}
     numbers: dict[str, Any] = {}
     for name, found in {"real_test": test, **sets}.items():
-        frequency_F, power_F = physics.radial_power_spectrum(found.grey_NHW)
-        along_K, across_K = physics.speckle_autocorrelation(found.grey_NHW)
-        area_Nhw = physics.scan_areas(found.grey_NHW)
-        curves[name] = {
-            "frequency": frequency_F,
-            "spectrum": 10 * np.log10(power_F + 1e-12),
-            "grey": physics.grey_shares(found.grey_NHW),
-            "along": along_K,
-            "across": across_K,
-            "depth": physics.depth_profile(found.grey_NHW, area_Nhw),
-        }
-        well_N = limits.well_formed(physics.frame_shapes(area_Nhw), found.label_N)
-        difference = {key: curves[name][key] - curves["real_test"][key] for key in curves[name]}
+        labels = np.intersect1d(found.label_N, test.label_N)
+        if not len(labels):
+            continue
+        curves_of[name], well_N = {}, np.zeros(len(found), bool)
+        for label in labels:
+            members = found.of_class(label)
+            area_Nhw = physics.scan_areas(members.grey_NHW)
+            curves_of[name][label] = physics.curves(members.grey_NHW, area_Nhw)
+            shape_N3 = physics.frame_shapes(area_Nhw)
+            well_N[found.label_N == label] = limits.well_formed(shape_N3, members.label_N)
+        curves[name], real = {}, {}
+        for key in curves_of[name][labels[0]]:
+            both = (np.stack([curves_of[which][k][key] for k in labels]) for which in (name, "real_test"))
+            curves[name][key], real[key] = physics.mean_of_both(*both)
+        for of in (curves[name], real):
+            of["spectrum"] = 10 * np.log10(of.pop("power") + 1e-12)
+        difference = {key: curves[name][key] - real[key] for key in real}
+        kept_N = np.isin(found.label_N, labels)
         numbers[name] = {
-            "images": len(found),
-            **physics.detail_difference(frequency_F, difference["spectrum"], difference["grey"]),
+            "images": int(kept_N.sum()),
+            "classes": len(labels),
+            **physics.detail_difference(real["frequency"], difference["spectrum"], difference["grey"]),
             "speckle_difference_rms": physics.root_mean_square(
                 np.concatenate([difference["along"], difference["across"]])
             ),
             "depth_difference_rms_levels": physics.root_mean_square(difference["depth"]),
             "well_formed_frames": int(well_N.sum()),
-            "well_formed_share": float(well_N.mean()),
-            "well_formed_interval_95": evaluation.share_interval(well_N, found.group_N),
+            "well_formed_share": float(np.mean([well_N[found.label_N == k].mean() for k in labels])),
+            "well_formed_interval_95": evaluation.bootstrap_balanced_accuracy(
+                well_N[None, kept_N], found.label_N[kept_N], found.group_N[kept_N]
+            ),
         }
     return numbers, curves
 
@@ -748,6 +760,8 @@ def main(s: Settings) -> None:
     )
     within = variety(s, {"real_test": test, **sets}, classes, left_out)
     looks, curves = optics(sets, train, test)
+    for name in sets.keys() - looks.keys():
+        note(left_out, f"physics, {report.SETS[name]}", "no class in common with the test images")
     bits = likelihood(s, models, group_of) if models else None
     real = {"real_train": train, "real_val": val, "real_test": test}
     # Patients and videos; None: not known, each image counts as one by itself.

@@ -488,6 +488,42 @@ def test_a_wrong_extractor_file_is_refused_before_anything_is_trained(settings, 
     assert not trained and not (tmp_path / "out").exists()
 
 
+def discs(counts: tuple[int, ...], seed: int) -> ImageSet:
+    """So many pictures of each class of the tiny data; they differ in brightness and in their discs."""
+    labels, stream = np.arange(len(counts)).repeat(counts), np.random.default_rng(seed)
+    return ImageSet(np.stack([speckled_disc(2 * label, stream) for label in labels]), labels)
+
+
+def test_other_class_shares_are_no_difference_of_physics():
+    """Past fault: a perfect generator, with its classes balanced, was ten times as far off as the floor."""
+    test, train = discs((32, 4), 0), discs((64, 8), 1)
+    found, curves = evaluate_var.optics({"generated": discs((25, 25), 2), "real_train": train}, train, test)
+    for key, most in {"grey_level_distance": 1.0, "spectrum_difference_rms_db": 0.5}.items():
+        assert found["real_test"][key] == 0 and found["generated"][key] < most, (key, found["generated"][key])
+        assert found["real_train"][key] < most
+    assert found["generated"]["depth_difference_rms_levels"] < 2
+    assert curves["generated"]["grey"].sum() == pytest.approx(1)
+
+
+def test_frames_well_formed_are_a_mean_over_classes():
+    test, train = discs((32, 4), 0), discs((64, 8), 1)
+    broken = discs((30, 10), 2)
+    broken.grey_NHW[broken.label_N == 1, 24:40] = 0
+    found = evaluate_var.optics({"generated": broken}, train, test)[0]["generated"]
+    low, high = found["well_formed_interval_95"]
+    assert found["well_formed_frames"] == 30 and low <= found["well_formed_share"] == 0.5 <= high
+
+
+def test_physics_are_of_the_classes_that_both_sets_have():
+    test, train = discs((32, 4), 0), discs((64, 8, 8), 1)
+    found, curves = evaluate_var.optics({"generated": discs((0, 25, 9), 2), "real_train": train}, train, test)
+    assert (found["generated"]["classes"], found["generated"]["images"]) == (1, 25)
+    assert found["generated"]["grey_level_distance"] < 1.0
+    assert (found["real_train"]["classes"], found["real_train"]["images"]) == (2, 72)
+    found, curves = evaluate_var.optics({"generated": discs((0, 0, 9), 2)}, train, test)
+    assert set(found) == set(curves) == {"real_test"}
+
+
 def test_extractors_that_disagree_are_said_to():
     def row(us: float, ssl: float) -> dict:
         return {"pooled": {"US-KD": us, "US-KD_spread": 0.1, "US-SSL-KD": ssl, "US-SSL-KD_spread": 0.1}}

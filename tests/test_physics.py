@@ -102,6 +102,15 @@ def test_a_class_with_few_pictures_is_held_to_the_limits_of_all():
     assert limits.well_formed(np.array([[1.0, 0.9, 0.5]]), np.array([1])).all()
 
 
+def test_curves_are_compared_where_a_class_has_both():
+    """One class ends above the last depth in the first set: there the other class is compared alone."""
+    first_CK = np.array([[1.0, np.nan, np.nan], [3, 5, np.nan]])
+    second_CK = np.array([[2.0, 9, 1], [4, 6, 1]])
+    first_K, second_K = physics.mean_of_both(first_CK, second_CK)
+    np.testing.assert_array_equal(first_K, [2, 5, np.nan])
+    np.testing.assert_array_equal(second_K, [3, 6, np.nan])
+
+
 def test_brightness_along_depth_is_that_of_the_scan_area():
     grey = np.zeros((2, 64, 64), np.uint8)
     grey[:, :32, 16:48], grey[:, 32:, 16:48] = 100, 200

@@ -237,15 +237,16 @@ def reading(result: dict[str, Any]) -> list[str]:
             + (f". Not to be trusted here, finding fewer than half: {', '.join(blind)}." if blind else ".")
         )
     looks = result["physics"]
-    words.append(
-        f"Frames well formed: {looks['generated']['well_formed_share']:.0%} of the generated, "
-        f"{looks['real_test']['well_formed_share']:.0%} of the real test images"
-        + (
-            f", {looks['reconstructed_test']['well_formed_share']:.0%} of these rebuilt by the VQ-VAE."
-            if "reconstructed_test" in looks
-            else "."
+    if "generated" in looks:
+        words.append(
+            f"Frames well formed (mean over classes): {looks['generated']['well_formed_share']:.0%} of the "
+            f"generated, {looks['real_test']['well_formed_share']:.0%} of the real test images"
+            + (
+                f", {looks['reconstructed_test']['well_formed_share']:.0%} of these rebuilt by the VQ-VAE."
+                if "reconstructed_test" in looks
+                else "."
+            )
         )
-    )
     return words
 
 
@@ -572,17 +573,18 @@ def _physics_blocks(result: dict[str, Any], picture: Callable[[str, str, str], s
         [
             titles[name],
             str(e["images"]),
+            str(e["classes"]),
             f"{e['spectrum_difference_rms_db']:.1f}",
             f"{e['fine_detail_power_difference_db']:+.1f}",
             f"{e['grey_level_distance']:.1f}",
             number(e["speckle_difference_rms"]),
             number(e["depth_difference_rms_levels"], 1),
-            f"{e['well_formed_frames']} of {e['images']} ({e['well_formed_share']:.0%})",
+            f"{e['well_formed_share']:.0%} ({' to '.join(f'{v:.0%}' for v in e['well_formed_interval_95'])})",
         ]
         for name, e in result["physics"].items()
     ]
-    header = ["set", "images", "spectrum, RMS dB", "fine detail, dB", "grey-level distance, levels"]
-    header += ["speckle, RMS", "depth, RMS levels", "frame well formed"]
+    header = ["set", "images", "classes", "spectrum, RMS dB", "fine detail, dB", "grey levels, distance"]
+    header += ["speckle, RMS", "depth, RMS levels", "frame well formed (95% interval)"]
     return [
         picture(
             "physics",
@@ -592,8 +594,10 @@ def _physics_blocks(result: dict[str, Any], picture: Callable[[str, str, str], s
         ),
         table(header, rows, "difference from the real test images"),
         paragraph(
-            "A frame is well formed when its outline is in one piece, not frayed, and as large as those of "
-            "98% of the real training images of its class."
+            "Classes weigh alike, whatever their counts: each curve, and the share of frames, is a mean "
+            "over the classes that the set and the test images both have, and is compared with the test "
+            "images of these. A frame is well formed when its outline is in one piece, not frayed, and as "
+            "large as those of 98% of the real training images of its class."
         ),
     ]
 
