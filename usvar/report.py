@@ -650,7 +650,8 @@ def _sweep_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str
         picture(
             "sweep",
             "Kernel distance, coverage and class fidelity on val over each setting; values below.",
-            "K above 0 is shown to see what a prefix brings; such pictures are never scored as generated.",
+            "K above 0 is shown to see what a prefix brings; such pictures are never scored as generated. "
+            "Real prefixes of val would be compared with the very images that they are of.",
         ),
         table(header, rows, "on val; " + ", ".join(sweep["stamps"].values())),
     ]
