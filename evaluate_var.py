@@ -580,16 +580,19 @@ def in_tokens(s: Settings, models: Models, train_paths: tuple[str, ...]) -> Sear
 def variety(
     s: Settings, sets: dict[str, ImageSet], classes: tuple[str, ...], left_out: list[dict[str, str]]
 ) -> dict[str, Any]:
-    """How alike two images of a class are, in each set: SSIM and distance in features over random pairs."""
+    """How alike two images of a class are, in each set: SSIM and distance in features over random pairs.
+
+    As in the kernel distance two images of one group are no pair: frames of one patient are no variety.
+    """
     rng, table = np.random.default_rng(s.seed), {}
     for name, found in sets.items():
         table[name] = {}
         for label, class_name in enumerate(classes):
             members = found.of_class(label)
-            if len(members) < 2:
-                note(left_out, f"variety, {class_name}, {name}", f"{len(members)} images, wanted 2")
+            pair_P2 = physics.draw_pairs(members.group_N, PAIRS_PER_CLASS, rng)
+            if not len(pair_P2):
+                note(left_out, f"variety, {class_name}, {name}", f"{counted(members)}, wanted 2 groups")
                 continue
-            pair_P2 = physics.draw_pairs(len(members), PAIRS_PER_CLASS, rng)
             measured = {"ssim": physics.pairwise_ssim(members.grey_NHW, pair_P2)}
             for extractor, values_ND in members.features.items():
                 first_PD, second_PD = values_ND[pair_P2[:, 0]], values_ND[pair_P2[:, 1]]

@@ -488,6 +488,24 @@ def test_a_wrong_extractor_file_is_refused_before_anything_is_trained(settings, 
     assert not trained and not (tmp_path / "out").exists()
 
 
+def test_frames_of_one_patient_are_no_variety(settings):
+    """Past fault: frames of a patient, all alike, made real images look as poor as a collapsed generator."""
+    stream = np.random.default_rng(0)
+    patients = np.stack([speckled_disc(2, stream) for _ in range(4)])
+    real = ImageSet(patients.repeat(12, axis=0), np.zeros(48, int), group_N=np.arange(4).repeat(12))
+    ungrouped = ImageSet(real.grey_NHW, real.label_N)
+    single = ImageSet(patients[:1].repeat(3, axis=0), np.zeros(3, int), group_N=np.zeros(3, int))
+    left_out: list = []
+    sets = {"real_test": real, "generated": ungrouped, "real_train": single}
+    found = evaluate_var.variety(settings, sets, CLASSES[:1], left_out)
+    once = {"real_test": ImageSet(patients, np.zeros(4, int))}
+    once = evaluate_var.variety(settings, once, CLASSES[:1], [])
+    honest = once["real_test"]["Heart"]["ssim_mean"]
+    assert found["real_test"]["Heart"]["ssim_mean"] == pytest.approx(honest, abs=0.03)
+    assert found["generated"]["Heart"]["ssim_mean"] > honest + 0.1
+    assert "Heart" not in found["real_train"] and left_out[0]["what"] == "variety, Heart, real_train"
+
+
 def discs(counts: tuple[int, ...], seed: int) -> ImageSet:
     """So many pictures of each class of the tiny data; they differ in brightness and in their discs."""
     labels, stream = np.arange(len(counts)).repeat(counts), np.random.default_rng(seed)

@@ -16,7 +16,7 @@ def fans(count: int, seed: int = 0, side: int = 64) -> np.ndarray:
 
 
 def test_pairs_are_different_and_no_more_than_there_are():
-    pairs = physics.draw_pairs(5, 100, np.random.default_rng(0))
+    pairs = physics.draw_pairs(np.arange(5), 100, np.random.default_rng(0))
     assert len(pairs) == 10 == len({tuple(pair) for pair in pairs.tolist()})
     assert (pairs[:, 0] < pairs[:, 1]).all()
     grey = np.stack([np.full((32, 32), 90, np.uint8)] * 2)
@@ -24,9 +24,16 @@ def test_pairs_are_different_and_no_more_than_there_are():
 
 
 def test_pairs_of_many_items_need_no_list_of_all():
-    pairs = physics.draw_pairs(1_000_000, 100, np.random.default_rng(0))
+    pairs = physics.draw_pairs(np.arange(1_000_000), 100, np.random.default_rng(0))
     assert len(pairs) == 100 == len({tuple(pair) for pair in pairs.tolist()})
     assert (pairs[:, 0] < pairs[:, 1]).all()
+
+
+@pytest.mark.parametrize("repeats", [2, 30])
+def test_two_of_a_group_are_no_pair(repeats):
+    group_N = np.array([7, 1, 4]).repeat(repeats)
+    pairs = physics.draw_pairs(group_N, 100, np.random.default_rng(0))
+    assert len(pairs) == min(100, 3 * repeats**2) and (group_N[pairs[:, 0]] != group_N[pairs[:, 1]]).all()
 
 
 def test_spectrum_of_a_wave_peaks_at_its_frequency_and_noise_is_flat():

@@ -281,7 +281,7 @@ def draw_variety(path: Path, table: dict[str, Any], classes: list[str], stamps: 
         axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=7, loc="outside lower center", ncols=len(table))
-    figure.suptitle("Pairs within a class: mean and deviation over pairs", fontsize=9)
+    figure.suptitle("Pairs within a class, of different groups: mean and deviation over pairs", fontsize=9)
     plots.save(figure, path)
 
 

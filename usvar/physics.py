@@ -31,15 +31,14 @@ LAGS, SPECKLE_WINDOW = 8, 9
 OUTSIDE_LIMITS, SLACK, LEAST_FOR_LIMITS = 0.01, 0.05, 20
 
 
-def draw_pairs(count: int, most: int, rng: np.random.Generator) -> np.ndarray:
-    """Up to `most` different unordered pairs of different items, (P, 2)."""
+def draw_pairs(group_N: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Up to `most` different unordered pairs of items of different groups, (P, 2)."""
+    count = len(group_N)
     if count * (count - 1) // 2 <= 4 * most:
-        first, second = np.triu_indices(count, k=1)
-        chosen = rng.permutation(len(first))[:most]
-        return np.stack([first[chosen], second[chosen]], axis=1)
-    # With many items a list of all pairs would not fit; draws that repeat are rare and dropped.
-    drawn_P2 = np.sort(rng.integers(count, size=(4 * most, 2)), axis=1)
-    drawn_P2 = np.unique(drawn_P2[drawn_P2[:, 0] < drawn_P2[:, 1]], axis=0)
+        drawn_P2 = np.stack(np.triu_indices(count, k=1), axis=1)
+    else:  # a list of all pairs would not fit; draws that repeat are rare and dropped
+        drawn_P2 = np.unique(np.sort(rng.integers(count, size=(4 * most, 2)), axis=1), axis=0)
+    drawn_P2 = drawn_P2[group_N[drawn_P2[:, 0]] != group_N[drawn_P2[:, 1]]]
     return drawn_P2[np.sort(rng.permutation(len(drawn_P2))[:most])]
 
 

@@ -332,8 +332,8 @@ def evaluation_page(result: dict[str, Any], folder: Path) -> str:
                     "variety",
                     "Mean structural similarity and feature distance of pairs within each class, for real, "
                     "rebuilt, generated and trivially generated images; values in the table below.",
-                    "Less variety shows as higher SSIM and smaller distances than real images have. "
-                    + stamp_list,
+                    "Less variety shows as higher SSIM and smaller distances than real images have; two real "
+                    "ones of a patient or video are no pair. " + stamp_list,
                 ),
                 folded("Numbers", [_variety_table(result)]),
             ],
