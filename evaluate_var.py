@@ -516,7 +516,7 @@ def find_copies(
         searches["tokens"] = in_tokens(s, models, train_paths)
     is_sampled = generated.idx_NL is not None
 
-    numbers, drawn = {}, {}
+    numbers, drawn, few = {}, {}, set()
     for space, search in searches.items():
         unseen = test if not rebuilt_test or (space == "tokens" and is_sampled) else rebuilt_test
         found, test_N = search(generated), search(unseen)[0]
@@ -531,6 +531,7 @@ def find_copies(
             s.seed,
             test_group_N=unseen.group_N,
         )
+        few |= set(numbers[space]["labels_not_counted"])
         name, comma, domain = space.partition(", ")
         numbers[space]["by"] = (judges.stamp(name) if name in judges.extractors else name) + comma + domain
         drawn[space] = {"generated": found[0], "row": found[1], "test": test_N}
@@ -541,6 +542,9 @@ def find_copies(
                 f"share of near copies in {space}",
                 f"{counted(test)} of test, wanted {copies.LEAST_FOR_QUANTILE} groups for a 5% quantile",
             )
+    for label in sorted(few):
+        name = judges.config["classes"][label]
+        note(left_out, f"{name} in the shares of near copies", "each group of test would weigh over 5%")
     return numbers, drawn
 
 

@@ -523,7 +523,8 @@ def _copy_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str]
         paragraph(
             "If more than 5% of the samples, beyond the interval, fall below the 5% quantile of test-to- "
             "train distances, they lie nearer to training images than new images do. The test images weigh "
-            f"by class as the samples do. {smoothness} How many planted copies are found says how far each "
+            "by class as the samples do; a class with so few of them that one would weigh over 5% is not "
+            f"counted. {smoothness} How many planted copies are found says how far each "
             "search can be trusted. Pixels: "
             "compared inside the training image's scan area, turned by up to 10 degrees, moved by up to a "
             "sixteenth of the side and mirrored to fit, whatever the gain."
