@@ -379,6 +379,9 @@ def best_and_worst(
     if len(test) <= s.neighbours:
         note(left_out, "best and worst images", f"{len(test)} test images, wanted over {s.neighbours}")
         return {}
+    if len(generated) < 2:
+        note(left_out, "best and worst images", "a single image was generated")
+        return {}
     score_N = evaluation.realism(
         generated.features[judging.SUPERVISED], test.features[judging.SUPERVISED], s.neighbours
     )
@@ -798,9 +801,10 @@ def main(s: Settings) -> None:
         "cautions": report.cautions_of(groups),
     }
 
+    # First, so that hours of work do not end with a figure that cannot be drawn.
+    write_json(s.out_dir / "metrics.json", result)
     folder = s.out_dir / "figures"
     evaluation_figures.draw_all(folder, result, sets | {"real_test": test}, drawn, curves)
-    write_json(s.out_dir / "metrics.json", result)
     write_text(s.out_dir / "report.html", report.evaluation_page(result, folder))
 
     for name in sets:

@@ -291,6 +291,33 @@ def test_pictures_of_another_generator_are_judged_without_our_models(settings, r
     assert not (tmp_path / "figures" / "bits_per_token.png").exists()
 
 
+def test_one_image_and_a_first_class_without_test_images_are_drawn(settings, result, tmp_path):
+    """Past faults: both ended in a traceback after all was computed."""
+    shutil.copytree(settings.data_root, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "test" / CLASSES[0])
+    grey_HW = speckled_disc(1, np.random.default_rng(4))
+    images.save_png(tmp_path / "gan" / CLASSES[1] / "0.png", grey_HW)
+    without = {"var": None, "vqvae": None, "tokens_dir": None, "generated": tmp_path / "gan"}
+    change = {"data_root": tmp_path / "data", "out_dir": tmp_path / "out"}
+    judges = settings.out_dir / "judges.pth"
+    evaluate_var.main(dataclasses.replace(settings, **without, **change, judges=judges))
+    assert (tmp_path / "out" / "report.html").is_file()
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    assert found["best_to_worst"] == {}
+    assert "best and worst images" in {row["what"] for row in found["left_out"]}
+
+
+def test_numbers_are_kept_when_drawing_fails(settings, result, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("no room")
+
+    monkeypatch.setattr(evaluate_var.evaluation_figures, "draw_all", fail)
+    judges = settings.out_dir / "judges.pth"
+    with pytest.raises(OSError, match="no room"):
+        evaluate_var.main(dataclasses.replace(settings, out_dir=tmp_path, judges=judges))
+    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["distances"]
+
+
 @pytest.mark.parametrize(
     ("lacking", "generated", "message"),
     [
