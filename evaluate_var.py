@@ -173,6 +173,7 @@ def read_generated(s: Settings, folder: Path, classes: tuple[str, ...], size: in
     """Images of a folder <Class>/*.png, refused when prefixed, of another size or of no known class."""
     if not folder.is_dir():
         raise InputError(f"--generated {folder} is no folder, wanted one with <Class>/*.png")
+    folder = folder.resolve()  # "." has no name
     files = images.find_images(folder.parent, folder.name, classes)
     images.require_size(files, size, str(s.data_root), "judge images of the same size")
     grey_NHW = images.read_images(files, range(len(files)), size)

@@ -593,6 +593,18 @@ def test_generated_images_of_another_size_or_class_are_refused(settings, tmp_pat
             evaluate_var.main(dataclasses.replace(settings, out_dir=tmp_path, generated=tmp_path / name))
 
 
+def test_the_folder_that_one_is_in_can_be_judged(settings, tmp_path, monkeypatch):
+    """Past fault: Path(".") has no name, so that images were looked for in /Heart."""
+    images.save_png(tmp_path / "gan" / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
+    data_root = settings.data_root.resolve()
+    monkeypatch.chdir(tmp_path / "gan")
+    for name in (".", "../gan"):
+        found = evaluate_var.read_generated(
+            dataclasses.replace(settings, data_root=data_root), Path(name), CLASSES, 64
+        )
+        assert found.label_N.tolist() == [0]
+
+
 def test_models_of_other_classes_are_refused(settings, tiny_data, tmp_path):
     shutil.copytree(tiny_data, tmp_path / "data")
     for split in images.SPLITS:
