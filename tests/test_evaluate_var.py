@@ -605,6 +605,16 @@ def test_the_folder_that_one_is_in_can_be_judged(settings, tmp_path, monkeypatch
         assert found.label_N.tolist() == [0]
 
 
+def test_samples_with_their_tokens_beside_them_are_judged(settings, tmp_path):
+    """Past fault: samples of sample_var.py --save-tokens True were refused."""
+    images.save_png(tmp_path / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
+    np.save(tmp_path / "Heart" / "0.npy", np.arange(21))
+    assert len(evaluate_var.read_generated(settings, tmp_path, CLASSES, 64)) == 1
+    np.save(tmp_path / "Heart" / "1.npy", np.zeros((64, 64)))
+    with pytest.raises(InputError, match=r"1\.npy is no plain PNG file"):
+        evaluate_var.read_generated(settings, tmp_path, CLASSES, 64)
+
+
 def test_models_of_other_classes_are_refused(settings, tiny_data, tmp_path):
     shutil.copytree(tiny_data, tmp_path / "data")
     for split in images.SPLITS:
