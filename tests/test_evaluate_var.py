@@ -381,7 +381,8 @@ def test_a_class_that_was_not_generated_raises_the_pooled_distance(settings):
 
 def listed(folder: Path, prefixed: bool, file: str) -> None:
     entry = {"file": file, "prefixed": prefixed, "K": 5 if prefixed else 0}
-    (folder / "samples.json").write_text(json.dumps({"samples": [entry]}), encoding="utf-8")
+    listing = {"made_by": {"script": "sample_var.py"}, "samples": [entry]}
+    (folder / "samples.json").write_text(json.dumps(listing), encoding="utf-8")
 
 
 def test_reconstructions_are_cut_to_as_many_as_were_generated_where_the_number_counts(settings):
@@ -447,9 +448,10 @@ def test_prefixed_samples_are_never_scored(settings, tmp_path):
     with pytest.raises(InputError, match=r"given tokens \(mine/tp/Heart/0\.png\)"):
         refuse_prefixed(tmp_path / "mine" / "tp")
     refuse_prefixed(tmp_path / "scale_0_K0" / "plain")
-    (tmp_path / "samples.json").write_text("[1, 2]", encoding="utf-8")
-    with pytest.raises(InputError, match="does not say which"):
-        refuse_prefixed(tmp_path / "scale_0_K0" / "plain")
+    for broken in ('{"made_by": {"script": "sample_var.py"}}', '{"made_by": {"script": "sample_var.py"'):
+        (tmp_path / "samples.json").write_text(broken, encoding="utf-8")
+        with pytest.raises(InputError, match="does not say which"):
+            refuse_prefixed(tmp_path / "scale_0_K0" / "plain")
 
 
 def test_a_copied_image_still_says_that_it_began_with_given_tokens(settings, tmp_path):
@@ -613,6 +615,15 @@ def test_samples_with_their_tokens_beside_them_are_judged(settings, tmp_path):
     np.save(tmp_path / "Heart" / "1.npy", np.zeros((64, 64)))
     with pytest.raises(InputError, match=r"1\.npy is no plain PNG file"):
         evaluate_var.read_generated(settings, tmp_path, CLASSES, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("samples.json", "[1, 2]"), ("edit.json", '{"made_by": {"script": "gan.py"}}')]
+)
+def test_a_listing_of_another_generator_is_none_of_ours(tmp_path, name, text):
+    images.save_png(tmp_path / "a" / "gan" / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    refuse_prefixed(tmp_path / "a" / "gan")
 
 
 def test_models_of_other_classes_are_refused(settings, tiny_data, tmp_path):

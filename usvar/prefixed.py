@@ -9,12 +9,16 @@ from PIL import Image
 from usvar.errors import InputError
 from usvar.images import TOKENS_GIVEN
 
+# What the scripts that write pictures call their listing; its made_by names the script.
+LISTINGS = {"samples.json": "sample_var.py", "edit.json": "edit_var.py"}
+
 
 def refuse_prefixed(folder: Path) -> None:
     """Refuse a folder in which a picture holds given tokens of a real image or of the position prior.
 
     sample_var.py and edit_var.py list their pictures in samples.json and edit.json, up to three folders above
-    them; a moved folder still has K in its name, and a copied picture says it itself.
+    them (another generator's files of these names are passed over); a moved folder still has K in its name,
+    and a copied picture says it itself.
 
     Args:
         folder: holds <Class>/*.png, whose files can be read.
@@ -26,8 +30,10 @@ def refuse_prefixed(folder: Path) -> None:
     for place in (folder, *list(folder.parents)[:3]):
         named = re.fullmatch(r"scale_\d+_K(\d+)", place.name)
         found = place.name if named and int(named[1]) else None
-        for listing in (place / "samples.json", place / "edit.json"):
-            if found is None and listing.is_file():
+        for name, script in LISTINGS.items():
+            listing = place / name
+            # As text, so that a broken listing is still known for ours.
+            if found is None and listing.is_file() and f'"{script}"'.encode() in listing.read_bytes():
                 try:
                     entries = json.loads(listing.read_text(encoding="utf-8"))["samples"]
                     given = [entry["file"] for entry in entries if entry["prefixed"]]
