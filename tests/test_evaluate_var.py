@@ -626,6 +626,15 @@ def test_a_listing_of_another_generator_is_none_of_ours(tmp_path, name, text):
     refuse_prefixed(tmp_path / "a" / "gan")
 
 
+def test_hidden_files_of_a_file_manager_are_no_images(settings, tmp_path):
+    """Past fault: a traceback for macOS's ._0.png, whose content is no picture."""
+    images.save_png(tmp_path / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
+    (tmp_path / ".bin").mkdir()
+    for name in ("Heart/._0.png", ".bin/0.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    assert len(evaluate_var.read_generated(settings, tmp_path, CLASSES, 64)) == 1
+
+
 def test_models_of_other_classes_are_refused(settings, tiny_data, tmp_path):
     shutil.copytree(tiny_data, tmp_path / "data")
     for split in images.SPLITS:

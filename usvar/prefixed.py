@@ -44,7 +44,7 @@ def refuse_prefixed(folder: Path) -> None:
                 found = next((name for name in given if (place / name).is_relative_to(folder)), None)
         if found is not None:
             raise _refusal(folder, found)
-    for path in sorted(folder.glob("*/*.png")):
+    for path in sorted(folder.glob("[!.]*/[!.]*.png")):  # nothing hidden, as images are found
         with Image.open(path) as picture:
             if TOKENS_GIVEN in picture.info:
                 raise _refusal(folder, path.relative_to(folder).as_posix())
