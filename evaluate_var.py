@@ -16,6 +16,7 @@ reconstructions by the VQ-VAE, and a generator that knows only how often each co
 images of another generator the last two, the search in tokens and the likelihood are left out.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -363,8 +364,7 @@ def agreement(distances: dict[str, Any], extractors: list[str]) -> dict[str, Any
             }
             for extractor in extractors
         }
-        first, *others = extractors
-        for other in others:
+        for first, other in itertools.combinations(extractors, 2):
             compared += len(tables[first].keys() & tables[other].keys()) > 1
             for nearer, farther in evaluation.disagreements(tables[first], tables[other]):
                 opposite.append(

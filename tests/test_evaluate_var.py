@@ -587,6 +587,17 @@ def test_extractors_that_disagree_are_said_to():
     assert "The extractors agree" in report.agreement_words(agreed)
 
 
+def test_every_two_extractors_are_compared():
+    """Past fault: the first with each other one only; here it tells none apart, the other two disagree."""
+    row = {"US-KD": 1.0, "US-KD_spread": 9.0, "US-SSL-KD_spread": 0.1, "Outside-KD_spread": 0.1}
+    sets = {
+        "generated": {"pooled": row | {"US-SSL-KD": 1.0, "Outside-KD": 2.0}},
+        "real_train": {"pooled": row | {"US-SSL-KD": 2.0, "Outside-KD": 1.0}},
+    }
+    (pair,) = evaluate_var.agreement(sets, ["US", "US-SSL", "Outside"])["opposite"]
+    assert (pair["by"], pair["not_by"], pair["nearer"]) == ("US-SSL", "Outside", "generated")
+
+
 def test_generated_images_of_another_size_or_class_are_refused(settings, tmp_path):
     images.save_png(tmp_path / "small" / "Heart" / "0.png", np.zeros((32, 32), np.uint8))
     images.save_png(tmp_path / "lung" / "Lung" / "0.png", np.zeros((64, 64), np.uint8))
