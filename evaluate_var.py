@@ -819,8 +819,8 @@ def main(s: Settings) -> None:
     print(
         f"{report.agreement_words(agreed)} Classifier trained on generated images: "
         f"{use['generated']['balanced_accuracy']:.0%}, on real ones {use['real']['balanced_accuracy']:.0%}; "
-        f"class right: generated {fidelity['generated']['balanced_accuracy']:.0%}, real test "
-        f"{fidelity['real_test']['balanced_accuracy']:.0%}; "
+        f"class right: generated {report.classes_right(fidelity['generated'], classes)}, real test "
+        f"{report.classes_right(fidelity['real_test'], classes)}; "
         + (f"bits a token on test {bits['test']['bits_per_token']:.2f}; " if bits else "")
         + f"{len(left_out)} things left out; see {s.out_dir / 'report.html'}"
     )

@@ -241,7 +241,9 @@ def test_names_of_classes_cannot_inject_markup():
     assert "<script>" not in report.table(["a"], [["<script>"]], "<script>") + report.paragraph("<script>")
 
 
-def test_what_tiny_sets_do_not_carry_is_left_out_with_its_reason(settings, result, tiny_data, tmp_path):
+def test_what_tiny_sets_do_not_carry_is_left_out_with_its_reason(
+    settings, result, tiny_data, tmp_path, capsys
+):
     """Three test images a class: no distances; a folder without one class: it is missed, not forgotten."""
     folder = tmp_path / "generated"
     stream = np.random.default_rng(2)
@@ -266,7 +268,13 @@ def test_what_tiny_sets_do_not_carry_is_left_out_with_its_reason(settings, resul
     # These images have no manifest.csv.
     assert found["groups"] is None and report.GROUPS_UNKNOWN in found["cautions"]
     assert "is not known" in (small.out_dir / "report.html").read_text(encoding="utf-8")
-    assert found["class_fidelity"]["generated"]["per_class"][1]["share"] is None
+    fidelity = found["class_fidelity"]["generated"]
+    assert fidelity["per_class"][1]["share"] is None
+    # Past fault: the mean over two of three classes stood beside that over three as if they compared.
+    right = f"{fidelity['balanced_accuracy']:.0%} (without Kidney)"
+    assert f"class right: generated {right}, real test" in capsys.readouterr().out
+    page = (small.out_dir / "report.html").read_text(encoding="utf-8")
+    assert f"<td>{right}</td>" in page and "Nothing was generated of Kidney" in page
 
 
 def test_pictures_of_another_generator_are_judged_without_our_models(settings, result, tmp_path):

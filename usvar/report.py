@@ -160,6 +160,13 @@ def percent(value: float | None) -> str:
     return "left out" if value is None else f"{value:.0%}"
 
 
+def classes_right(entry: dict[str, Any], classes: Sequence[str]) -> str:
+    """Share of one set of `class_fidelity` that is of its class, with the classes that no image is of."""
+    lacking = [name for name, row in zip(classes, entry["per_class"], strict=True) if not row["images"]]
+    share = percent(entry["balanced_accuracy"])
+    return f"{share} (without {', '.join(lacking)})" if lacking else share
+
+
 def agreement_words(agreed: dict[str, Any]) -> str:
     """Whether the extractors put the sets in one order, in a sentence."""
     if agreed["agree"] is None:
@@ -235,6 +242,11 @@ def reading(result: dict[str, Any]) -> list[str]:
             "that the same search finds: "
             + (", ".join(trusted) if trusted else "no search finds half of them")
             + (f". Not to be trusted here, finding fewer than half: {', '.join(blind)}." if blind else ".")
+        )
+    if lacking := [name for name, count in result["counts"]["generated"].items() if not count]:
+        words.append(
+            f"Nothing was generated of {', '.join(lacking)}: the shares of right classes and of whole frames "
+            "are means over the other classes, those of real images over all."
         )
     looks = result["physics"]
     if "generated" in looks:
@@ -466,7 +478,8 @@ def _fidelity_blocks(
         ]
         for i, name in enumerate(result["classes"])
     ]
-    rows.append(["mean over classes", *(percent(fidelity[kind]["balanced_accuracy"]) for kind in kinds)])
+    means = {kind: classes_right(fidelity[kind], result["classes"]) for kind in kinds}
+    rows.append(["mean over classes", *means.values()])
     return [
         table(
             ["class", *(f"{title}: right" for title in kinds.values())],
@@ -477,9 +490,7 @@ def _fidelity_blocks(
         picture(
             "confusion",
             "Two confusion matrices, real test images and generated images: "
-            + ", ".join(
-                f"{title} {percent(fidelity[kind]['balanced_accuracy'])}" for kind, title in kinds.items()
-            )
+            + ", ".join(f"{title} {means[kind]}" for kind, title in kinds.items())
             + " right in the mean over classes.",
             "Classifiers that err on real images say as little about generated ones.",
         ),
