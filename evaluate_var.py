@@ -50,7 +50,7 @@ from usvar.evaluation import ImageSet
 from usvar.extractor import SmallNet, features, probabilities
 from usvar.files import lock_folder, write_json, write_text
 from usvar.judging import Drawing, Judges, JudgeTraining, Models
-from usvar.prefixed import refuse_prefixed
+from usvar.prefixed import refuse_prefixed, require_drawn_by
 
 # Pairs a class for the variety, and training images planted as copies.
 PAIRS_PER_CLASS, PLANTED = 100, 50
@@ -719,6 +719,10 @@ def main(s: Settings) -> None:
         size = images.image_size(images.find_images(s.data_root, "train", classes))
     sweep = read_sweep(s.settings_from)
     generated = read_generated(s, s.generated, classes, size) if s.generated else None
+    drawn_by_var = models is not None
+    if generated and models:
+        chosen = {name: getattr(s, name) for name in DRAWING} if sweep else None
+        drawn_by_var = require_drawn_by(s.generated, models.var_sha256, chosen)
     lock = lock_folder(s.out_dir)
     cache, group_of = s.out_dir / "cache", judging.read_groups(s.data_root)
     (train, train_files), (val, _), (test, _) = (
@@ -782,6 +786,7 @@ def main(s: Settings) -> None:
         "classes": list(classes),
         "patch_nums": list(models.var.patch_nums) if models else None,
         "judges": judges.config | {"stamps": stamps},
+        "drawn_by_var": drawn_by_var,
         "drawing": None if s.generated else {name: getattr(s, name) for name in DRAWING},
         "sweep": sweep,
         "counts": {
@@ -821,7 +826,7 @@ def main(s: Settings) -> None:
         f"{use['generated']['balanced_accuracy']:.0%}, on real ones {use['real']['balanced_accuracy']:.0%}; "
         f"class right: generated {report.classes_right(fidelity['generated'], classes)}, real test "
         f"{report.classes_right(fidelity['real_test'], classes)}; "
-        + (f"bits a token on test {bits['test']['bits_per_token']:.2f}; " if bits else "")
+        + (f"bits a token of --var on test {bits['test']['bits_per_token']:.2f}; " if bits else "")
         + f"{len(left_out)} things left out; see {s.out_dir / 'report.html'}"
     )
     lock.close()

@@ -20,7 +20,7 @@ import evaluate_var
 from usvar import cli, copies, evaluation, images, judging, report
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet
-from usvar.prefixed import refuse_prefixed
+from usvar.prefixed import refuse_prefixed, require_drawn_by
 from usvar.tokens import read_token_maps, write_token_maps
 
 EXTRACTORS = ("US", "US-SSL")
@@ -96,7 +96,7 @@ def test_every_set_has_every_number_with_its_counts_and_hash(settings, result):
                 assert entry[f"{extractor}-KD_spread"] > 0
                 for key in ("precision", "recall", "density", "coverage"):
                     assert entry[f"{extractor}-{key}"] >= 0, name
-    assert result["counts"]["generated"] == dict.fromkeys(CLASSES, 5)
+    assert result["counts"]["generated"] == dict.fromkeys(CLASSES, 5) and result["drawn_by_var"] is True
     # Too few images for a Fréchet distance: said for each set and group, and nothing else is left out.
     assert {row["what"].split(",")[0] for row in result["left_out"]} == {"Fréchet distance"}
     assert "FID" not in json.dumps(result["distances"])
@@ -275,6 +275,8 @@ def test_what_tiny_sets_do_not_carry_is_left_out_with_its_reason(
     assert f"class right: generated {right}, real test" in capsys.readouterr().out
     page = (small.out_dir / "report.html").read_text(encoding="utf-8")
     assert f"<td>{right}</td>" in page and "Nothing was generated of Kidney" in page
+    # No listing says who drew them: the likelihood is that of --var.
+    assert found["drawn_by_var"] is False and page.count(report.OF_VAR) == 1
 
 
 def test_pictures_of_another_generator_are_judged_without_our_models(settings, result, tmp_path):
@@ -652,6 +654,31 @@ def test_hidden_files_of_a_file_manager_are_no_images(settings, tmp_path):
     for name in ("Heart/._0.png", ".bin/0.png"):
         (tmp_path / name).write_bytes(b"no picture")
     assert len(evaluate_var.read_generated(settings, tmp_path, CLASSES, 64)) == 1
+
+
+def test_samples_of_another_transformer_or_other_settings_are_not_taken_for_those_of_var(tmp_path):
+    """Past fault: the sweep and the likelihood of --var were shown as if it had drawn the images."""
+    folder = tmp_path / "scale_0_K0" / "plain"
+    images.save_png(folder / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
+    drawing = {"cfg": 1.5, "top_k": 0, "top_p": 0.95, "temperature": 1.0}
+    assert not require_drawn_by(folder, "a" * 64, drawing)
+    listing = {
+        "made_by": {
+            "script": "sample_var.py",
+            "settings": drawing | {"temperature": [1.0]},
+            "inputs": {"var": {"sha256": "a" * 64}},
+        },
+        "samples": [{"file": "scale_0_K0/plain/Heart/0.png", "prefixed": False}],
+    }
+    (tmp_path / "samples.json").write_text(json.dumps(listing), encoding="utf-8")
+    assert require_drawn_by(folder, "a" * 64, drawing) and require_drawn_by(folder, "a" * 64, None)
+    with pytest.raises(InputError, match=r"by a transformer with SHA-256 aaaaaaaaaaaa, --var .* bbbb"):
+        require_drawn_by(folder, "b" * 64, None)
+    with pytest.raises(InputError, match=r"drawn with cfg 1\.5, --settings-from says 3\.0"):
+        require_drawn_by(folder, "a" * 64, drawing | {"cfg": 3.0})
+    # Pictures of another folder are none of these.
+    images.save_png(tmp_path / "gan" / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
+    assert not require_drawn_by(tmp_path / "gan", "b" * 64, None)
 
 
 def test_models_of_other_classes_are_refused(settings, tiny_data, tmp_path):

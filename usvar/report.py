@@ -53,6 +53,8 @@ GROUPS_UNKNOWN = (
     "Several of one patient or video are not: then its numbers are less certain than they look, and its "
     "distance is too high."
 )
+# Above what is told of --var, where images were read from a folder without a listing.
+OF_VAR = "Nothing says that the transformer given drew these images: this section is about that transformer."
 STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8881; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem;
@@ -627,6 +629,7 @@ def _bits_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str]
         row[3] = "-" if "alone" in row[0] else row[3]
     header = ["split", "images", "mean", "standard error", *(f"{v} x {v}" for v in result["patch_nums"])]
     return [
+        *([] if result["drawn_by_var"] else [paragraph(OF_VAR)]),
         picture(
             "bits_per_token",
             "Bits per token on each scale for train, val and test: "
@@ -658,6 +661,7 @@ def _sweep_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str
     ]
     header = ["setting", "images", *keys, *(f"{name}-coverage" for name in names), "class fidelity", ""]
     return [
+        *([] if result["drawn_by_var"] else [paragraph(OF_VAR)]),
         paragraph(f"On the validation split, before this page's test split was read. {sweep['why']}"),
         picture(
             "sweep",
