@@ -15,6 +15,7 @@ import sweep_var
 from models.helpers import image_seeds
 from usvar import images, judging
 from usvar.errors import InputError
+from usvar.prefixed import require_drawn_by
 from usvar.tokens import rows_of_class
 
 
@@ -194,6 +195,12 @@ def test_samples_and_evaluation_are_drawn_as_chosen(settings, chosen, tmp_path):
         pictures = sorted((tmp_path / name / "scale_0_K0").rglob("*.png"))
         grey[name] = np.stack([images.read_image(picture) for picture in pictures])
     assert np.array_equal(grey["file"], grey["flags"]) and not np.array_equal(grey["file"], grey["neither"])
+
+    # As samples.json tells the evaluation of such a folder.
+    drawn = tmp_path / "file" / "scale_0_K0" / "plain"
+    assert require_drawn_by(drawn, chosen["var_sha256"], other["chosen"])
+    with pytest.raises(InputError, match="--settings-from says"):
+        require_drawn_by(drawn, chosen["var_sha256"], other["chosen"] | {"cfg": 2.0})
 
     evaluate_var.main(
         evaluate_var.Settings(

@@ -1,7 +1,7 @@
 """What the listings of sample_var.py and edit_var.py say of pictures in a folder that are to be judged.
 
-Pictures that began with given tokens are never scored as generated, nor pictures of
-one transformer as another's.
+Pictures that began with given tokens are never scored as generated, nor pictures of one transformer as
+another's.
 """
 
 import json
