@@ -16,6 +16,7 @@ reconstructions by the VQ-VAE, and a generator that knows only how often each co
 images of another generator the last two, the search in tokens and the likelihood are left out.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -49,7 +50,7 @@ from usvar.evaluation import ImageSet
 from usvar.extractor import SmallNet, features, probabilities
 from usvar.files import lock_folder, write_json, write_text
 from usvar.judging import Drawing, Judges, JudgeTraining, Models
-from usvar.prefixed import refuse_prefixed
+from usvar.prefixed import refuse_prefixed, require_drawn_by
 
 # Pairs a class for the variety, and training images planted as copies.
 PAIRS_PER_CLASS, PLANTED = 100, 50
@@ -173,6 +174,7 @@ def read_generated(s: Settings, folder: Path, classes: tuple[str, ...], size: in
     """Images of a folder <Class>/*.png, refused when prefixed, of another size or of no known class."""
     if not folder.is_dir():
         raise InputError(f"--generated {folder} is no folder, wanted one with <Class>/*.png")
+    folder = folder.resolve()  # "." has no name
     files = images.find_images(folder.parent, folder.name, classes)
     images.require_size(files, size, str(s.data_root), "judge images of the same size")
     grey_NHW = images.read_images(files, range(len(files)), size)
@@ -362,8 +364,7 @@ def agreement(distances: dict[str, Any], extractors: list[str]) -> dict[str, Any
             }
             for extractor in extractors
         }
-        first, *others = extractors
-        for other in others:
+        for first, other in itertools.combinations(extractors, 2):
             compared += len(tables[first].keys() & tables[other].keys()) > 1
             for nearer, farther in evaluation.disagreements(tables[first], tables[other]):
                 opposite.append(
@@ -378,6 +379,9 @@ def best_and_worst(
     """Rows of the generated images from the most to the least real-looking, with their realism."""
     if len(test) <= s.neighbours:
         note(left_out, "best and worst images", f"{len(test)} test images, wanted over {s.neighbours}")
+        return {}
+    if len(generated) < 2:
+        note(left_out, "best and worst images", "a single image was generated")
         return {}
     score_N = evaluation.realism(
         generated.features[judging.SUPERVISED], test.features[judging.SUPERVISED], s.neighbours
@@ -516,7 +520,7 @@ def find_copies(
         searches["tokens"] = in_tokens(s, models, train_paths)
     is_sampled = generated.idx_NL is not None
 
-    numbers, drawn = {}, {}
+    numbers, drawn, few = {}, {}, set()
     for space, search in searches.items():
         unseen = test if not rebuilt_test or (space == "tokens" and is_sampled) else rebuilt_test
         found, test_N = search(generated), search(unseen)[0]
@@ -531,6 +535,7 @@ def find_copies(
             s.seed,
             test_group_N=unseen.group_N,
         )
+        few |= set(numbers[space]["labels_not_counted"])
         name, comma, domain = space.partition(", ")
         numbers[space]["by"] = (judges.stamp(name) if name in judges.extractors else name) + comma + domain
         drawn[space] = {"generated": found[0], "row": found[1], "test": test_N}
@@ -541,6 +546,9 @@ def find_copies(
                 f"share of near copies in {space}",
                 f"{counted(test)} of test, wanted {copies.LEAST_FOR_QUANTILE} groups for a 5% quantile",
             )
+    for label in sorted(few):
+        name = judges.config["classes"][label]
+        note(left_out, f"{name} in the shares of near copies", "each group of test would weigh over 5%")
     return numbers, drawn
 
 
@@ -580,16 +588,19 @@ def in_tokens(s: Settings, models: Models, train_paths: tuple[str, ...]) -> Sear
 def variety(
     s: Settings, sets: dict[str, ImageSet], classes: tuple[str, ...], left_out: list[dict[str, str]]
 ) -> dict[str, Any]:
-    """How alike two images of a class are, in each set: SSIM and distance in features over random pairs."""
+    """How alike two images of a class are, in each set: SSIM and distance in features over random pairs.
+
+    As in the kernel distance two images of one group are no pair: frames of one patient are no variety.
+    """
     rng, table = np.random.default_rng(s.seed), {}
     for name, found in sets.items():
         table[name] = {}
         for label, class_name in enumerate(classes):
             members = found.of_class(label)
-            if len(members) < 2:
-                note(left_out, f"variety, {class_name}, {name}", f"{len(members)} images, wanted 2")
+            pair_P2 = physics.draw_pairs(members.group_N, PAIRS_PER_CLASS, rng)
+            if not len(pair_P2):
+                note(left_out, f"variety, {class_name}, {name}", f"{counted(members)}, wanted 2 groups")
                 continue
-            pair_P2 = physics.draw_pairs(len(members), PAIRS_PER_CLASS, rng)
             measured = {"ssim": physics.pairwise_ssim(members.grey_NHW, pair_P2)}
             for extractor, values_ND in members.features.items():
                 first_PD, second_PD = values_ND[pair_P2[:, 0]], values_ND[pair_P2[:, 1]]
@@ -606,37 +617,49 @@ def optics(
 ) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
     """Detail, grey levels, speckle, frame and depth of each set beside the real test images'.
 
+    As in the kernel distance classes weigh alike, whatever their counts: each set is compared with the test
+    images over the classes that both have, and left out where there is none.
+
     Returns:
         Numbers, and curves for the figure: "spectrum" (dB), "grey" (shares), "along" and "across"
         (autocorrelation), "depth" (grey levels), and "frequency".
     """
     limits = physics.FrameLimits.fit(physics.frame_shapes(physics.scan_areas(train.grey_NHW)), train.label_N)
+    curves_of: dict[str, dict[int, dict[str, np.ndarray]]] = {}
     curves: dict[str, dict[str, np.ndarray]] = {}
     numbers: dict[str, Any] = {}
     for name, found in {"real_test": test, **sets}.items():
-        frequency_F, power_F = physics.radial_power_spectrum(found.grey_NHW)
-        along_K, across_K = physics.speckle_autocorrelation(found.grey_NHW)
-        area_Nhw = physics.scan_areas(found.grey_NHW)
-        curves[name] = {
-            "frequency": frequency_F,
-            "spectrum": 10 * np.log10(power_F + 1e-12),
-            "grey": physics.grey_shares(found.grey_NHW),
-            "along": along_K,
-            "across": across_K,
-            "depth": physics.depth_profile(found.grey_NHW, area_Nhw),
-        }
-        well_N = limits.well_formed(physics.frame_shapes(area_Nhw), found.label_N)
-        difference = {key: curves[name][key] - curves["real_test"][key] for key in curves[name]}
+        labels = np.intersect1d(found.label_N, test.label_N)
+        if not len(labels):
+            continue
+        curves_of[name], well_N = {}, np.zeros(len(found), bool)
+        for label in labels:
+            members = found.of_class(label)
+            area_Nhw = physics.scan_areas(members.grey_NHW)
+            curves_of[name][label] = physics.curves(members.grey_NHW, area_Nhw)
+            shape_N3 = physics.frame_shapes(area_Nhw)
+            well_N[found.label_N == label] = limits.well_formed(shape_N3, members.label_N)
+        curves[name], real = {}, {}
+        for key in curves_of[name][labels[0]]:
+            both = (np.stack([curves_of[which][k][key] for k in labels]) for which in (name, "real_test"))
+            curves[name][key], real[key] = physics.mean_of_both(*both)
+        for of in (curves[name], real):
+            of["spectrum"] = 10 * np.log10(of.pop("power") + 1e-12)
+        difference = {key: curves[name][key] - real[key] for key in real}
+        kept_N = np.isin(found.label_N, labels)
         numbers[name] = {
-            "images": len(found),
-            **physics.detail_difference(frequency_F, difference["spectrum"], difference["grey"]),
+            "images": int(kept_N.sum()),
+            "classes": len(labels),
+            **physics.detail_difference(real["frequency"], difference["spectrum"], difference["grey"]),
             "speckle_difference_rms": physics.root_mean_square(
                 np.concatenate([difference["along"], difference["across"]])
             ),
             "depth_difference_rms_levels": physics.root_mean_square(difference["depth"]),
             "well_formed_frames": int(well_N.sum()),
-            "well_formed_share": float(well_N.mean()),
-            "well_formed_interval_95": evaluation.share_interval(well_N, found.group_N),
+            "well_formed_share": float(np.mean([well_N[found.label_N == k].mean() for k in labels])),
+            "well_formed_interval_95": evaluation.bootstrap_balanced_accuracy(
+                well_N[None, kept_N], found.label_N[kept_N], found.group_N[kept_N]
+            ),
         }
     return numbers, curves
 
@@ -696,6 +719,10 @@ def main(s: Settings) -> None:
         size = images.image_size(images.find_images(s.data_root, "train", classes))
     sweep = read_sweep(s.settings_from)
     generated = read_generated(s, s.generated, classes, size) if s.generated else None
+    drawn_by_var = models is not None
+    if generated and models:
+        chosen = {name: getattr(s, name) for name in DRAWING} if sweep else None
+        drawn_by_var = require_drawn_by(s.generated, models.var_sha256, chosen)
     lock = lock_folder(s.out_dir)
     cache, group_of = s.out_dir / "cache", judging.read_groups(s.data_root)
     (train, train_files), (val, _), (test, _) = (
@@ -748,6 +775,8 @@ def main(s: Settings) -> None:
     )
     within = variety(s, {"real_test": test, **sets}, classes, left_out)
     looks, curves = optics(sets, train, test)
+    for name in sets.keys() - looks.keys():
+        note(left_out, f"physics, {report.SETS[name]}", "no class in common with the test images")
     bits = likelihood(s, models, group_of) if models else None
     real = {"real_train": train, "real_val": val, "real_test": test}
     # Patients and videos; None: not known, each image counts as one by itself.
@@ -757,6 +786,7 @@ def main(s: Settings) -> None:
         "classes": list(classes),
         "patch_nums": list(models.var.patch_nums) if models else None,
         "judges": judges.config | {"stamps": stamps},
+        "drawn_by_var": drawn_by_var,
         "drawing": None if s.generated else {name: getattr(s, name) for name in DRAWING},
         "sweep": sweep,
         "counts": {
@@ -777,9 +807,10 @@ def main(s: Settings) -> None:
         "cautions": report.cautions_of(groups),
     }
 
+    # First, so that hours of work do not end with a figure that cannot be drawn.
+    write_json(s.out_dir / "metrics.json", result)
     folder = s.out_dir / "figures"
     evaluation_figures.draw_all(folder, result, sets | {"real_test": test}, drawn, curves)
-    write_json(s.out_dir / "metrics.json", result)
     write_text(s.out_dir / "report.html", report.evaluation_page(result, folder))
 
     for name in sets:
@@ -793,9 +824,9 @@ def main(s: Settings) -> None:
     print(
         f"{report.agreement_words(agreed)} Classifier trained on generated images: "
         f"{use['generated']['balanced_accuracy']:.0%}, on real ones {use['real']['balanced_accuracy']:.0%}; "
-        f"class right: generated {fidelity['generated']['balanced_accuracy']:.0%}, real test "
-        f"{fidelity['real_test']['balanced_accuracy']:.0%}; "
-        + (f"bits a token on test {bits['test']['bits_per_token']:.2f}; " if bits else "")
+        f"class right: generated {report.classes_right(fidelity['generated'], classes)}, real test "
+        f"{report.classes_right(fidelity['real_test'], classes)}; "
+        + (f"bits a token of --var on test {bits['test']['bits_per_token']:.2f}; " if bits else "")
         + f"{len(left_out)} things left out; see {s.out_dir / 'report.html'}"
     )
     lock.close()

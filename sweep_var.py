@@ -137,8 +137,11 @@ def check(s: Settings, boundaries: list[int]) -> None:
 def measure(
     s: Settings, models: Models, judges: Judges, val: ImageSet, drawing: Drawing, mode: str, K: int
 ) -> dict[str, Any]:
-    """Draw images of the classes that `val` has for one point, and compare both."""
+    """Draw images of the classes that `val` has for one point, and compare both.
 
+    Real prefixes are of training images: pictures that start from those of val would be scored against the
+    very images that they start from.
+    """
     labels = np.unique(val.label_N)
 
     def known(label_B: np.ndarray, seeds: list[int]) -> np.ndarray:
@@ -148,7 +151,7 @@ def measure(
                 models.maps["train"], label_B.tolist(), K, seeds
             )
         else:
-            real = models.maps["val"]
+            real = models.maps["train"]
             for row, (label, seed) in enumerate(zip(label_B, seeds, strict=True)):
                 rows = tokens.rows_of_class(real, int(label))
                 known_BL[row, :K] = real.idx_NL[rows[seed % len(rows)], :K]
@@ -161,6 +164,8 @@ def measure(
     )
     judges.describe(fake)
     row: dict[str, Any] = {"images": len(fake), "val_images": len(val)}
+    if mode == "tp":
+        row["prefix_split"] = "train"
     for name in judges.extractors:
         fake_ND, real_MD = fake.features[name], val.features[name]
         row[f"{name}-KD"], row[f"{name}-KD_spread"] = evaluation.kernel_distance(

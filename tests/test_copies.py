@@ -119,6 +119,29 @@ def test_new_pictures_give_the_expected_share_whatever_the_class_mix(tests, samp
     assert missed <= most
 
 
+@pytest.mark.parametrize("tests", [(4, 100), (4, 60, 60, 60)])
+def test_a_class_whose_test_pictures_would_each_be_the_threshold_is_not_counted(tests):
+    """Past fault: of new pictures 8% fell below, for four of a hundred test pictures weighed half."""
+    rng, shares = np.random.default_rng(0), []
+    test_label_N = np.arange(len(tests)).repeat(tests)
+    label_N = np.arange(len(tests)).repeat(100)
+    for _ in range(60):
+        distance_N, test_N = (rng.normal(5, 1, len(labels)) for labels in (label_N, test_label_N))
+        found = copies.copy_numbers(
+            (distance_N, np.zeros(len(label_N), int)), test_N, (label_N, test_label_N), 10, {}, np.zeros(0)
+        )
+        assert found["labels_not_counted"] == [0] and found["generated_counted"] == len(label_N) - 100
+        shares.append(found["share_below"])
+    assert 0.04 < np.mean(shares) < 0.06
+
+
+def test_without_a_class_that_can_be_counted_there_is_no_share():
+    """Without the first class the second one's pictures weigh too much as well: 19 of them, 5% and more."""
+    labels = np.arange(200) % 2, (np.arange(23) >= 4).astype(int)
+    found = copies.copy_numbers((np.ones(200), np.zeros(200, int)), np.ones(23), labels, 10, {}, np.zeros(0))
+    assert found["labels_not_counted"] == [0, 1] and "share_below" not in found
+
+
 def test_several_pictures_of_a_patient_make_the_threshold_no_more_certain():
     """Ten pictures of each of 60 patients, all alike: the interval is that of 60 pictures."""
     rng = np.random.default_rng(0)

@@ -20,7 +20,7 @@ import evaluate_var
 from usvar import cli, copies, evaluation, images, judging, report
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet
-from usvar.prefixed import refuse_prefixed
+from usvar.prefixed import refuse_prefixed, require_drawn_by
 from usvar.tokens import read_token_maps, write_token_maps
 
 EXTRACTORS = ("US", "US-SSL")
@@ -96,7 +96,7 @@ def test_every_set_has_every_number_with_its_counts_and_hash(settings, result):
                 assert entry[f"{extractor}-KD_spread"] > 0
                 for key in ("precision", "recall", "density", "coverage"):
                     assert entry[f"{extractor}-{key}"] >= 0, name
-    assert result["counts"]["generated"] == dict.fromkeys(CLASSES, 5)
+    assert result["counts"]["generated"] == dict.fromkeys(CLASSES, 5) and result["drawn_by_var"] is True
     # Too few images for a Fréchet distance: said for each set and group, and nothing else is left out.
     assert {row["what"].split(",")[0] for row in result["left_out"]} == {"Fréchet distance"}
     assert "FID" not in json.dumps(result["distances"])
@@ -241,7 +241,9 @@ def test_names_of_classes_cannot_inject_markup():
     assert "<script>" not in report.table(["a"], [["<script>"]], "<script>") + report.paragraph("<script>")
 
 
-def test_what_tiny_sets_do_not_carry_is_left_out_with_its_reason(settings, result, tiny_data, tmp_path):
+def test_what_tiny_sets_do_not_carry_is_left_out_with_its_reason(
+    settings, result, tiny_data, tmp_path, capsys
+):
     """Three test images a class: no distances; a folder without one class: it is missed, not forgotten."""
     folder = tmp_path / "generated"
     stream = np.random.default_rng(2)
@@ -266,7 +268,15 @@ def test_what_tiny_sets_do_not_carry_is_left_out_with_its_reason(settings, resul
     # These images have no manifest.csv.
     assert found["groups"] is None and report.GROUPS_UNKNOWN in found["cautions"]
     assert "is not known" in (small.out_dir / "report.html").read_text(encoding="utf-8")
-    assert found["class_fidelity"]["generated"]["per_class"][1]["share"] is None
+    fidelity = found["class_fidelity"]["generated"]
+    assert fidelity["per_class"][1]["share"] is None
+    # Past fault: the mean over two of three classes stood beside that over three as if they compared.
+    right = f"{fidelity['balanced_accuracy']:.0%} (without Kidney)"
+    assert f"class right: generated {right}, real test" in capsys.readouterr().out
+    page = (small.out_dir / "report.html").read_text(encoding="utf-8")
+    assert f"<td>{right}</td>" in page and "Nothing was generated of Kidney" in page
+    # No listing says who drew them: the likelihood is that of --var.
+    assert found["drawn_by_var"] is False and page.count(report.OF_VAR) == 1
 
 
 def test_pictures_of_another_generator_are_judged_without_our_models(settings, result, tmp_path):
@@ -289,6 +299,33 @@ def test_pictures_of_another_generator_are_judged_without_our_models(settings, r
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert all(what in text for what in evaluate_var.WANT_MODELS)
     assert not (tmp_path / "figures" / "bits_per_token.png").exists()
+
+
+def test_one_image_and_a_first_class_without_test_images_are_drawn(settings, result, tmp_path):
+    """Past faults: both ended in a traceback after all was computed."""
+    shutil.copytree(settings.data_root, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "test" / CLASSES[0])
+    grey_HW = speckled_disc(1, np.random.default_rng(4))
+    images.save_png(tmp_path / "gan" / CLASSES[1] / "0.png", grey_HW)
+    without = {"var": None, "vqvae": None, "tokens_dir": None, "generated": tmp_path / "gan"}
+    change = {"data_root": tmp_path / "data", "out_dir": tmp_path / "out"}
+    judges = settings.out_dir / "judges.pth"
+    evaluate_var.main(dataclasses.replace(settings, **without, **change, judges=judges))
+    assert (tmp_path / "out" / "report.html").is_file()
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    assert found["best_to_worst"] == {}
+    assert "best and worst images" in {row["what"] for row in found["left_out"]}
+
+
+def test_numbers_are_kept_when_drawing_fails(settings, result, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("no room")
+
+    monkeypatch.setattr(evaluate_var.evaluation_figures, "draw_all", fail)
+    judges = settings.out_dir / "judges.pth"
+    with pytest.raises(OSError, match="no room"):
+        evaluate_var.main(dataclasses.replace(settings, out_dir=tmp_path, judges=judges))
+    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["distances"]
 
 
 @pytest.mark.parametrize(
@@ -354,7 +391,8 @@ def test_a_class_that_was_not_generated_raises_the_pooled_distance(settings):
 
 def listed(folder: Path, prefixed: bool, file: str) -> None:
     entry = {"file": file, "prefixed": prefixed, "K": 5 if prefixed else 0}
-    (folder / "samples.json").write_text(json.dumps({"samples": [entry]}), encoding="utf-8")
+    listing = {"made_by": {"script": "sample_var.py"}, "samples": [entry]}
+    (folder / "samples.json").write_text(json.dumps(listing), encoding="utf-8")
 
 
 def test_reconstructions_are_cut_to_as_many_as_were_generated_where_the_number_counts(settings):
@@ -420,9 +458,10 @@ def test_prefixed_samples_are_never_scored(settings, tmp_path):
     with pytest.raises(InputError, match=r"given tokens \(mine/tp/Heart/0\.png\)"):
         refuse_prefixed(tmp_path / "mine" / "tp")
     refuse_prefixed(tmp_path / "scale_0_K0" / "plain")
-    (tmp_path / "samples.json").write_text("[1, 2]", encoding="utf-8")
-    with pytest.raises(InputError, match="does not say which"):
-        refuse_prefixed(tmp_path / "scale_0_K0" / "plain")
+    for broken in ('{"made_by": {"script": "sample_var.py"}}', '{"made_by": {"script": "sample_var.py"'):
+        (tmp_path / "samples.json").write_text(broken, encoding="utf-8")
+        with pytest.raises(InputError, match="does not say which"):
+            refuse_prefixed(tmp_path / "scale_0_K0" / "plain")
 
 
 def test_a_copied_image_still_says_that_it_began_with_given_tokens(settings, tmp_path):
@@ -488,6 +527,60 @@ def test_a_wrong_extractor_file_is_refused_before_anything_is_trained(settings, 
     assert not trained and not (tmp_path / "out").exists()
 
 
+def test_frames_of_one_patient_are_no_variety(settings):
+    """Past fault: frames of a patient, all alike, made real images look as poor as a collapsed generator."""
+    stream = np.random.default_rng(0)
+    patients = np.stack([speckled_disc(2, stream) for _ in range(4)])
+    real = ImageSet(patients.repeat(12, axis=0), np.zeros(48, int), group_N=np.arange(4).repeat(12))
+    ungrouped = ImageSet(real.grey_NHW, real.label_N)
+    single = ImageSet(patients[:1].repeat(3, axis=0), np.zeros(3, int), group_N=np.zeros(3, int))
+    left_out: list = []
+    sets = {"real_test": real, "generated": ungrouped, "real_train": single}
+    found = evaluate_var.variety(settings, sets, CLASSES[:1], left_out)
+    once = {"real_test": ImageSet(patients, np.zeros(4, int))}
+    once = evaluate_var.variety(settings, once, CLASSES[:1], [])
+    honest = once["real_test"]["Heart"]["ssim_mean"]
+    assert found["real_test"]["Heart"]["ssim_mean"] == pytest.approx(honest, abs=0.03)
+    assert found["generated"]["Heart"]["ssim_mean"] > honest + 0.1
+    assert "Heart" not in found["real_train"] and left_out[0]["what"] == "variety, Heart, real_train"
+
+
+def discs(counts: tuple[int, ...], seed: int) -> ImageSet:
+    """So many pictures of each class of the tiny data; they differ in brightness and in their discs."""
+    labels, stream = np.arange(len(counts)).repeat(counts), np.random.default_rng(seed)
+    return ImageSet(np.stack([speckled_disc(2 * label, stream) for label in labels]), labels)
+
+
+def test_other_class_shares_are_no_difference_of_physics():
+    """Past fault: a perfect generator, with its classes balanced, was ten times as far off as the floor."""
+    test, train = discs((32, 4), 0), discs((64, 8), 1)
+    found, curves = evaluate_var.optics({"generated": discs((25, 25), 2), "real_train": train}, train, test)
+    for key, most in {"grey_level_distance": 1.0, "spectrum_difference_rms_db": 0.5}.items():
+        assert found["real_test"][key] == 0 and found["generated"][key] < most, (key, found["generated"][key])
+        assert found["real_train"][key] < most
+    assert found["generated"]["depth_difference_rms_levels"] < 2
+    assert curves["generated"]["grey"].sum() == pytest.approx(1)
+
+
+def test_frames_well_formed_are_a_mean_over_classes():
+    test, train = discs((32, 4), 0), discs((64, 8), 1)
+    broken = discs((30, 10), 2)
+    broken.grey_NHW[broken.label_N == 1, 24:40] = 0
+    found = evaluate_var.optics({"generated": broken}, train, test)[0]["generated"]
+    low, high = found["well_formed_interval_95"]
+    assert found["well_formed_frames"] == 30 and low <= found["well_formed_share"] == 0.5 <= high
+
+
+def test_physics_are_of_the_classes_that_both_sets_have():
+    test, train = discs((32, 4), 0), discs((64, 8, 8), 1)
+    found, curves = evaluate_var.optics({"generated": discs((0, 25, 9), 2), "real_train": train}, train, test)
+    assert (found["generated"]["classes"], found["generated"]["images"]) == (1, 25)
+    assert found["generated"]["grey_level_distance"] < 1.0
+    assert (found["real_train"]["classes"], found["real_train"]["images"]) == (2, 72)
+    found, curves = evaluate_var.optics({"generated": discs((0, 0, 9), 2)}, train, test)
+    assert set(found) == set(curves) == {"real_test"}
+
+
 def test_extractors_that_disagree_are_said_to():
     def row(us: float, ssl: float) -> dict:
         return {"pooled": {"US-KD": us, "US-KD_spread": 0.1, "US-SSL-KD": ssl, "US-SSL-KD_spread": 0.1}}
@@ -504,12 +597,88 @@ def test_extractors_that_disagree_are_said_to():
     assert "The extractors agree" in report.agreement_words(agreed)
 
 
+def test_every_two_extractors_are_compared():
+    """Past fault: the first with each other one only; here it tells none apart, the other two disagree."""
+    row = {"US-KD": 1.0, "US-KD_spread": 9.0, "US-SSL-KD_spread": 0.1, "Outside-KD_spread": 0.1}
+    sets = {
+        "generated": {"pooled": row | {"US-SSL-KD": 1.0, "Outside-KD": 2.0}},
+        "real_train": {"pooled": row | {"US-SSL-KD": 2.0, "Outside-KD": 1.0}},
+    }
+    (pair,) = evaluate_var.agreement(sets, ["US", "US-SSL", "Outside"])["opposite"]
+    assert (pair["by"], pair["not_by"], pair["nearer"]) == ("US-SSL", "Outside", "generated")
+
+
 def test_generated_images_of_another_size_or_class_are_refused(settings, tmp_path):
     images.save_png(tmp_path / "small" / "Heart" / "0.png", np.zeros((32, 32), np.uint8))
     images.save_png(tmp_path / "lung" / "Lung" / "0.png", np.zeros((64, 64), np.uint8))
     for name, message in (("small", "32 x 32 pixels"), ("lung", "holds the class 'Lung'")):
         with pytest.raises(InputError, match=message):
             evaluate_var.main(dataclasses.replace(settings, out_dir=tmp_path, generated=tmp_path / name))
+
+
+def test_the_folder_that_one_is_in_can_be_judged(settings, tmp_path, monkeypatch):
+    """Past fault: Path(".") has no name, so that images were looked for in /Heart."""
+    images.save_png(tmp_path / "gan" / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
+    data_root = settings.data_root.resolve()
+    monkeypatch.chdir(tmp_path / "gan")
+    for name in (".", "../gan"):
+        found = evaluate_var.read_generated(
+            dataclasses.replace(settings, data_root=data_root), Path(name), CLASSES, 64
+        )
+        assert found.label_N.tolist() == [0]
+
+
+def test_samples_with_their_tokens_beside_them_are_judged(settings, tmp_path):
+    """Past fault: samples of sample_var.py --save-tokens True were refused."""
+    images.save_png(tmp_path / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
+    np.save(tmp_path / "Heart" / "0.npy", np.arange(21))
+    assert len(evaluate_var.read_generated(settings, tmp_path, CLASSES, 64)) == 1
+    np.save(tmp_path / "Heart" / "1.npy", np.zeros((64, 64)))
+    with pytest.raises(InputError, match=r"1\.npy is no plain PNG file"):
+        evaluate_var.read_generated(settings, tmp_path, CLASSES, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("samples.json", "[1, 2]"), ("edit.json", '{"made_by": {"script": "gan.py"}}')]
+)
+def test_a_listing_of_another_generator_is_none_of_ours(tmp_path, name, text):
+    images.save_png(tmp_path / "a" / "gan" / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    refuse_prefixed(tmp_path / "a" / "gan")
+
+
+def test_hidden_files_of_a_file_manager_are_no_images(settings, tmp_path):
+    """Past fault: a traceback for macOS's ._0.png, whose content is no picture."""
+    images.save_png(tmp_path / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
+    (tmp_path / ".bin").mkdir()
+    for name in ("Heart/._0.png", ".bin/0.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    assert len(evaluate_var.read_generated(settings, tmp_path, CLASSES, 64)) == 1
+
+
+def test_samples_of_another_transformer_or_other_settings_are_not_taken_for_those_of_var(tmp_path):
+    """Past fault: the sweep and the likelihood of --var were shown as if it had drawn the images."""
+    folder = tmp_path / "scale_0_K0" / "plain"
+    images.save_png(folder / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
+    drawing = {"cfg": 1.5, "top_k": 0, "top_p": 0.95, "temperature": 1.0}
+    assert not require_drawn_by(folder, "a" * 64, drawing)
+    listing = {
+        "made_by": {
+            "script": "sample_var.py",
+            "settings": drawing | {"temperature": [1.0]},
+            "inputs": {"var": {"sha256": "a" * 64}},
+        },
+        "samples": [{"file": "scale_0_K0/plain/Heart/0.png", "prefixed": False}],
+    }
+    (tmp_path / "samples.json").write_text(json.dumps(listing), encoding="utf-8")
+    assert require_drawn_by(folder, "a" * 64, drawing) and require_drawn_by(folder, "a" * 64, None)
+    with pytest.raises(InputError, match=r"by a transformer with SHA-256 aaaaaaaaaaaa, --var .* bbbb"):
+        require_drawn_by(folder, "b" * 64, None)
+    with pytest.raises(InputError, match=r"drawn with cfg 1\.5, --settings-from says 3\.0"):
+        require_drawn_by(folder, "a" * 64, drawing | {"cfg": 3.0})
+    # Pictures of another folder are none of these.
+    images.save_png(tmp_path / "gan" / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
+    assert not require_drawn_by(tmp_path / "gan", "b" * 64, None)
 
 
 def test_models_of_other_classes_are_refused(settings, tiny_data, tmp_path):

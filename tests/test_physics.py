@@ -16,7 +16,7 @@ def fans(count: int, seed: int = 0, side: int = 64) -> np.ndarray:
 
 
 def test_pairs_are_different_and_no_more_than_there_are():
-    pairs = physics.draw_pairs(5, 100, np.random.default_rng(0))
+    pairs = physics.draw_pairs(np.arange(5), 100, np.random.default_rng(0))
     assert len(pairs) == 10 == len({tuple(pair) for pair in pairs.tolist()})
     assert (pairs[:, 0] < pairs[:, 1]).all()
     grey = np.stack([np.full((32, 32), 90, np.uint8)] * 2)
@@ -24,9 +24,16 @@ def test_pairs_are_different_and_no_more_than_there_are():
 
 
 def test_pairs_of_many_items_need_no_list_of_all():
-    pairs = physics.draw_pairs(1_000_000, 100, np.random.default_rng(0))
+    pairs = physics.draw_pairs(np.arange(1_000_000), 100, np.random.default_rng(0))
     assert len(pairs) == 100 == len({tuple(pair) for pair in pairs.tolist()})
     assert (pairs[:, 0] < pairs[:, 1]).all()
+
+
+@pytest.mark.parametrize("repeats", [2, 30])
+def test_two_of_a_group_are_no_pair(repeats):
+    group_N = np.array([7, 1, 4]).repeat(repeats)
+    pairs = physics.draw_pairs(group_N, 100, np.random.default_rng(0))
+    assert len(pairs) == min(100, 3 * repeats**2) and (group_N[pairs[:, 0]] != group_N[pairs[:, 1]]).all()
 
 
 def test_spectrum_of_a_wave_peaks_at_its_frequency_and_noise_is_flat():
@@ -100,6 +107,15 @@ def test_a_class_with_few_pictures_is_held_to_the_limits_of_all():
     limits = physics.FrameLimits.fit(shapes, labels)
     assert set(limits.of_class) == {0}
     assert limits.well_formed(np.array([[1.0, 0.9, 0.5]]), np.array([1])).all()
+
+
+def test_curves_are_compared_where_a_class_has_both():
+    """One class ends above the last depth in the first set: there the other class is compared alone."""
+    first_CK = np.array([[1.0, np.nan, np.nan], [3, 5, np.nan]])
+    second_CK = np.array([[2.0, 9, 1], [4, 6, 1]])
+    first_K, second_K = physics.mean_of_both(first_CK, second_CK)
+    np.testing.assert_array_equal(first_K, [2, 5, np.nan])
+    np.testing.assert_array_equal(second_K, [3, 6, np.nan])
 
 
 def test_brightness_along_depth_is_that_of_the_scan_area():

@@ -63,3 +63,25 @@ def test_curves_may_have_a_second_scale_a_mark_and_one_legend(tmp_path, monkeypa
     (legend,) = kept[0].legends
     assert [text.get_text() for text in legend.get_texts()] == ["train", "val", "best: step 1"]
     plt.close(kept[0])
+
+
+def test_names_are_no_formulas_and_logarithmic_ticks_are_plain_numbers(tmp_path):
+    """Past fault: a class named with two $ ended the evaluation after all was computed."""
+    picture = np.zeros((8, 8), np.uint8)
+    plots.image_grid(tmp_path / "grid.png", [[picture]], [r"a $\wrong$"], [r"$\{$"], r"$\b$")
+    figure, (log, symlog) = plt.subplots(1, 2)
+    log.plot([1, 1000])
+    log.set_yscale("log")
+    symlog.plot([0, 50])
+    symlog.set_yscale("symlog", linthresh=0.1)
+    plots.save(figure, tmp_path / "log.png")
+    for axis in (log, symlog):
+        names = [label.get_text() for label in axis.get_yticklabels()]
+        assert {"1", "10"} < set(names) and not any("$" in name for name in names)
+
+
+def test_a_grid_may_begin_with_an_empty_row(tmp_path):
+    """Past fault: the first class without a test image ended the evaluation."""
+    picture = np.zeros((8, 8), np.uint8)
+    plots.image_grid(tmp_path / "grid.png", [[], [picture]], ["none", "one"], ["1"], "title")
+    assert (tmp_path / "grid.png").is_file()

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import evaluate_var
 import sample_var
 import sweep_var
 from models.helpers import image_seeds
-from usvar import images
+from usvar import images, judging
 from usvar.errors import InputError
+from usvar.prefixed import require_drawn_by
+from usvar.tokens import rows_of_class
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +65,7 @@ def test_every_point_is_measured_and_the_choice_is_among_them(settings, chosen):
     assert {row["value"] for row in rows if row["axis"] == "K" and row["chosen"]} == {0}
     with_prefix = [row["US-KD"] for row in rows if row["axis"] == "K"]
     assert with_prefix[0] == with_prefix[2] and len(set(with_prefix)) == 3
+    assert [row.get("prefix_split") for row in rows if row["axis"] == "K"] == [None, "train", None, None]
     assert (settings.out_dir / "sweep.png").is_file()
 
 
@@ -145,6 +149,28 @@ def test_a_class_of_few_validation_images_is_left_out_on_both_sides(settings, ch
         sweep_var.main(dataclasses.replace(settings, neighbours=4, out_dir=tmp_path / "other"))
 
 
+def test_a_real_prefix_is_of_no_image_that_the_point_is_compared_with(settings, tiny_data, monkeypatch):
+    """Past fault: noisy copies of val looked nearer to val than another real sample does."""
+    files = tiny_data, settings.var, settings.vqvae, settings.tokens_dir
+    models = judging.load_models(*files, ("train", "val"), torch.device("cpu"))
+    val, _ = judging.read_split(tiny_data, "val", models.classes, models.size, settings.out_dir / "cache")
+    given = []
+
+    def stop(_models, _drawing, _per_class, _seed, _batch, known, **_):
+        given.append(known(np.array([0, 1, 2]), [3, 4, 5])[:, :5])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(judging, "draw_samples", stop)
+    with pytest.raises(KeyboardInterrupt):
+        sweep_var.measure(settings, models, None, val, sweep_var.START, "tp", 5)
+    for label, prefix_K in enumerate(given[0]):
+        is_of = {}
+        for split, maps in models.maps.items():
+            rows = rows_of_class(maps, label)
+            is_of[split] = bool((maps.idx_NL[rows, :5] == prefix_K).all(1).any())
+        assert is_of == {"train": True, "val": False}
+
+
 def test_the_evaluation_does_not_score_the_images_that_the_choice_was_made_on(settings, chosen, monkeypatch):
     streams = []
     draw = sweep_var.judging.draw_samples
@@ -169,6 +195,12 @@ def test_samples_and_evaluation_are_drawn_as_chosen(settings, chosen, tmp_path):
         pictures = sorted((tmp_path / name / "scale_0_K0").rglob("*.png"))
         grey[name] = np.stack([images.read_image(picture) for picture in pictures])
     assert np.array_equal(grey["file"], grey["flags"]) and not np.array_equal(grey["file"], grey["neither"])
+
+    # As samples.json tells the evaluation of such a folder.
+    drawn = tmp_path / "file" / "scale_0_K0" / "plain"
+    assert require_drawn_by(drawn, chosen["var_sha256"], other["chosen"])
+    with pytest.raises(InputError, match="--settings-from says"):
+        require_drawn_by(drawn, chosen["var_sha256"], other["chosen"] | {"cfg": 2.0})
 
     evaluate_var.main(
         evaluate_var.Settings(

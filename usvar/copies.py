@@ -197,7 +197,8 @@ def copy_numbers(
 
     Test pictures are weighed so that each class counts as much as among the generated ones: a class whose
     pictures are all alike lies nearer to its training pictures than others do. Generated pictures of classes
-    without a test picture are not counted.
+    without a test picture are not counted, nor are those of a class with so few groups of test pictures that
+    each would weigh over QUANTILE: the threshold would be the smallest of a few distances.
 
     Args:
         generated: distances and rows of the generated pictures.
@@ -210,13 +211,22 @@ def copy_numbers(
         test_group_N: groups of the test pictures; None: each is one by itself.
 
     Returns:
-        Medians, counts and shares; where there are LEAST_FOR_QUANTILE groups of test pictures, also the 5%
-        quantile of their distances, the generated ones below it, and the share of planted copies that are
-        found so. The interval of the share is from draws of both sets anew, of the test pictures by groups,
-        for the quantile of few test pictures is as uncertain as the share. It is a little narrow where they
-        are few: of new pictures a fourth of such intervals miss 5% with 40 groups, one in forty with 400.
+        Medians, counts and shares, and the classes with too few groups; where there are LEAST_FOR_QUANTILE
+        groups of test pictures, also the 5% quantile of their distances, the generated ones below it, and the
+        share of planted copies that are found so. The interval of the share is from draws of both sets anew,
+        of the test pictures by groups, for the quantile of few test pictures is as uncertain as the share. It
+        is a little narrow where they are few: of new pictures a fourth of such intervals miss 5% with 40
+        groups, one in forty with 400.
     """
     (generated_N, row_N), (label_N, test_label_N) = generated, labels
+    test_group_N = np.arange(len(test_N)) if test_group_N is None else test_group_N
+    shared, count_C = np.unique(label_N[np.isin(label_N, test_label_N)], return_counts=True)
+    groups_C = np.array([len(np.unique(test_group_N[test_label_N == label])) for label in shared])
+    few: list[int] = []
+    # Without a class the others weigh more.
+    while (is_few_C := count_C / count_C.sum() / groups_C > QUANTILE).any():
+        few += shared[is_few_C].tolist()
+        shared, count_C, groups_C = (x_C[~is_few_C] for x_C in (shared, count_C, groups_C))
     numbers: dict[str, Any] = {
         "generated_images": len(generated_N),
         "test_images": len(test_N),
@@ -224,9 +234,8 @@ def copy_numbers(
         "median_generated_to_train": float(np.median(generated_N)),
         "median_test_to_train": float(np.median(test_N)),
         "share_of_train_that_is_nearest": len(np.unique(row_N)) / train_count,
+        "labels_not_counted": sorted(few),
     }
-    test_group_N = np.arange(len(test_N)) if test_group_N is None else test_group_N
-    shared = np.intersect1d(label_N, test_label_N)
     kept_N, test_kept_N = np.isin(label_N, shared), np.isin(test_label_N, shared)
     counted_N, unseen_N, unseen_group_N = generated_N[kept_N], test_N[test_kept_N], test_group_N[test_kept_N]
     class_N, unseen_class_N = (

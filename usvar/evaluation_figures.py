@@ -281,7 +281,7 @@ def draw_variety(path: Path, table: dict[str, Any], classes: list[str], stamps: 
         axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=7, loc="outside lower center", ncols=len(table))
-    figure.suptitle("Pairs within a class: mean and deviation over pairs", fontsize=9)
+    figure.suptitle("Pairs within a class, of different groups: mean and deviation over pairs", fontsize=9)
     plots.save(figure, path)
 
 
@@ -356,6 +356,8 @@ def draw_sweep(path: Path, sweep: dict[str, Any]) -> None:
         for panel, (key, title) in zip(axes[:, column], measures.items(), strict=True):
             for number, mode in enumerate(dict.fromkeys(row["mode"] for row in found)):
                 of_mode = [row for row in found if row["mode"] == mode]
+                # Sweeps of before this was on record took their prefixes from the images compared with.
+                split = of_mode[-1].get("prefix_split", "val")
                 panel.errorbar(
                     range(len(of_mode)),
                     [row[key] for row in of_mode],
@@ -364,7 +366,7 @@ def draw_sweep(path: Path, sweep: dict[str, Any]) -> None:
                     markersize=4,
                     capsize=2,
                     color=plots.COLOURS[number],
-                    label={"tp": "real prefix", "nop": "by frequency"}.get(mode, mode),
+                    label={"tp": f"real prefix ({split})", "nop": "by frequency"}.get(mode, mode),
                 )
             names = [
                 "off" if is_filter and not row["value"] else f"{row['value']:g}"

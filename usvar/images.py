@@ -86,7 +86,7 @@ def find_images(root: Path, split: str, classes: Sequence[str]) -> ImageFiles:
 
     Raises:
         InputError: for a missing or empty split, a class folder that is not in `classes`, and anything in a
-            class folder that is no plain PNG file.
+            class folder that is no plain PNG file, nor the tokens (.npy) of one beside it.
     """
     folder = root / split
     if not folder.is_dir():
@@ -103,6 +103,8 @@ def find_images(root: Path, split: str, classes: Sequence[str]) -> ImageFiles:
     for label, name in enumerate(classes):
         for path in sorted((folder / name).iterdir() if (folder / name).is_dir() else ()):
             if path.name.startswith("."):  # what a killed preparation or a file manager left
+                continue
+            if path.suffix == ".npy" and path.with_suffix(".png").is_file():  # tokens of sample_var.py
                 continue
             # A pipe or a device would be waited for without end; another kind of file would be left out
             # without a word.

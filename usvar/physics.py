@@ -1,8 +1,9 @@
 """What ultrasound pictures are made of: likeness of pairs, detail, grey levels, speckle, frame, depth.
 
-Each measure is one of a set of pictures; evaluate_var.py puts the same measure of real pictures beside it.
+Each measure is one of a set of pictures; evaluate_var.py puts the same measure of real pictures beside it,
+class by class, since sets have other shares of the classes.
 
-Axes: N pictures, H W pixels, F frequencies, P pairs, K lags.
+Axes: N pictures, H W pixels, F frequencies, P pairs, K lags or places of a curve, C classes.
 """
 
 from dataclasses import dataclass
@@ -30,15 +31,14 @@ LAGS, SPECKLE_WINDOW = 8, 9
 OUTSIDE_LIMITS, SLACK, LEAST_FOR_LIMITS = 0.01, 0.05, 20
 
 
-def draw_pairs(count: int, most: int, rng: np.random.Generator) -> np.ndarray:
-    """Up to `most` different unordered pairs of different items, (P, 2)."""
+def draw_pairs(group_N: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Up to `most` different unordered pairs of items of different groups, (P, 2)."""
+    count = len(group_N)
     if count * (count - 1) // 2 <= 4 * most:
-        first, second = np.triu_indices(count, k=1)
-        chosen = rng.permutation(len(first))[:most]
-        return np.stack([first[chosen], second[chosen]], axis=1)
-    # With many items a list of all pairs would not fit; draws that repeat are rare and dropped.
-    drawn_P2 = np.sort(rng.integers(count, size=(4 * most, 2)), axis=1)
-    drawn_P2 = np.unique(drawn_P2[drawn_P2[:, 0] < drawn_P2[:, 1]], axis=0)
+        drawn_P2 = np.stack(np.triu_indices(count, k=1), axis=1)
+    else:  # a list of all pairs would not fit; draws that repeat are rare and dropped
+        drawn_P2 = np.unique(np.sort(rng.integers(count, size=(4 * most, 2)), axis=1), axis=0)
+    drawn_P2 = drawn_P2[group_N[drawn_P2[:, 0]] != group_N[drawn_P2[:, 1]]]
     return drawn_P2[np.sort(rng.permutation(len(drawn_P2))[:most])]
 
 
@@ -225,3 +225,26 @@ def depth_profile(grey_NHW: np.ndarray, area_Nhw: np.ndarray) -> np.ndarray:
         np.add.at(total, rows, (small_Bhw * inside_Bhw).sum((0, 2)))
         np.add.at(count, rows, inside_Bhw.sum((0, 2)))
     return np.divide(total, count, out=np.full(bins, np.nan), where=count > 0)
+
+
+def curves(grey_NHW: np.ndarray, area_Nhw: np.ndarray) -> dict[str, np.ndarray]:
+    """Every curve of some pictures; "along" and "across" are of speckle, "power" is over "frequency"."""
+    frequency_F, power_F = radial_power_spectrum(grey_NHW)
+    along_K, across_K = speckle_autocorrelation(grey_NHW)
+    return {
+        "frequency": frequency_F,
+        "power": power_F,
+        "grey": grey_shares(grey_NHW),
+        "along": along_K,
+        "across": across_K,
+        "depth": depth_profile(grey_NHW, area_Nhw),
+    }
+
+
+def mean_of_both(first_CK: np.ndarray, second_CK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means (K,) of two curves a class over the classes that have a value in both; NaN where none has."""
+    is_known_CK = np.isfinite(first_CK) & np.isfinite(second_CK)
+    first_K, second_K = (
+        np.ma.array(x_CK, mask=~is_known_CK).mean(0).filled(np.nan) for x_CK in (first_CK, second_CK)
+    )
+    return first_K, second_K

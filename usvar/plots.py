@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from usvar.files import atomic_path
 
@@ -34,12 +34,22 @@ plt.rcParams.update(
         # A pale ground keeps names readable where a curve runs behind them.
         "legend.framealpha": 0.85,
         "legend.edgecolor": "none",
+        # A $ in the name of a class begins no formula.
+        "text.parse_math": False,
     }
 )
 
 
+# Numbers at ticks as they are.
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a figure and free it."""
+    for axis in itertools.chain(*((axes.xaxis, axes.yaxis) for axes in figure.axes)):
+        if isinstance(axis.get_major_formatter(), LogFormatter):  # it writes formulas
+            axis.set_major_formatter(PLAIN)
+            axis.set_minor_formatter(NullFormatter())
     with atomic_path(path) as temporary:
         figure.savefig(temporary, bbox_inches="tight")
     plt.close(figure)
@@ -50,7 +60,7 @@ def _write_out(axis: Axis) -> None:
     low, high = axis.get_view_interval()
     within = high < 10 * low
     axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]) if within else LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(PLAIN)
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -142,7 +152,8 @@ def image_grid(
 
     Args:
         path: the PNG to write.
-        rows: pictures (H, W) uint8 of one shape, row by row; rows may be shorter than the longest.
+        rows: pictures (H, W) uint8 of one shape, row by row; rows may be shorter than the longest,
+            but not all empty.
         row_names: left of each row.
         column_names: above each column.
         title: above the grid.
@@ -151,7 +162,7 @@ def image_grid(
         cell_names: one line above each picture, in place of the column names.
     """
     columns = len(column_names)
-    height, width = rows[0][0].shape[:2]
+    height, width = next(row[0].shape[:2] for row in rows if row)
     # In inches, so that names and title stand as close to a small grid as to a large one.
     gap = 0.2 if cell_names else 0.05
     head = 0.1 + 0.14 * max((name.count("\n") + 1 for name in column_names), default=1)
@@ -266,7 +277,9 @@ def codebook(path: Path, hits_V: np.ndarray, codes_V2: np.ndarray, kept_share: f
     drawn = right.scatter(
         *codes_V2[used_V].T, c=hits_V[used_V], s=8, cmap="viridis", norm="log" if used_V.any() else None
     )
-    figure.colorbar(drawn, ax=right, label="times looked up")
+    bar = figure.colorbar(drawn, ax=right, label="times looked up")
+    if used_V.any():
+        _write_out(bar.ax.yaxis)
     if not used_V.all():
         right.legend(fontsize=7)
     right.set(

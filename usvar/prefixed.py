@@ -1,20 +1,58 @@
-"""Pictures that began with given tokens are never scored as generated: how to tell them."""
+"""What the listings of sample_var.py and edit_var.py say of pictures in a folder that are to be judged.
+
+Pictures that began with given tokens are never scored as generated, nor pictures of one transformer as
+another's.
+"""
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from usvar.errors import InputError
 from usvar.images import TOKENS_GIVEN
 
+# What the scripts that write pictures call their listing; its made_by names the script.
+LISTINGS = {"samples.json": "sample_var.py", "edit.json": "edit_var.py"}
+
+
+def listed(folder: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The pictures of a folder that sample_var.py or edit_var.py list there or up to three folders above.
+
+    Returns:
+        For each what made it and what the listing says of it.
+
+    Raises:
+        InputError: when a listing of these scripts cannot be read.
+    """
+    found = []
+    for place in (folder, *list(folder.parents)[:3]):
+        for name, script in LISTINGS.items():
+            listing = place / name
+            # As text, so that a broken listing is still known for ours.
+            if not listing.is_file() or f'"{script}"'.encode() not in listing.read_bytes():
+                continue
+            try:
+                content = json.loads(listing.read_text(encoding="utf-8"))
+                found += [
+                    (content["made_by"], {name: entry[name] for name in ("file", "prefixed")})
+                    for entry in content["samples"]
+                    if (place / entry["file"]).is_relative_to(folder)
+                ]
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(
+                    f"{listing} does not say which pictures have a prefix ({error!r}): sample again"
+                ) from error
+    return found
+
 
 def refuse_prefixed(folder: Path) -> None:
     """Refuse a folder in which a picture holds given tokens of a real image or of the position prior.
 
-    sample_var.py and edit_var.py list their pictures in samples.json and edit.json, up to three folders above
-    them; a moved folder still has K in its name, and a copied picture says it itself.
+    A listing says so (another generator's files of these names are passed over); a moved folder still has K
+    in its name, and a copied picture says it itself.
 
     Args:
         folder: holds <Class>/*.png, whose files can be read.
@@ -25,23 +63,47 @@ def refuse_prefixed(folder: Path) -> None:
     folder = folder.resolve()
     for place in (folder, *list(folder.parents)[:3]):
         named = re.fullmatch(r"scale_\d+_K(\d+)", place.name)
-        found = place.name if named and int(named[1]) else None
-        for listing in (place / "samples.json", place / "edit.json"):
-            if found is None and listing.is_file():
-                try:
-                    entries = json.loads(listing.read_text(encoding="utf-8"))["samples"]
-                    given = [entry["file"] for entry in entries if entry["prefixed"]]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise InputError(
-                        f"{listing} does not say which pictures have a prefix ({error!r}): sample again"
-                    ) from error
-                found = next((name for name in given if (place / name).is_relative_to(folder)), None)
-        if found is not None:
-            raise _refusal(folder, found)
-    for path in sorted(folder.glob("*/*.png")):
+        if named and int(named[1]):
+            raise _refusal(folder, place.name)
+    for _, entry in listed(folder):
+        if entry["prefixed"]:
+            raise _refusal(folder, entry["file"])
+    for path in sorted(folder.glob("[!.]*/[!.]*.png")):  # nothing hidden, as images are found
         with Image.open(path) as picture:
             if TOKENS_GIVEN in picture.info:
                 raise _refusal(folder, path.relative_to(folder).as_posix())
+
+
+def require_drawn_by(folder: Path, var_sha256: str, drawing: dict[str, float] | None) -> bool:
+    """Refuse pictures that are listed as drawn by another transformer, or with other settings.
+
+    Args:
+        folder: holds <Class>/*.png.
+        var_sha256: of the transformer.
+        drawing: settings that they must have been drawn with, see `chosen.DRAWING`; None: any.
+
+    Returns:
+        Whether a listing says that this transformer drew them; without one nothing is known.
+
+    Raises:
+        InputError: when another one did, or with other settings.
+    """
+    records = [made_by for made_by, _ in listed(folder.resolve())]
+    for made_by in records:
+        found = made_by["inputs"]["var"]["sha256"]
+        if found != var_sha256:
+            raise InputError(
+                f"--generated {folder} was drawn by a transformer with SHA-256 {found[:12]}, --var has "
+                f"{var_sha256[:12]}: give the one that drew these images"
+            )
+        for name, value in (drawing or {}).items():
+            used = made_by["settings"][name]
+            if used not in (value, [value]):  # sample_var.py may have a temperature for each scale
+                raise InputError(
+                    f"--generated {folder} was drawn with {name} {used}, --settings-from says {value}: leave "
+                    "--settings-from out, or sample again with it"
+                )
+    return bool(records)
 
 
 def _refusal(folder: Path, found: str) -> InputError:

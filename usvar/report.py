@@ -53,6 +53,8 @@ GROUPS_UNKNOWN = (
     "Several of one patient or video are not: then its numbers are less certain than they look, and its "
     "distance is too high."
 )
+# Above what is told of --var, where images were read from a folder without a listing.
+OF_VAR = "Nothing says that the transformer given drew these images: this section is about that transformer."
 STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8881; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem;
@@ -160,6 +162,13 @@ def percent(value: float | None) -> str:
     return "left out" if value is None else f"{value:.0%}"
 
 
+def classes_right(entry: dict[str, Any], classes: Sequence[str]) -> str:
+    """Share of one set of `class_fidelity` that is of its class, with the classes that no image is of."""
+    lacking = [name for name, row in zip(classes, entry["per_class"], strict=True) if not row["images"]]
+    share = percent(entry["balanced_accuracy"])
+    return f"{share} (without {', '.join(lacking)})" if lacking else share
+
+
 def agreement_words(agreed: dict[str, Any]) -> str:
     """Whether the extractors put the sets in one order, in a sentence."""
     if agreed["agree"] is None:
@@ -236,16 +245,22 @@ def reading(result: dict[str, Any]) -> list[str]:
             + (", ".join(trusted) if trusted else "no search finds half of them")
             + (f". Not to be trusted here, finding fewer than half: {', '.join(blind)}." if blind else ".")
         )
-    looks = result["physics"]
-    words.append(
-        f"Frames well formed: {looks['generated']['well_formed_share']:.0%} of the generated, "
-        f"{looks['real_test']['well_formed_share']:.0%} of the real test images"
-        + (
-            f", {looks['reconstructed_test']['well_formed_share']:.0%} of these rebuilt by the VQ-VAE."
-            if "reconstructed_test" in looks
-            else "."
+    if lacking := [name for name, count in result["counts"]["generated"].items() if not count]:
+        words.append(
+            f"Nothing was generated of {', '.join(lacking)}: the shares of right classes and of whole frames "
+            "are means over the other classes, those of real images over all."
         )
-    )
+    looks = result["physics"]
+    if "generated" in looks:
+        words.append(
+            f"Frames well formed (mean over classes): {looks['generated']['well_formed_share']:.0%} of the "
+            f"generated, {looks['real_test']['well_formed_share']:.0%} of the real test images"
+            + (
+                f", {looks['reconstructed_test']['well_formed_share']:.0%} of these rebuilt by the VQ-VAE."
+                if "reconstructed_test" in looks
+                else "."
+            )
+        )
     return words
 
 
@@ -331,8 +346,8 @@ def evaluation_page(result: dict[str, Any], folder: Path) -> str:
                     "variety",
                     "Mean structural similarity and feature distance of pairs within each class, for real, "
                     "rebuilt, generated and trivially generated images; values in the table below.",
-                    "Less variety shows as higher SSIM and smaller distances than real images have. "
-                    + stamp_list,
+                    "Less variety shows as higher SSIM and smaller distances than real images have; two real "
+                    "ones of a patient or video are no pair. " + stamp_list,
                 ),
                 folded("Numbers", [_variety_table(result)]),
             ],
@@ -465,7 +480,8 @@ def _fidelity_blocks(
         ]
         for i, name in enumerate(result["classes"])
     ]
-    rows.append(["mean over classes", *(percent(fidelity[kind]["balanced_accuracy"]) for kind in kinds)])
+    means = {kind: classes_right(fidelity[kind], result["classes"]) for kind in kinds}
+    rows.append(["mean over classes", *means.values()])
     return [
         table(
             ["class", *(f"{title}: right" for title in kinds.values())],
@@ -476,9 +492,7 @@ def _fidelity_blocks(
         picture(
             "confusion",
             "Two confusion matrices, real test images and generated images: "
-            + ", ".join(
-                f"{title} {percent(fidelity[kind]['balanced_accuracy'])}" for kind, title in kinds.items()
-            )
+            + ", ".join(f"{title} {means[kind]}" for kind, title in kinds.items())
             + " right in the mean over classes.",
             "Classifiers that err on real images say as little about generated ones.",
         ),
@@ -522,7 +536,8 @@ def _copy_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str]
         paragraph(
             "If more than 5% of the samples, beyond the interval, fall below the 5% quantile of test-to- "
             "train distances, they lie nearer to training images than new images do. The test images weigh "
-            f"by class as the samples do. {smoothness} How many planted copies are found says how far each "
+            "by class as the samples do; a class with so few of them that one would weigh over 5% is not "
+            f"counted. {smoothness} How many planted copies are found says how far each "
             "search can be trusted. Pixels: "
             "compared inside the training image's scan area, turned by up to 10 degrees, moved by up to a "
             "sixteenth of the side and mirrored to fit, whatever the gain."
@@ -572,17 +587,18 @@ def _physics_blocks(result: dict[str, Any], picture: Callable[[str, str, str], s
         [
             titles[name],
             str(e["images"]),
+            str(e["classes"]),
             f"{e['spectrum_difference_rms_db']:.1f}",
             f"{e['fine_detail_power_difference_db']:+.1f}",
             f"{e['grey_level_distance']:.1f}",
             number(e["speckle_difference_rms"]),
             number(e["depth_difference_rms_levels"], 1),
-            f"{e['well_formed_frames']} of {e['images']} ({e['well_formed_share']:.0%})",
+            f"{e['well_formed_share']:.0%} ({' to '.join(f'{v:.0%}' for v in e['well_formed_interval_95'])})",
         ]
         for name, e in result["physics"].items()
     ]
-    header = ["set", "images", "spectrum, RMS dB", "fine detail, dB", "grey-level distance, levels"]
-    header += ["speckle, RMS", "depth, RMS levels", "frame well formed"]
+    header = ["set", "images", "classes", "spectrum, RMS dB", "fine detail, dB", "grey levels, distance"]
+    header += ["speckle, RMS", "depth, RMS levels", "frame well formed (95% interval)"]
     return [
         picture(
             "physics",
@@ -592,8 +608,10 @@ def _physics_blocks(result: dict[str, Any], picture: Callable[[str, str, str], s
         ),
         table(header, rows, "difference from the real test images"),
         paragraph(
-            "A frame is well formed when its outline is in one piece, not frayed, and as large as those of "
-            "98% of the real training images of its class."
+            "Classes weigh alike, whatever their counts: each curve, and the share of frames, is a mean "
+            "over the classes that the set and the test images both have, and is compared with the test "
+            "images of these. A frame is well formed when its outline is in one piece, not frayed, and as "
+            "large as those of 98% of the real training images of its class."
         ),
     ]
 
@@ -611,6 +629,7 @@ def _bits_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str]
         row[3] = "-" if "alone" in row[0] else row[3]
     header = ["split", "images", "mean", "standard error", *(f"{v} x {v}" for v in result["patch_nums"])]
     return [
+        *([] if result["drawn_by_var"] else [paragraph(OF_VAR)]),
         picture(
             "bits_per_token",
             "Bits per token on each scale for train, val and test: "
@@ -642,11 +661,13 @@ def _sweep_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str
     ]
     header = ["setting", "images", *keys, *(f"{name}-coverage" for name in names), "class fidelity", ""]
     return [
+        *([] if result["drawn_by_var"] else [paragraph(OF_VAR)]),
         paragraph(f"On the validation split, before this page's test split was read. {sweep['why']}"),
         picture(
             "sweep",
             "Kernel distance, coverage and class fidelity on val over each setting; values below.",
-            "K above 0 is shown to see what a prefix brings; such pictures are never scored as generated.",
+            "K above 0 is shown to see what a prefix brings; such pictures are never scored as generated. "
+            "Real prefixes of val would be compared with the very images that they are of.",
         ),
         table(header, rows, "on val; " + ", ".join(sweep["stamps"].values())),
     ]
