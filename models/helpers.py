@@ -360,7 +360,7 @@ def drop_path(
         scale_by_keep: divide what stays by 1 - drop_prob, so that the mean is kept.
         dropped_B: bool, which images lose it; None draws them.
     """
-    if drop_prob == 0.0 or not training:
+    if not training or drop_prob == 0.0:
         return x
     keep = 1.0 - drop_prob
     kept_B = torch.rand(x.shape[0], device=x.device) < keep if dropped_B is None else ~dropped_B

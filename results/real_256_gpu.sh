@@ -99,7 +99,7 @@ deeper=(--data-root "$data" --var "$out/var_deep/ar-ckpt-best.pth" --vqvae "$vqv
 deeper+=(--judges "$sweep/judges.pth" "${judges[@]}")
 stage sweep_deep "$out/sweep_deep/chosen.json" python sweep_var.py "${deeper[@]}" --out-dir "$out/sweep_deep" \
     "${sweep_size[@]}"
-stage evaluation_deep "$out/evaluation_deep/metrics.json" python evaluate_var.py "${deeper[@]}" \
+stage evaluation_deep "$out/evaluation_deep/report.html" python evaluate_var.py "${deeper[@]}" \
     --out-dir "$out/evaluation_deep" --settings-from "$out/sweep_deep/chosen.json" "${evaluation_size[@]}"
 stage recipes - python benchmarks/vqvae_recipes.py --data-root "$data" --out-dir "$out/recipes" "${recipes[@]}"
 stage record - python results/record.py --run "$out" --out-dir "$record" --shown "${shown[@]}"

@@ -523,7 +523,8 @@ def test_the_head_skips_the_half_without_class_at_the_first_scale_only(monkeypat
 
 def test_compiled_blocks_draw_the_same_tokens_with_one_graph_a_scale():
     """With the backend that needs no compiler; the graphs are those that inductor would get."""
-    var = tiny(attn_l2_norm=True)
+    # As train_var.py builds it: drop path differs from block to block, and is nothing outside of training.
+    var = tiny(attn_l2_norm=True, drop_path_rate=0.05)
     plain, f_hat = var.generate_tokens(1, seeds=SEEDS)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
