@@ -122,7 +122,8 @@ def tokenise_split(
         folder.mkdir(parents=True, exist_ok=True)
         remove_stale_temporaries(folder)
         decisive = what_decides_tokens(made_by)
-        if not stamp_path.is_file() or json.loads(stamp_path.read_text(encoding="utf-8")) != decisive:
+        is_whole = all(path.is_file() for path in (idx_path, done_path, stamp_path))
+        if not is_whole or json.loads(stamp_path.read_text(encoding="utf-8")) != decisive:
             stamp_path.unlink(missing_ok=True)
             dtype = np.uint16 if vqvae.model.vocab_size <= 65536 else np.int32
             new_memmap(idx_path, dtype, (count, length)).flush()

@@ -350,7 +350,9 @@ def build(
     model.init_weights(init_std=math.sqrt(1 / s.width / 3))
     model = model.to(device)
     model.recompute_blocks = s.recompute
-    averaged = copy.deepcopy(model).requires_grad_(False).eval()
+    # The memo: of the VQ-VAE, which the transformer refers to, no copy is needed.
+    averaged = copy.deepcopy(model, {id(vae): vae, id(vae.quantize): vae.quantize})
+    averaged.requires_grad_(False).eval()
     groups = training.decay_groups(model, s.weight_decay, s.muon_rate, model.blocks)
     return model, averaged, Muon(groups, s.learning_rate, s.betas, dtype)
 

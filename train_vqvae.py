@@ -448,6 +448,7 @@ def begin(
         model.eval()
         features_BChw = torch.cat([encode(model, image_B3HW, world) for image_B3HW in batches])
         start_codebook(model, features_BChw, s.seed, new_V)
+        world.take_from_main(model.quantize.embedding.weight.data)
     return notes
 
 
@@ -503,8 +504,6 @@ def main(s: Settings) -> None:
     # With few scales, some of the four shared phi serve none of them. The discriminator is not wrapped:
     # `backward` averages its gradients over processes.
     network: nn.Module = world.wrap(model, some_unused=True)
-    if s.compile:
-        model.compile_levels()
     sampler = training.BalancedSampler(
         train_files.label_N, s.class_balance, s.seed, images.data_sets(train_files), s.data_set_balance
     )
@@ -538,6 +537,9 @@ def main(s: Settings) -> None:
         first_steps = range(-(-s.codebook_start_images // s.batch_size))
         notes += begin(s, model, source, (to_device(*load(step)) for step in first_steps), world)
         averaged.load_state_dict(model.state_dict())
+    if s.compile:
+        # Not before: the start of the codebook would compile graphs of its own.
+        model.compile_levels()
     if run:
         run.begin(start, notes)
     if start >= s.steps:

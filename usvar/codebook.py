@@ -78,6 +78,8 @@ def revive_codes(
     vectors_NC = looked_up_vectors(model, features_BChw, per_scale, seed)
     model.quantize.replace_codes_(dead_V, vectors_NC, torch.Generator().manual_seed(seed))
     weight_VC = model.quantize.embedding.weight
+    # GPUs may choose other algorithms for phi, and rounding another code: gradients alone are averaged later.
+    world.take_from_main(weight_VC.data)
     averaged.quantize.embedding.weight.data[dead_V] = weight_VC.data[dead_V]
     for momentum in optimiser.state.get(weight_VC, {}).values():
         if momentum.shape == weight_VC.shape:

@@ -80,6 +80,11 @@ class World:
         dist.all_reduce(total)
         return total
 
+    def take_from_main(self, values: Tensor) -> None:
+        """Make the first process's values those of all, in place."""
+        if self.size > 1:
+            dist.broadcast(values, 0)
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in any process: all of them must leave a loop at the same step."""
         if self.size == 1:

@@ -229,10 +229,12 @@ def generate(
             raise InputError(f"class {label} is not known, known are {', '.join(names) or 'numbers only'}")
         numbers.append(names.index(label) if isinstance(label, str) else int(label))
     seeds, images = image_seeds(seed, len(numbers)), []
-    for start in range(0, len(numbers), batch_size):
-        rows = slice(start, start + batch_size)
-        _, f_hat = model.generate_tokens(numbers[rows], seeds=seeds[rows], **sampling)
-        images.append(vae.fhat_to_img(f_hat))
+    # As in the scripts: TF32 on a GPU would make other tokens.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for start in range(0, len(numbers), batch_size):
+            rows = slice(start, start + batch_size)
+            _, f_hat = model.generate_tokens(numbers[rows], seeds=seeds[rows], **sampling)
+            images.append(vae.fhat_to_img(f_hat))
     return torch.cat(images)
 
 
