@@ -36,7 +36,8 @@ from benchmarks.measure import (
     summary,
 )
 from models import VAR, VQVAE
-from models.basic_var import KeyValueCache, linear
+from models.basic_var import KeyValueCache
+from models.fast_paths import linear
 from models.helpers import filter_top_k_top_p, gumbel_noise, sample_with_top_k_top_p, scale_spans
 from models.quant import upsample
 from usvar import cli, training

@@ -38,7 +38,7 @@ from benchmarks.measure import (
     summary,
 )
 from models import VAR, VQVAE
-from models.basic_var import attend, fused_attention, linear
+from models.fast_paths import attend, fused_attention, linear
 from models.helpers import scale_spans, split_scales
 from usvar import cli, training
 from usvar.distributed import World
