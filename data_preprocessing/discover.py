@@ -221,8 +221,15 @@ def discover(
             f"--raw-root {raw_root} is no folder, wanted one that holds <DataSet>/...: unpack the data there"
         )
     found = Found() if found is None else found
-    folders = sorted(path for path in raw_root.iterdir() if path.is_dir() and not _hidden(path.name))
-    packed = sorted(path.name for path in raw_root.iterdir() if ARCHIVE.search(path.name))
+    try:
+        inside = sorted(raw_root / name for name in os.listdir(raw_root) if not _hidden(name))
+    except OSError as error:
+        raise InputError(
+            f"--raw-root {raw_root} cannot be opened ({error.strerror}), wanted a folder with data sets: "
+            "give yourself the right to read it"
+        ) from error
+    folders = [path for path in inside if path.is_dir()]
+    packed = [path.name for path in inside if ARCHIVE.search(path.name)]
     if packed:
         found.notes.append(
             f"WARNING: {', '.join(packed)} in {raw_root}: still packed, unpack to {raw_root / '<DataSet>'}"
@@ -266,18 +273,19 @@ def discover(
         if not found.records and not found.rejected and not found.left_out:
             # No data set among them: they may be the class folders themselves.
             _read_own(raw_root, raw_root, own_patients, found)
+    why = f" ({'; '.join(found.notes)})" if found.notes else ""
     if not found.records and not found.rejected and found.left_out:
         raise InputError(
-            f"--raw-root {raw_root} holds no usable picture but ones left out by default "
-            f"({'; '.join(found.notes)}): name them with --include, or add other data"
+            f"--raw-root {raw_root} holds no usable picture but ones left out by default{why}: name them "
+            "with --include, or add other data"
         )
     if not found.records and not found.rejected:
         names = ", ".join(entry.name for entry in CATALOGUE)
         raise InputError(
-            f"--raw-root {raw_root} holds no usable picture ({'; '.join(found.notes)}), wanted folders of "
-            f"known data sets ({names}) or <raw-root>/<AnyName>/<Class>/*.png: unpack or sort the data"
+            f"--raw-root {raw_root} holds no usable picture{why}, wanted folders of known data sets "
+            f"({names}) or <raw-root>/<AnyName>/<Class>/*.png: unpack or sort the data"
         )
-    loose = sum(path.is_file() and is_picture_name(path.name) for path in raw_root.iterdir())
+    loose = sum(path.is_file() and is_picture_name(path.name) for path in inside)
     if loose:
         found.notes.append(f"{loose} pictures directly in {raw_root}: left out, they have no class folder")
     return found

@@ -280,6 +280,15 @@ def test_folders_that_cannot_be_opened(tmp_path, monkeypatch):
     assert note_of(found, "strange").endswith(f"found locked; strange/locked: {why}")
 
 
+def test_a_raw_root_that_cannot_be_opened_is_one_line(tmp_path, monkeypatch):
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", refused)
+    with pytest.raises(InputError, match=r"cannot be opened \(Permission denied\), wanted a folder"):
+        find(tmp_path)
+
+
 def test_a_file_in_a_folder_that_may_only_be_listed(tmp_path):
     item = Mock(stat=Mock(side_effect=PermissionError(errno.EACCES, "Permission denied")))
     item.is_symlink.return_value = item.is_dir.return_value = False
