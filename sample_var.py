@@ -17,13 +17,12 @@ which says of each file how it was made. Run the same command again and only wha
 """
 
 import itertools
-import json
 import math
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -36,7 +35,7 @@ from usvar import checks, cli, distributed, images, plots, provenance, tokens, t
 from usvar.checkpoints import Loaded, load_var, load_vqvae
 from usvar.chosen import with_chosen
 from usvar.errors import InputError
-from usvar.files import atomic_path, remove_stale_temporaries, write_json
+from usvar.files import atomic_path, read_record, remove_stale_temporaries, write_json
 
 # Settings that do not change an image that is already there: they may differ when a run goes on.
 MAY_CHANGE = (
@@ -447,17 +446,6 @@ def draw_figure(
     plots.image_grid(path, pictures, names, columns, title + drawing_settings(s))
 
 
-def read_earlier(path: Path) -> dict[str, Any] | None:
-    """What an earlier run wrote in samples.json, or None."""
-    if not path.is_file():
-        return None
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        return {name: earlier[name] for name in ("made_by", "complete", "samples")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no record of this script ({error}): choose another --out-dir") from error
-
-
 def main(s: Settings) -> None:
     """Generate what is missing, then draw."""
     device = distributed.start(s.device).device
@@ -474,7 +462,7 @@ def main(s: Settings) -> None:
     files = {"var": s.var, "vqvae": s.vqvae, "train_tokens": maps["train"].file}
     record = provenance.made_by("sample_var.py", s, files | {"real_tokens": maps[s.split].file})
     listing_path = s.out_dir / "samples.json"
-    earlier = read_earlier(listing_path)
+    earlier = read_record(listing_path, "made_by", "complete", "samples")
     if earlier:
         training.refuse_other_settings(listing_path, earlier["made_by"], record, MAY_CHANGE)
     missing = [sample for sample in samples if not is_there(s, sample)]

@@ -16,7 +16,6 @@ Writes to <out-dir>: chosen.json (for --settings-from), sweep.json (every point)
 (the networks that judge). Run the same command again to go on with the points that are missing.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ from usvar import (
 from usvar.chosen import DRAWING
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet
-from usvar.files import write_json
+from usvar.files import read_record, write_json
 from usvar.judging import Drawing, Judges, JudgeTraining, Models
 
 # Settings that do not change a point: they may differ when a sweep goes on.
@@ -195,19 +194,6 @@ def best_of(rows: list[dict[str, Any]]) -> int:
     return max(near, key=lambda i: (rows[i][f"{judging.SUPERVISED}-coverage"], -rows[i][distance]))
 
 
-def read_earlier(path: Path, record: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Points of an earlier run with the same settings and files, by their key."""
-    if not path.is_file():
-        return {}
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        points, before = earlier["points"], earlier["made_by"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no record of this script ({error}): choose another --out-dir") from error
-    training.refuse_other_settings(path, before, record, MAY_CHANGE)
-    return points
-
-
 def main(s: Settings) -> None:
     """Vary one setting after the other, keep the best, then show K."""
     device = distributed.start(s.device).device
@@ -216,7 +202,10 @@ def main(s: Settings) -> None:
     check(s, boundaries)
     inputs = {"var": s.var, "vqvae": s.vqvae} | {f"{k}_tokens": v.file for k, v in models.maps.items()}
     record = provenance.made_by("sweep_var.py", s, inputs)
-    points = read_earlier(s.out_dir / "sweep.json", record)
+    earlier, points = read_record(s.out_dir / "sweep.json", "made_by", "points"), {}
+    if earlier:
+        training.refuse_other_settings(s.out_dir / "sweep.json", earlier["made_by"], record, MAY_CHANGE)
+        points = earlier["points"]
     run = training.RunFolder(s.out_dir, record)
     cache, group_of = s.out_dir / "cache", judging.read_groups(s.data_root)
     (train, train_files), (val, _) = (

@@ -158,3 +158,18 @@ def write_if_new(path: Path, pieces: Iterable[str]) -> bool:
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically; NaN and infinity are refused, since JSON has no such numbers."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_record(path: Path, *names: str) -> dict[str, Any] | None:
+    """Some entries of the JSON that an earlier run left with `write_json`; None when there is no such file.
+
+    Raises:
+        InputError: when it cannot be read or lacks an entry.
+    """
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {name: content[name] for name in names}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no record of this script ({error}): choose another --out-dir") from error
