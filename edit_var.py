@@ -24,6 +24,7 @@ from torch import Tensor
 from models import VAR, VQVAE
 from models.helpers import image_seeds, split_scales
 from usvar import checkpoints, checks, cli, distributed, images, plots, provenance, tokens, training
+from usvar.chosen import with_chosen
 from usvar.errors import InputError
 from usvar.files import lock_folder, write_json
 
@@ -68,6 +69,9 @@ class Settings:
 
     # Pixels inside the changed part over which the original fades out, when pasting.
     feather: int = 8
+
+    # chosen.json of sweep_var.py: cfg, top-k, top-p and temperature from there.
+    settings_from: Path | None = None
 
     # Guidance; 0 is none.
     cfg: float = 1.5
@@ -246,6 +250,7 @@ def main(s: Settings) -> None:
     loaded = checkpoints.load_var(s.var, vqvae, world.device)
     vae, model = vqvae.model, loaded.model
     label = class_label(s, loaded)
+    s = with_chosen(s, s.settings_from, loaded.sha256)
     size = model.patch_nums[-1] * vae.downsample
     if not s.image.is_file():
         raise InputError(f"--image {s.image} is no file: give a prepared image")
@@ -270,7 +275,9 @@ def main(s: Settings) -> None:
     )
     edited_BHW = paste(image_HW, decoded_BHW, change_HW, s.feather) if s.paste else decoded_BHW
 
-    inputs = {"var": s.var, "vqvae": s.vqvae, "image": s.image} | ({"mask": s.mask} if s.mask else {})
+    inputs = {"var": s.var, "vqvae": s.vqvae, "image": s.image}
+    inputs |= {"mask": s.mask} if s.mask else {}
+    inputs |= {"chosen_settings": s.settings_from} if s.settings_from else {}
     free_S = [int((part < 0).sum()) for part in split_scales(known_1L, model.patch_nums)]
     # Those of a run with more variants would stand there as if this one had made them.
     for earlier in s.out_dir.glob("edit_[0-9]*.png"):

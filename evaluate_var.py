@@ -95,8 +95,8 @@ class Settings:
     # Images drawn for each class, without prefix.
     images_per_class: int = 250
 
-    # judges.pth of a sweep or an earlier evaluation on these training images, so that numbers compare; none:
-    # train them.
+    # judges.pth of a sweep or an earlier evaluation on these training images, so that numbers compare; how
+    # they were trained counts instead of the settings below; none: train them.
     judges: Path | None = None
 
     # A TorchScript network as a further extractor, (B, 3, side, side) in [-1, 1] to (B, features). Such a
@@ -707,6 +707,7 @@ def _bits(bits_S: np.ndarray, length_S: np.ndarray) -> dict[str, Any]:
 def main(s: Settings) -> None:
     """Generate or read, compare, write."""
     check(s)
+    s = judging.with_their_training(s, s.judges)
     outside = judging.read_outside(s.extractor_file, s.extractor_file_pixels) if s.extractor_file else None
     device = distributed.start(s.device).device
     models = None

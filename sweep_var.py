@@ -63,7 +63,8 @@ class Settings:
     # Table, figure, chosen.json and judges.pth are written here.
     out_dir: Path = Path("runs/sweep")
 
-    # judges.pth of an earlier sweep or evaluation on these training images; none: train them.
+    # judges.pth of an earlier sweep or evaluation on these training images; how they were trained counts
+    # instead of the settings below; none: train them.
     judges: Path | None = None
 
     # Images drawn for each class at each point.
@@ -200,6 +201,7 @@ def main(s: Settings) -> None:
     models = judging.load_models(s.data_root, s.var, s.vqvae, s.tokens_dir, ("train", "val"), device)
     boundaries = scale_boundaries(models.var.patch_nums)
     check(s, boundaries)
+    s = judging.with_their_training(s, s.judges)
     inputs = {"var": s.var, "vqvae": s.vqvae} | {f"{k}_tokens": v.file for k, v in models.maps.items()}
     record = provenance.made_by("sweep_var.py", s, inputs)
     earlier, points = read_record(s.out_dir / "sweep.json", "made_by", "points"), {}

@@ -75,7 +75,7 @@ sample_and_evaluate() {
     local image
     image=$({ find "$data/val/Liver-Normal" -name '*.png' 2>/dev/null || true; } | sort | head -n 1)
     stage edits "$out/edits/edit.json" python edit_var.py "${models[@]}" --image "$image" --class-name Liver-Malignant \
-        --box "${box[@]}" --out-dir "$out/edits" --variants 4
+        --box "${box[@]}" --settings-from "$sweep/chosen.json" --out-dir "$out/edits" --variants 4
     stage evaluation "$out/evaluation/report.html" python evaluate_var.py --data-root "$data" "${models[@]}" \
         --tokens-dir "$out/tokens" --out-dir "$out/evaluation" --settings-from "$sweep/chosen.json" \
         --judges "$sweep/judges.pth" "${evaluation_size[@]}" "${judges[@]}"

@@ -17,6 +17,7 @@ from usvar import checkpoints, cli, images
 from usvar.errors import InputError
 from usvar.files import lock_folder
 from usvar.prefixed import refuse_prefixed
+from usvar.provenance import sha256_file
 
 BOX = (0, 0, 32, 32)
 
@@ -125,6 +126,16 @@ def test_the_class_decides_what_is_drawn_and_the_same_command_draws_the_same(set
     np.testing.assert_array_equal(edited(dataclasses.replace(settings, out_dir=tmp_path / "again")), first)
     other = edited(dataclasses.replace(settings, class_name="Liver", out_dir=tmp_path / "other"))
     assert (other != first)[:, region()].mean() > 0.3
+
+
+def test_drawn_as_the_sweep_chose(settings, tmp_path):
+    chosen = {"cfg": 3.0, "top_k": 4, "top_p": 0.5, "temperature": 1.5}
+    path = tmp_path / "chosen.json"
+    path.write_text(json.dumps({"chosen": chosen, "var_sha256": sha256_file(settings.var)}), encoding="utf-8")
+    by_flags = edited(dataclasses.replace(settings, **chosen, out_dir=tmp_path / "flags"))
+    by_file = edited(dataclasses.replace(settings, settings_from=path, out_dir=tmp_path / "file"))
+    np.testing.assert_array_equal(by_file, by_flags)
+    assert (by_file != edited(settings)).any()
 
 
 def test_a_mask_is_the_same_as_its_box_and_variants_do_not_depend_on_the_batch(settings, tmp_path):

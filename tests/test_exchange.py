@@ -141,6 +141,19 @@ def test_files_that_are_damaged_or_of_others_are_refused(damage, folder, tmp_pat
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("part", "name"), [("vqvae", "vocab_size"), ("var", "depth")])
+def test_sizes_that_the_tensors_have_not_fill_no_memory(part, name, folder, tmp_path):
+    """A file from elsewhere may ask for a model of any size: it is refused before that is made."""
+    state = load_file(folder / "model.safetensors")
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        metadata = file.metadata()
+    settings = json.loads(metadata[exchange.SETTINGS_KEY])
+    settings[part]["config"]["arguments"][name] = 10**12
+    save_file(state, tmp_path / "model.safetensors", {exchange.SETTINGS_KEY: json.dumps(settings)})
+    with pytest.raises(InputError, match=f"says {name} = 1000000000000, its tensors"):
+        exchange.load(tmp_path)
+
+
 def test_loading_says_nothing(folder, caplog, capfd):
     with caplog.at_level(logging.WARNING):
         exchange.load(folder)

@@ -18,6 +18,8 @@ from usvar.errors import InputError
 from usvar.prefixed import require_drawn_by
 from usvar.tokens import rows_of_class
 
+JUDGES = ("extractor_pixels", "extractor_steps", "classifier_steps", "classifier_seeds")
+
 
 @pytest.fixture(scope="module")
 def settings(tiny_data, tiny_var, tiny_vqvae, tiny_tokens, tmp_path_factory) -> sweep_var.Settings:
@@ -214,6 +216,9 @@ def test_samples_and_evaluation_are_drawn_as_chosen(settings, chosen, tmp_path):
     )
     found = json.loads((tmp_path / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
     assert found["drawing"] == {"cfg": 0.5, "top_k": 8, "top_p": 0.9, "temperature": 1.5}
+    # On record is how the judges given were trained, and not the script's defaults.
+    said = found["made_by"]["settings"]
+    assert all(said[name] == getattr(settings, name) for name in JUDGES)
     page = (tmp_path / "evaluation" / "report.html").read_text(encoding="utf-8")
     assert chosen["why"] in page and "sweep" in page
 

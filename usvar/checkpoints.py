@@ -326,17 +326,24 @@ def load_vqvae(
     state, config = _split(content, "vae_local")
     if "encoder.conv_in.weight" not in state:
         raise InputError(f"{path} holds no VQ-VAE: give the best.pth of train_vqvae.py or a published one")
-    if config is None:
-        config = {"arguments": _shapes_tell(path, _vqvae_arguments, state, patch_nums)}
-    else:
-        sides = _checked_config(path, config, "v_patch_nums")
-        derived = _shapes_tell(path, _vqvae_arguments, state, sides)
-        del derived["quant_resi"]  # a share between 0 and 1 that no shape tells
-        _refuse_other_arguments(path, config["arguments"], derived)
-    arguments = {**config["arguments"], "v_patch_nums": tuple(config["arguments"]["v_patch_nums"])}
-    model = _built(path, VQVAE, **arguments, test_mode=True)
-    load_strictly(model, state, path)
+    config = config or {"arguments": _shapes_tell(path, _vqvae_arguments, state, patch_nums)}
+    model = build_vqvae(path, state, config)
     return Loaded(model.to(device).eval(), config, content.get("made_by", {}), sha256_file(path))
+
+
+def build_vqvae(path: Path, state: Mapping[str, Tensor], config: dict[str, Any]) -> VQVAE:
+    """A VQ-VAE with the weights of a file, of the sizes that its config says and its tensors have.
+
+    Raises:
+        InputError: when the two differ, before a model of such a size is made, or a tensor does not fit.
+    """
+    sides = _checked_config(path, config, "v_patch_nums")
+    derived = _shapes_tell(path, _vqvae_arguments, state, sides)
+    del derived["quant_resi"]  # a share between 0 and 1 that no shape tells
+    _refuse_other_arguments(path, config["arguments"], derived)
+    model = _built(path, VQVAE, **config["arguments"] | {"v_patch_nums": sides}, test_mode=True)
+    load_strictly(model, state, path)
+    return model
 
 
 def load_var(path: Path, vqvae: Loaded, device: torch.device | str = "cpu") -> Loaded:
@@ -354,29 +361,34 @@ def load_var(path: Path, vqvae: Loaded, device: torch.device | str = "cpu") -> L
     state, config = _split(content, "var_wo_ddp")
     if "pos_start" not in state:
         raise InputError(f"{path} holds no VAR: give the ar-ckpt-best.pth of train_var.py or a published one")
-    if config is None:
-        config = {"arguments": _shapes_tell(path, _var_arguments, state, vqvae)}
-    else:
-        _checked_config(path, config, "patch_nums")
-        made_with = str(config.get("vqvae_sha256"))
-        if made_with != vqvae.sha256:
-            raise InputError(
-                f"{path} was trained on tokens of a VQ-VAE with SHA-256 {made_with[:12]}, the one given has "
-                f"{vqvae.sha256[:12]}: give the VQ-VAE that made its tokens"
-            )
-        derived = _shapes_tell(path, _var_arguments, state, vqvae)
-        del derived["num_heads"]  # without l2-norm, no shape tells it
-        _refuse_other_arguments(path, config["arguments"], derived)
-    arguments = {**config["arguments"], "patch_nums": tuple(config["arguments"]["patch_nums"])}
-    if state["word_embed.weight"].shape[1] != vqvae.model.Cvae:
+    if config and (made_with := str(config.get("vqvae_sha256"))) != vqvae.sha256:
+        raise InputError(
+            f"{path} was trained on tokens of a VQ-VAE with SHA-256 {made_with[:12]}, the one given has "
+            f"{vqvae.sha256[:12]}: give the VQ-VAE that made its tokens"
+        )
+    config = config or {"arguments": _shapes_tell(path, _var_arguments, state, vqvae.model)}
+    model = build_var(path, state, config, vqvae.model)
+    return Loaded(model.to(device).eval(), config, content.get("made_by", {}), sha256_file(path))
+
+
+def build_var(path: Path, state: Mapping[str, Tensor], config: dict[str, Any], vae: VQVAE) -> VAR:
+    """A transformer with the weights of a file, of the sizes that its config says and its tensors have.
+
+    Raises:
+        InputError: when these differ, before a model of such a size is made, or do not fit the VQ-VAE's.
+    """
+    sides = _checked_config(path, config, "patch_nums")
+    derived = _shapes_tell(path, _var_arguments, state, vae)
+    del derived["num_heads"]  # without l2-norm, no shape tells it
+    _refuse_other_arguments(path, config["arguments"], derived)
+    if state["word_embed.weight"].shape[1] != vae.Cvae:
         raise InputError(
             f"{path} takes {state['word_embed.weight'].shape[1]} latent channels, the VQ-VAE has "
-            f"{vqvae.model.Cvae}: give the VQ-VAE that made its tokens"
+            f"{vae.Cvae}: give the VQ-VAE that made its tokens"
         )
-    model = _built(path, VAR, vae_local=vqvae.model, **arguments)
+    model = _built(path, VAR, vae_local=vae, **config["arguments"] | {"patch_nums": sides})
     load_strictly(model, state, path)
-    model.requires_grad_(False)
-    return Loaded(model.to(device).eval(), config, content.get("made_by", {}), sha256_file(path))
+    return model.requires_grad_(False)
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path, part: str = "") -> None:
@@ -487,9 +499,9 @@ def _vqvae_arguments(
     }
 
 
-def _var_arguments(path: Path, state: Mapping[str, Tensor], vqvae: Loaded) -> dict[str, Any]:
+def _var_arguments(path: Path, state: Mapping[str, Tensor], vae: VQVAE) -> dict[str, Any]:
     """Constructor arguments of a published VAR from the shapes of its tensors."""
-    patch_nums = vqvae.model.quantize.v_patch_nums
+    patch_nums = vae.quantize.v_patch_nums
     length = state["pos_1LC"].shape[1]
     if length != (wanted := scale_boundaries(patch_nums)[-1]):
         raise InputError(f"{path} has {length} tokens an image, the VQ-VAE {wanted}")

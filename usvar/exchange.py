@@ -19,11 +19,10 @@ from huggingface_hub import ModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from models import VAR, VQVAE
 from models.helpers import image_seeds
-from usvar.checkpoints import Loaded, load_strictly, load_var, load_vqvae
+from usvar.checkpoints import Loaded, build_var, build_vqvae, load_var, load_vqvae
 from usvar.errors import InputError
 from usvar.files import atomic_path, write_json, write_text
 from usvar.images import to_model_range
@@ -170,25 +169,23 @@ def read(path: Path, device: torch.device | str = "cpu") -> Models:
         with safe_open(path, framework="pt", device="cpu") as file:
             settings = json.loads((file.metadata() or {})[SETTINGS_KEY])
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-        vqvae_settings, var_settings = settings["vqvae"], settings.get("var")
-        arguments = vqvae_settings["config"]["arguments"]
-        vae = VQVAE(**arguments | {"v_patch_nums": tuple(arguments["v_patch_nums"])}, test_mode=True)
-        var = None
-        if var_settings:
-            arguments = var_settings["config"]["arguments"]
-            var = VAR(vae_local=vae, **arguments | {"patch_nums": tuple(arguments["patch_nums"])})
+        about = {name: settings[name] for name in ("vqvae", "var") if name in settings}
+        of_part = {name: (part["config"], part["made_by"], part["sha256"]) for name, part in about.items()}
+        config = of_part["vqvae"][0]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is damaged or not written by Models.save_pretrained "
             f"({type(error).__name__}: {str(error)[:160]}): copy it again"
         ) from error
-    loaded = {}
-    for name, model, part in (("vqvae", vae, vqvae_settings), ("var", var, var_settings)):
-        if model is not None:
-            own = {key.removeprefix(f"{name}."): v for key, v in state.items() if key.startswith(f"{name}.")}
-            load_strictly(model, own, path)
-            model.requires_grad_(False)
-            loaded[name] = Loaded(model.to(device).eval(), part["config"], part["made_by"], part["sha256"])
+
+    def weights(part: str) -> dict[str, Tensor]:
+        return {key.removeprefix(f"{part}."): v for key, v in state.items() if key.startswith(f"{part}.")}
+
+    vae = build_vqvae(path, weights("vqvae"), config).requires_grad_(False)
+    models: dict[str, nn.Module] = {"vqvae": vae}
+    if "var" in of_part:
+        models["var"] = build_var(path, weights("var"), of_part["var"][0], vae)
+    loaded = {name: Loaded(model.to(device).eval(), *of_part[name]) for name, model in models.items()}
     return Models(loaded["vqvae"], loaded.get("var"))
 
 

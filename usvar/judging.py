@@ -6,7 +6,7 @@ Axes: N images, L tokens, H W pixels.
 import csv
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -386,10 +386,8 @@ def read_judges(path: Path, files: images.ImageFiles, device: torch.device) -> J
     Raises:
         InputError: when the file holds something else, or networks of other training images.
     """
-    content = checkpoints.read_checkpoint(path)
-    config = content.get("config")
-    if not isinstance(config, dict) or config.get("kind") != "judges":
-        raise InputError(f"{path} holds no judges: give the judges.pth of sweep_var.py or evaluate_var.py")
+    content = _content_of_judges(path)
+    config = content["config"]
     same_classes = config["classes"] == list(files.classes)
     if not same_classes or config["train_listing_sha256"] != images.listing_sha256(files):
         raise InputError(
@@ -410,6 +408,32 @@ def read_judges(path: Path, files: images.ImageFiles, device: torch.device) -> J
         checkpoints.load_strictly(net, state, path)
         classifiers.append(net.requires_grad_(False).to(device).eval())
     return Judges(extractors, classifiers, config)
+
+
+def _content_of_judges(path: Path) -> dict[str, Any]:
+    content = checkpoints.read_checkpoint(path)
+    config = content.get("config")
+    if not isinstance(config, dict) or config.get("kind") != "judges":
+        raise InputError(f"{path} holds no judges: give the judges.pth of sweep_var.py or evaluate_var.py")
+    return content
+
+
+def with_their_training(settings: Any, path: Path | None) -> Any:
+    """Settings that say how the judges of a file were trained, for they are not trained anew.
+
+    Raises:
+        InputError: when the file holds something else.
+    """
+    if path is None:
+        return settings
+    content = _content_of_judges(path)
+    return replace(
+        settings,
+        extractor_pixels=content["config"]["pixels"],
+        extractor_steps=content["config"]["steps"],
+        classifier_steps=content["config"]["classifier_steps"],
+        classifier_seeds=len(content["classifiers"]),
+    )
 
 
 def read_or_train(
