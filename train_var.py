@@ -144,7 +144,7 @@ class Settings:
     # Decay of the averaged weights that are validated and kept in ar-ckpt-best.pth.
     ema_decay: float = 0.999
 
-    # 0 draws images as often as they are, 1 all classes equally often.
+    # 0: classes in proportion to their images, 1: all classes equally often.
     class_balance: float = 0.5
 
     # Steps between two log lines.

@@ -132,7 +132,7 @@ class Settings:
     # the adversarial loss, whose adaptive weight is then each piece's own).
     accumulate: int = 1
 
-    # Run blocks once more in the backward pass instead of keeping what they did: less memory, a third slower.
+    # Run blocks once more in the backward pass instead of keeping what they did: less memory, slower.
     recompute: bool = False
 
     # Optimiser steps in all.
@@ -153,7 +153,7 @@ class Settings:
     # Momenta of AdamW, which trains all that is no kernel.
     betas: tuple[float, float] = (0.9, 0.95)
 
-    # Its momenta for the discriminator, less of the past: what it has to tell apart moves away from it.
+    # Momenta of the discriminator's AdamW, with less of the past: what it judges changes all the time.
     discriminator_betas: tuple[float, float] = (0.5, 0.9)
 
     # Decay of kernels (not of biases, gains and codes).
@@ -168,7 +168,7 @@ class Settings:
     # Decay of the averaged weights that are validated and kept in best.pth.
     ema_decay: float = 0.999
 
-    # 0 draws images as often as they are, 1 all classes equally often.
+    # 0: classes in proportion to their images, 1: all classes equally often.
     class_balance: float = 0.5
 
     # The same for the data sets that a class is made of (the first part of the files' names).

@@ -7,7 +7,8 @@
 Reads <raw-root>/<DataSet>/... as unpacked by its publisher (catalogue/ knows which), and a person's own
 pictures as <raw-root>/<AnyName>/<Class>/* or <raw-root>/<AnyName>/{train,val,test}/<Class>/*. Writes to
 <out-root>: {train,val,test}/<Class>/<dataset>__<id>.png (grey stored as RGB), manifest.csv, rejected.csv,
-left_out.csv, per_class_by_split.png, contact_sheets/<Class>.png and made_by.json. Raw data is never changed.
+left_out.csv, label_conflicts.csv, leak_report.json, per_class_by_split.png, contact_sheets/<Class>.png and
+made_by.json. Raw data is never changed.
 
 Run it again after a change or an interruption: only what is new is read and written, and outputs that are
 no longer wanted are removed. Another --size writes all images anew; another --seed, --cap or --selection
@@ -110,7 +111,7 @@ class Settings:
     selection: str = "all"
     # Classes to leave out, by name.
     exclude_classes: tuple[str, ...] = ()
-    # What to bring back of that which is left out by default; --list prints the words of each data set.
+    # Also take pictures that are left out by default; --list prints the words of each data set.
     include: tuple[str, ...] = ()
     # Leave out pictures in which this was detected: calipers, doppler, dual (two views), text.
     exclude_flags: tuple[str, ...] = ()
