@@ -537,9 +537,9 @@ def _copy_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str]
             "If more than 5% of the samples, beyond the interval, fall below the 5% quantile of the "
             "distances of test to train images, they lie nearer to training images than new images do. The "
             "test images weigh by class as the samples do; a class with so few of them that one would weigh "
-            f"over 5% is not counted. {smoothness} How many planted copies are found says how far each search can be "
-            "trusted. Pixels: compared inside the training image's scan area, turned by up to 10 degrees, "
-            "moved by up to a sixteenth of the side and mirrored to fit, whatever the gain."
+            f"over 5% is not counted. {smoothness} How many planted copies are found says how far each "
+            "search can be trusted. Pixels: compared inside the training image's scan area, turned by up to "
+            "10 degrees, moved by up to a sixteenth of the side and mirrored to fit, whatever the gain."
         ),
         table(header, rows, caption),
         picture(
