@@ -692,7 +692,7 @@ def likelihood(s: Settings, models: Models, group_of: dict[str, str] | None) -> 
         numbers[split]["standard_error"] = evaluation.standard_error(
             bits_NS @ length_S / length_S.sum(), np.arange(len(rows)) if group_N is None else group_N
         )
-    for name, nats_S in tokens.frequency_cross_entropies(maps["train"], scored["test"]).items():
+    for name, (nats_S, _) in tokens.frequency_scores(maps["train"], scored["test"]).items():
         numbers[f"test, {tokens.FREQUENCIES[name]} alone"] = {"images": len(scored["test"])} | _bits(
             nats_S / math.log(2), length_S
         )

@@ -211,11 +211,7 @@ def check(s: Settings, var: Loaded, maps: dict[str, tokens.TokenMaps]) -> None:
             f"--prefix-tokens {wrong[0]} is no scale boundary, wanted some of "
             f"{' '.join(map(str, boundaries))}"
         )
-    if any(names.classes != classes for names in maps.values()):
-        raise InputError(
-            f"{maps[s.split].file.parent / 'classes.json'} lists {', '.join(maps[s.split].classes)}, that of "
-            f"train {', '.join(classes)}: tokenise all splits from one prepared folder"
-        )
+    tokens.require_same_classes(maps["train"], maps[s.split])
     if var.classes is not None and var.classes != classes:
         raise InputError(
             f"{s.tokens_dir} has the classes {', '.join(classes)}, {s.var} was trained with "

@@ -164,8 +164,6 @@ def measure(
     )
     judges.describe(fake)
     row: dict[str, Any] = {"images": len(fake), "val_images": len(val)}
-    if mode == "tp":
-        row["prefix_split"] = "train"
     for name in judges.extractors:
         fake_ND, real_MD = fake.features[name], val.features[name]
         row[f"{name}-KD"], row[f"{name}-KD_spread"] = evaluation.kernel_distance(

@@ -204,11 +204,7 @@ def check(s: Settings, train: tokens.TokenMaps, val: tokens.TokenMaps, processes
     training.check_shared(s, processes)
     if not isinstance(train.made_by.get("image_size"), int):
         raise InputError(f"{train.file}: its made_by record has no image_size: tokenise again")
-    if train.classes != val.classes:
-        raise InputError(
-            f"{val.file.parent / 'classes.json'} lists {', '.join(val.classes)}, the training split lists "
-            f"{', '.join(train.classes)}: tokenise all splits from one prepared folder"
-        )
+    tokens.require_same_classes(train, val)
 
 
 def scale_means(values_BL: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:

@@ -103,5 +103,5 @@ def test_missing_folders_and_classes_are_named(tmp_path):
         images.find_images(root, "train", ("Breast",))
     (root / "train" / "Kidney").mkdir()
     files = images.find_images(root, "train", ("Heart", "Kidney"))
-    with pytest.raises(InputError, match="Kidney has 0"):
+    with pytest.raises(InputError, match="class Kidney has no image"):
         images.require_every_class(files)

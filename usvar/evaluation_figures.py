@@ -356,8 +356,6 @@ def draw_sweep(path: Path, sweep: dict[str, Any]) -> None:
         for panel, (key, title) in zip(axes[:, column], measures.items(), strict=True):
             for number, mode in enumerate(dict.fromkeys(row["mode"] for row in found)):
                 of_mode = [row for row in found if row["mode"] == mode]
-                # Sweeps of before this was on record took their prefixes from the images compared with.
-                split = of_mode[-1].get("prefix_split", "val")
                 panel.errorbar(
                     range(len(of_mode)),
                     [row[key] for row in of_mode],
@@ -366,7 +364,7 @@ def draw_sweep(path: Path, sweep: dict[str, Any]) -> None:
                     markersize=4,
                     capsize=2,
                     color=plots.COLOURS[number],
-                    label={"tp": f"real prefix ({split})", "nop": "by frequency"}.get(mode, mode),
+                    label={"tp": "real prefix (train)", "nop": "by frequency"}.get(mode, mode),
                 )
             names = [
                 "off" if is_filter and not row["value"] else f"{row['value']:g}"

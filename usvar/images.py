@@ -122,16 +122,14 @@ def find_images(root: Path, split: str, classes: Sequence[str]) -> ImageFiles:
     return ImageFiles(root, split, tuple(paths), np.array(labels, dtype=np.int64), tuple(classes))
 
 
-def require_every_class(files: ImageFiles, at_least: int = 1) -> None:
-    """Refuse a split in which a class has fewer than `at_least` images."""
-    counts = np.bincount(files.label_N, minlength=len(files.classes))
-    for name, count in zip(files.classes, counts, strict=True):
-        if count < at_least:
-            raise InputError(
-                f"class {name} has {count} image(s) in {files.root / files.split}, wanted {at_least} "
-                "or more: "
-                "add images or leave the class out when preparing"
-            )
+def require_every_class(files: ImageFiles) -> None:
+    """Refuse a split in which a class has no image."""
+    lacking = set(range(len(files.classes))) - set(files.label_N.tolist())
+    if lacking:
+        raise InputError(
+            f"class {files.classes[min(lacking)]} has no image in {files.root / files.split}, wanted one or "
+            "more: add images or leave the class out when preparing"
+        )
 
 
 def data_sets(files: ImageFiles) -> np.ndarray:

@@ -193,6 +193,19 @@ def read_token_maps_of(vqvae: Loaded, path: Path, folder: Path) -> TokenMaps:
     return maps
 
 
+def require_same_classes(train: TokenMaps, other: TokenMaps) -> None:
+    """Refuse another split whose labels have other names.
+
+    Raises:
+        InputError: when they have.
+    """
+    if other.classes != train.classes:
+        raise InputError(
+            f"{other.file.parent / 'classes.json'} lists {', '.join(other.classes)}, that of train "
+            f"{', '.join(train.classes)}: tokenise all splits from one prepared folder"
+        )
+
+
 def refuse_other_training(path: Path, var: Loaded, train: TokenMaps) -> None:
     """Refuse a transformer that learned from other images than those of `train`.
 
@@ -420,11 +433,6 @@ def frequency_scores(train: TokenMaps, other: TokenMaps) -> dict[str, tuple[np.n
         for name, scores in zip(per_scale, zip(nats / tokens, hits / tokens, strict=True), strict=True):
             per_scale[name].append(scores)
     return {name: tuple(np.array(scores_S2).T) for name, scores_S2 in per_scale.items()}
-
-
-def frequency_cross_entropies(train: TokenMaps, other: TokenMaps) -> dict[str, np.ndarray]:
-    """The first half of `frequency_scores`: (S,) mean nats a token of each scale."""
-    return {name: nats_S for name, (nats_S, _) in frequency_scores(train, other).items()}
 
 
 def _blocks(
