@@ -251,7 +251,7 @@ def main(s: Settings) -> None:
     vae, model = vqvae.model, loaded.model
     label = class_label(s, loaded)
     s = with_chosen(s, s.settings_from, loaded.sha256)
-    size = model.patch_nums[-1] * vae.downsample
+    size = vae.image_side
     if not s.image.is_file():
         raise InputError(f"--image {s.image} is no file: give a prepared image")
     image_HW = images.read_image(s.image)

@@ -72,7 +72,7 @@ def check(s: Settings, vqvae: Loaded) -> list[images.ImageFiles]:
     checks.require(s, "0 or more", "by_scale")
     if not s.splits:
         raise InputError(f"--splits was given without any, wanted some of {', '.join(images.SPLITS)}")
-    side = vqvae.model.quantize.v_patch_nums[-1] * vqvae.model.downsample
+    side = vqvae.model.image_side
     return images.find_images_of_side(s.data_root, dict.fromkeys(s.splits), side, s.vqvae)
 
 

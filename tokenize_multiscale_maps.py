@@ -234,7 +234,7 @@ def main(s: Settings) -> None:
     world = distributed.start(s.device)
     images.find_classes(s.data_root)
     vqvae = checkpoints.load_vqvae(s.vqvae, world.device)
-    side = vqvae.model.quantize.v_patch_nums[-1] * vqvae.model.downsample
+    side = vqvae.model.image_side
     splits = images.find_images_of_side(s.data_root, images.SPLITS, side, s.vqvae)
     record = provenance.made_by("tokenize_multiscale_maps.py", s, {"vqvae": s.vqvae})
     lock = lock_folder(s.out_dir) if world.is_main else None

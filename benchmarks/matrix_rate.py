@@ -87,7 +87,7 @@ def vqvae_step(
     groups = training.decay_groups(vae, weight_decay=0.01, muon_rate=train_vqvae.Settings.muon_rate)
     optimiser = Muon(groups, lr=1e-4, betas=(0.9, 0.95), dtype=getattr(torch, s.dtype))
     guard = training.StepGuard(vae.parameters(), optimiser, 1.0, World(0, 1, device))
-    side = vae.downsample * s.patch_nums[-1]
+    side = vae.image_side
     image_B3HW = torch.rand(s.vqvae_batch, 3, side, side, device=device) * 2 - 1
 
     def backward() -> torch.Tensor:
@@ -108,7 +108,7 @@ def main(s: Settings) -> None:
         raise InputError("--matrix-side must be 4 or more and --vqvae-batch 1 or more")
     device, dtype = torch.device(s.device), getattr(torch, s.dtype)
     vae, var, _ = build(s, device)
-    side = vae.downsample * s.patch_nums[-1]
+    side = vae.image_side
     image_B3HW = torch.rand(s.vqvae_batch, 3, side, side, device=device) * 2 - 1
     label_B = torch.arange(s.batch, device=device) % var.num_classes
 

@@ -86,6 +86,11 @@ class VQVAE(nn.Module):
         if test_mode:
             self.eval().requires_grad_(False)
 
+    @property
+    def image_side(self) -> int:
+        """Pixels a side of the images whose finest map is the last of v_patch_nums."""
+        return self.downsample * self.quantize.v_patch_nums[-1]
+
     def forward(self, inp: Tensor, ret_usages: bool = False) -> tuple[Tensor, list[float] | None, Tensor]:
         """Rebuild images with gradients.
 
@@ -107,7 +112,7 @@ class VQVAE(nn.Module):
         """
         shape = tuple(inp_BCHW.shape)
         if len(shape) != 4 or shape[1] != 3 or shape[2] % self.downsample or shape[3] % self.downsample:
-            side = self.downsample * self.quantize.v_patch_nums[-1]
+            side = self.image_side
             raise ValueError(
                 f"found images of shape {shape}, wanted (B, 3, {side}, {side}): resize them first"
             )

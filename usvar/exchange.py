@@ -251,7 +251,7 @@ def tokenise(models: Models, grey_BHW: np.ndarray | Tensor, *, batch_size: int =
         InputError: images of another type or size.
     """
     vae = models.vqvae.model
-    side, dtype = vae.downsample * vae.quantize.v_patch_nums[-1], str(grey_BHW.dtype).removeprefix("torch.")
+    side, dtype = vae.image_side, str(grey_BHW.dtype).removeprefix("torch.")
     if dtype != "uint8" or tuple(grey_BHW.shape[1:]) != (side, side) or not len(grey_BHW):
         raise InputError(
             f"images are {dtype} of shape {tuple(grey_BHW.shape)}, wanted uint8 of shape (B, {side}, {side})"

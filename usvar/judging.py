@@ -91,7 +91,7 @@ def load_models(
                 "it was made from, or tokenise these and train again"
             )
     tokens.refuse_other_training(var_path, loaded, maps["train"])
-    size = loaded.model.patch_nums[-1] * vqvae.model.downsample
+    size = vqvae.model.image_side
     return Models(loaded.model, vqvae.model, loaded.sha256, classes, size, maps)
 
 
