@@ -30,16 +30,13 @@ import re
 import shutil
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 # A script sees only its own folder; the shared packages lie one level up.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -70,6 +67,7 @@ from usvar.files import (
     write_if_new,
     write_json,
 )
+from usvar.processes import in_parallel
 from usvar.provenance import made_by
 
 # Seconds between two saves of the index: a killed run loses no more than that.
@@ -387,38 +385,6 @@ def check_room(settings: Settings, images: int) -> None:
         )
     if images:
         print(f"{images} images to write, up to {needed / 1e9:.2f} GB ({free / 1e9:.0f} GB free)")
-
-
-def in_parallel(
-    title: str, work_on: Callable, jobs: Iterable[tuple], total: int, workers: int
-) -> Iterator[tuple[tuple, Any]]:
-    """Run `work_on(*job)` for each of `total` jobs over all cores; yields (job, result) in no fixed order.
-
-    Only a few jobs a worker are in flight, so memory does not grow with their number. SIGINT and SIGTERM
-    end it with cli.Stopped.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(workers or cores, total)
-    with cli.stop_on_signals():
-        if workers <= 1:
-            for job in tqdm(jobs, title, total, disable=not total):
-                yield job, work_on(*job)
-            return
-        pool = ProcessPoolExecutor(workers, initializer=cli.start_worker)
-        try:
-            waiting = iter(jobs)
-            running = {pool.submit(work_on, *job): job for job in islice(waiting, 16 * workers)}
-            with tqdm(total=total, desc=title, mininterval=0.5) as bar:
-                while running:
-                    done, _ = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        job = running.pop(future)
-                        yield job, future.result()
-                        bar.update()
-                    for job in islice(waiting, len(done)):
-                        running[pool.submit(work_on, *job)] = job
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def picture(record: Record, seen: work.Look) -> Picture:

@@ -15,15 +15,12 @@ Nothing is drawn. An anatomy gives three maps: scattering strength, attenuation,
 import csv
 import io
 import json
-import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 # A script's own folder is on the path, the repository's root is not: usvar lies there.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -41,6 +38,7 @@ from usvar import checks, cli
 from usvar.errors import InputError
 from usvar.files import remove_stale_temporaries, write_json, write_text
 from usvar.images import save_png
+from usvar.processes import in_parallel
 from usvar.provenance import made_by
 
 SCRIPT = "data_preprocessing/simulate_ultrasound.py"
@@ -92,18 +90,44 @@ class Pose:
 def draw_view(class_name: str, rng: np.random.Generator) -> tuple[Probe, Pose]:
     """Draw how an examination of this kind is set up: probe, depth, gain, where the probe stands."""
     u = rng.uniform
-    gain = {"white_db": u(26, 33), "dynamic_range_db": u(54, 64), "tgc_db": u(0.52, 0.66)}
+    amplified = {"white_db": u(26, 33), "dynamic_range_db": u(54, 64), "tgc_db": u(0.52, 0.66)}
     if class_name == "Heart":
-        gain |= {"cycles": 2.2, "noise_db": u(-70, -62), "radius_mm": 4, "half_angle_deg": u(34, 39)}
-        return Probe(u(2.4, 3.2), u(140, 150), u(70, 100), 20, **gain), Pose(u(-4, 4), u(-4, 4), u(-0.6, 0.6))
+        probe = Probe(
+            **amplified,
+            cycles=2.2,
+            noise_db=u(-70, -62),
+            radius_mm=4,
+            half_angle_deg=u(34, 39),
+            frequency_mhz=u(2.4, 3.2),
+            depth_mm=u(140, 150),
+            focus_mm=u(70, 100),
+            aperture_mm=20,
+        )
+        return probe, Pose(u(-4, 4), u(-4, 4), u(-0.6, 0.6))
     if class_name in ("Kidney", "Fetal-Head"):
-        depth = u(112, 128) if class_name == "Kidney" else u(125, 145)
+        depth_mm = u(112, 128) if class_name == "Kidney" else u(125, 145)
         if class_name == "Fetal-Head":  # Fluid needs less amplification.
-            gain["tgc_db"] = u(0.46, 0.56)
-        gain |= {"radius_mm": u(36, 44), "half_angle_deg": u(27, 31)}
-        return Probe(u(3.2, 4.5), depth, u(50, 80), 18, **gain), Pose(u(-5, 5), u(-5, 5), u(-0.6, 0.6))
-    depth = u(38, 46) if class_name != "Thyroid-Nodule" else u(35, 42)
-    probe = Probe(u(8, 11), depth, u(14, 24), 8, width_mm=u(40, 46), bands=3, **gain)
+            amplified["tgc_db"] = u(0.46, 0.56)
+        probe = Probe(
+            **amplified,
+            radius_mm=u(36, 44),
+            half_angle_deg=u(27, 31),
+            frequency_mhz=u(3.2, 4.5),
+            depth_mm=depth_mm,
+            focus_mm=u(50, 80),
+            aperture_mm=18,
+        )
+        return probe, Pose(u(-5, 5), u(-5, 5), u(-0.6, 0.6))
+    depth_mm = u(35, 42) if class_name == "Thyroid-Nodule" else u(38, 46)
+    probe = Probe(
+        **amplified,
+        frequency_mhz=u(8, 11),
+        depth_mm=depth_mm,
+        focus_mm=u(14, 24),
+        aperture_mm=8,
+        width_mm=u(40, 46),
+        bands=3,
+    )
     return probe, Pose(u(-3, 3), u(-3, 3), u(-0.5, 0.5))
 
 
@@ -183,22 +207,10 @@ def image_name(class_name: str, index: int, views: int) -> str:
     return f"{class_name}/patient{index // views:04d}_view{index % views}.png"
 
 
-def make(task: tuple[Path, str, int, int, int, int]) -> None:
+def make(out_root: Path, class_name: str, index: int, views: int, seed: int, size: int) -> None:
     """Make and save one image; what a worker process runs."""
-    out_root, class_name, index, views, seed, size = task
     image, _, _ = simulate_image(class_name, index // views, index % views, seed, size)
     save_png(out_root / image_name(class_name, index, views), image)
-
-
-def make_all(tasks: list[tuple], workers: int) -> None:
-    """Make all images, over the cores; a signal ends it after the images in work."""
-    workers = max(1, min(workers or os.cpu_count() or 1, len(tasks)))
-    with cli.stop_on_signals(), ProcessPoolExecutor(workers, initializer=cli.start_worker) as pool:
-        try:
-            for _ in tqdm(pool.map(make, tasks), "simulate", len(tasks)):
-                pass
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def table(settings: Settings) -> str:
@@ -293,7 +305,9 @@ def main(settings: Settings) -> None:
     for class_name in s.classes:
         (s.out_root / class_name).mkdir(exist_ok=True)
         remove_stale_temporaries(s.out_root / class_name)
-    make_all([(s.out_root, c, i, s.views_per_patient, s.seed, s.size) for c, i in missing], s.workers)
+    jobs = [(s.out_root, c, i, s.views_per_patient, s.seed, s.size) for c, i in missing]
+    for _ in in_parallel("simulate", make, jobs, len(jobs), s.workers):
+        pass
     write_text(s.out_root / "simulation.csv", table(s))
     print(f"{s.out_root}: {len(missing)} images made, {len(wanted)} in {len(s.classes)} classes")
 

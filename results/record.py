@@ -11,7 +11,6 @@ last name. Give the command on the machine that the run took place on: it names 
 
 import csv
 import json
-import os
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from usvar import cli
 from usvar.checkpoints import read_checkpoint
 from usvar.errors import InputError
 from usvar.files import atomic_path, write_json, write_text
+from usvar.processes import cores
 from usvar.tokens import TokenMaps, code_counts_of, read_token_maps
 from usvar.training import read_log
 
@@ -258,8 +258,9 @@ def device_in_words() -> str:
     """The kind of device, without the name of the machine."""
     if torch.cuda.is_available():
         return f"one {torch.cuda.get_device_name()}, torch {torch.__version__}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} CPU cores ({torch.backends.cpu.get_cpu_capability()}), no GPU, torch {torch.__version__}"
+    return (
+        f"{cores()} CPU cores ({torch.backends.cpu.get_cpu_capability()}), no GPU, torch {torch.__version__}"
+    )
 
 
 def save_small(source: Path, target: Path) -> None:

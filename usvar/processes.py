@@ -1,0 +1,54 @@
+"""Work over all cores, in processes that a signal stops."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from itertools import islice
+from typing import Any
+
+from tqdm import tqdm
+
+from usvar import cli
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_parallel(
+    title: str, work_on: Callable, jobs: Iterable[tuple], total: int, workers: int
+) -> Iterator[tuple[tuple, Any]]:
+    """Run `work_on(*job)` for each job over all cores; yields (job, result) in no fixed order.
+
+    Only a few jobs per worker are in flight, so memory does not grow with their number. SIGINT and SIGTERM
+    end it with cli.Stopped.
+
+    Args:
+        title: stands before the progress bar.
+        work_on: a function of a module.
+        jobs: its arguments.
+        total: how many jobs there are.
+        workers: processes; 0 is one per core.
+    """
+    workers = min(workers or cores(), total)
+    with cli.stop_on_signals():
+        if workers <= 1:
+            for job in tqdm(jobs, title, total, disable=not total):
+                yield job, work_on(*job)
+            return
+        pool = ProcessPoolExecutor(workers, initializer=cli.start_worker)
+        try:
+            waiting = iter(jobs)
+            running = {pool.submit(work_on, *job): job for job in islice(waiting, 16 * workers)}
+            with tqdm(total=total, desc=title, mininterval=0.5) as bar:
+                while running:
+                    done, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        job = running.pop(future)
+                        yield job, future.result()
+                        bar.update()
+                    for job in islice(waiting, len(done)):
+                        running[pool.submit(work_on, *job)] = job
+        finally:
+            pool.shutdown(cancel_futures=True)
