@@ -237,7 +237,8 @@ def main(s: Settings) -> None:
     stamps, said = {name: judges.stamp(name) for name in judges.extractors}, set()
 
     def point(drawing: Drawing, mode: str = "plain", K: int = 0) -> dict[str, Any]:
-        key = f"{drawing} {mode} {K} {stamps}"
+        # Of training images: points of before, whose prefixes were of val, do not count.
+        key = f"{drawing} {'tp of train' if mode == 'tp' else mode} {K} {stamps}"
         if key not in points:
             points[key] = measure(s, models, judges, val, drawing, mode, K)
             write_json(s.out_dir / "sweep.json", {"made_by": record, "points": points})

@@ -421,9 +421,14 @@ def build(
     groups, discriminator = training.decay_groups(model, s.weight_decay, s.muon_rate), None
     if s.adversarial_weight:
         discriminator = PatchDiscriminator(s.ch).to(device, memory_format=layout)
-        its_groups = training.decay_groups(discriminator, s.weight_decay)
-        groups += [group | {"betas": s.discriminator_betas} for group in its_groups]
+        groups += discriminator_groups(s, discriminator)
     return model, averaged, discriminator, Muon(groups, s.learning_rate, s.betas, dtype)
+
+
+def discriminator_groups(s: Settings, discriminator: PatchDiscriminator) -> list[dict[str, Any]]:
+    """Its parameter groups, which have momenta of their own."""
+    groups = training.decay_groups(discriminator, s.weight_decay)
+    return [group | {"betas": s.discriminator_betas} for group in groups]
 
 
 def begin(

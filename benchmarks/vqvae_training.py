@@ -144,8 +144,7 @@ class Step:
         self.discriminator = None
         if s.adversarial:
             self.discriminator = PatchDiscriminator(s.ch).to(world.device, memory_format=layout)
-            its_groups = training.decay_groups(self.discriminator, self.settings.weight_decay)
-            groups += [group | {"betas": self.settings.discriminator_betas} for group in its_groups]
+            groups += train_vqvae.discriminator_groups(self.settings, self.discriminator)
         self.optimiser = Muon(groups, self.settings.learning_rate, self.settings.betas, self.dtype)
         self.guard = training.StepGuard(self.model.parameters(), self.optimiser, self.settings.clip, world)
 

@@ -22,7 +22,7 @@ MAY_FAIL=0
 # stage NAME FILE COMMAND...: FILE is what a finished stage leaves, "-" where the script sees by itself that
 # nothing is to do. MAY_FAIL=1 before it: what comes after does not need it. The command goes to commands/NAME.txt, start, seconds and exit code to commands/times.csv.
 stage() {
-    local name=$1 finished=$2 limit=() code=0
+    local name=$1 finished=$2 given_up=$out/commands/$1.given_up limit=() code=0
     shift 2
     known+=("$name")
     [[ ${#wanted[@]} == 0 || " ${wanted[*]} " == *" $name "* ]] || return 0
@@ -36,6 +36,10 @@ stage() {
         echo "nothing to do: $finished is there"
         return 0
     fi
+    if [[ -e $given_up ]]; then
+        echo "left out: a whole piece was too short for it; to try again, remove $given_up"
+        return 0
+    fi
     if [[ $PIECE_SECONDS != 0 ]]; then
         # SECONDS counts from the start of the recipe. A script that does not stop in time is killed.
         ((SECONDS < PIECE_SECONDS)) || again "$name"
@@ -47,8 +51,11 @@ stage() {
     date=$(date -u +%FT%TZ)
     "${limit[@]}" "$@" || code=$?
     echo "$name,$date,$((SECONDS - start)),$code" >>"$out/commands/times.csv"
-    # What nothing after it needs, and did not end in a whole piece, would not end in the next one either.
-    if [[ $code == 143 && ! ($MAY_FAIL == 1 && $start -lt 30) ]]; then again "$name"; fi
+    if [[ $code == 143 ]]; then
+        # A measurement that a whole piece is too short for would fill every piece and hold up what comes after.
+        [[ $PIECE_SECONDS == 0 || $MAY_FAIL == 0 || $start -ge 30 ]] || touch "$given_up"
+        again "$name"
+    fi
     if [[ $code != 0 && $MAY_FAIL == 1 ]]; then
         echo "stage $name ended with code $code; the others go on" >&2
     elif [[ $code != 0 ]]; then

@@ -6,6 +6,14 @@ import torch.distributed as dist
 from usvar.distributed import World
 
 
+def test_the_first_process_decides_in_place(monkeypatch):
+    values = torch.zeros(3)
+    World(0, 1, torch.device("cpu")).take_from_main(values)  # alone there is nobody to ask
+    monkeypatch.setattr(dist, "broadcast", lambda values, source: values.fill_(source + 7))
+    World(1, 2, torch.device("cpu")).take_from_main(values)
+    assert values.tolist() == [7, 7, 7]
+
+
 def test_sum_and_mean_leave_their_argument_as_it_is(monkeypatch):
     """They changed it with several processes and not with one, so that every caller had to copy."""
     world = World(0, 2, torch.device("cpu"))

@@ -152,6 +152,11 @@ def test_sizes_that_the_tensors_have_not_fill_no_memory(part, name, folder, tmp_
     save_file(state, tmp_path / "model.safetensors", {exchange.SETTINGS_KEY: json.dumps(settings)})
     with pytest.raises(InputError, match=f"says {name} = 1000000000000, its tensors"):
         exchange.load(tmp_path)
+    for config in ([], {}, {"arguments": 3}):
+        settings[part]["config"] = config
+        save_file(state, tmp_path / "model.safetensors", {exchange.SETTINGS_KEY: json.dumps(settings)})
+        with pytest.raises(InputError, match="has a config without"):
+            exchange.load(tmp_path)
 
 
 def test_loading_says_nothing(folder, caplog, capfd):

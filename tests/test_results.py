@@ -395,6 +395,16 @@ def test_a_stage_that_may_fail_does_not_end_the_recipe(tmp_path):
     assert [(row.split(",")[0], row.split(",")[-1]) for row in times] == [("a", "1"), ("b", "0"), ("c", "1")]
 
 
+def test_a_measurement_that_fills_a_whole_piece_does_not_hold_up_the_others(tmp_path):
+    text = "MAY_FAIL=1 stage a - sleep 60; stage b - touch $out/b; finish"
+    command = ["bash", "-c", f"source results/stages.sh; {text}", "recipe", tmp_path, tmp_path / "run"]
+    codes = [
+        subprocess.run(command, cwd=ROOT, env={**os.environ, "PIECE_SECONDS": seconds}).returncode
+        for seconds in ("1", "60")
+    ]
+    assert codes == [143, 0] and (tmp_path / "run" / "b").exists()
+
+
 @pytest.mark.parametrize("smoke", ["0", "1"])
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("raw", ["data/raw", "prepared.zip"])

@@ -88,6 +88,11 @@ def test_a_stopped_run_goes_on_and_a_finished_one_says_so(
     with pytest.raises(KeyboardInterrupt):
         script.main(settings(tiny_data, tiny_vqvae, tmp_path))
     assert not (tmp_path / "train" / tokens.FILE_NAME).exists()
+    # Somebody tidied up: without one of its files there is nothing to go on from.
+    shutil.copytree(tmp_path / "train", tmp_path / "lost" / "train")
+    (tmp_path / "lost" / "train" / "partial_idx.npy").unlink()
+    calls.extend([0] * 100)
+    script.main(settings(tiny_data, tiny_vqvae, tmp_path / "lost"))
     calls.clear()
     calls.extend([0] * 100)
     script.main(settings(tiny_data, tiny_vqvae, tmp_path))

@@ -75,6 +75,14 @@ def test_muon_trains_the_blocks_matrices_and_nothing_else(straight, tiny_vqvae):
     assert all("exp_avg" in state[i] for group in by_adamw for i in group["params"])
 
 
+def test_the_averaged_weights_are_a_copy_and_the_vqvae_is_not(tiny_tokens, tiny_vqvae, tmp_path):
+    s, vae = settings(tiny_tokens, tiny_vqvae, tmp_path), load_vqvae(tiny_vqvae).model
+    arguments = {"num_classes": 3, "depth": 2, "embed_dim": 32, "num_heads": 2, "patch_nums": (1, 2, 4)}
+    model, averaged, _ = train_var.build(s, vae, arguments, ALONE.device, torch.float32)
+    assert averaged.vae_proxy[0] is vae and averaged.vae_quant_proxy[0] is vae.quantize
+    assert not {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in averaged.parameters()}
+
+
 def test_a_run_writes_what_the_next_stages_read(straight, tiny_vqvae):
     for name in ("loss_curves", "loss_per_scale", "samples"):
         assert (straight / f"{name}.png").stat().st_size > 5000

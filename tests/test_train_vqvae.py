@@ -101,6 +101,15 @@ def optimiser_of(model: torch.nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), fused=True)
 
 
+def test_the_discriminator_has_momenta_of_its_own(tiny_data, tmp_path):
+    s = settings(tiny_data, tmp_path, adversarial_weight=0.25, discriminator_betas=(0.1, 0.2))
+    arguments = train_vqvae.model_config(s, 64, ["Heart"])["arguments"]
+    _, _, discriminator, optimiser = train_vqvae.build(s, arguments, ALONE.device, torch.float32)
+    betas = {p: group["betas"] for group in optimiser.param_groups for p in group["params"]}
+    its = set(discriminator.parameters())
+    assert {betas[p] for p in its} == {(0.1, 0.2)} and {betas[p] for p in betas.keys() - its} == {s.betas}
+
+
 @pytest.fixture(scope="module")
 def straight(tiny_data, tmp_path_factory) -> Path:
     """A run of four steps without a stop."""

@@ -326,7 +326,8 @@ def load_vqvae(
     state, config = _split(content, "vae_local")
     if "encoder.conv_in.weight" not in state:
         raise InputError(f"{path} holds no VQ-VAE: give the best.pth of train_vqvae.py or a published one")
-    config = config or {"arguments": _shapes_tell(path, _vqvae_arguments, state, patch_nums)}
+    if config is None:
+        config = {"arguments": _shapes_tell(path, _vqvae_arguments, state, patch_nums)}
     model = build_vqvae(path, state, config)
     return Loaded(model.to(device).eval(), config, content.get("made_by", {}), sha256_file(path))
 
@@ -361,12 +362,13 @@ def load_var(path: Path, vqvae: Loaded, device: torch.device | str = "cpu") -> L
     state, config = _split(content, "var_wo_ddp")
     if "pos_start" not in state:
         raise InputError(f"{path} holds no VAR: give the ar-ckpt-best.pth of train_var.py or a published one")
-    if config and (made_with := str(config.get("vqvae_sha256"))) != vqvae.sha256:
+    if config is None:
+        config = {"arguments": _shapes_tell(path, _var_arguments, state, vqvae.model)}
+    elif (made_with := str(config.get("vqvae_sha256"))) != vqvae.sha256:
         raise InputError(
             f"{path} was trained on tokens of a VQ-VAE with SHA-256 {made_with[:12]}, the one given has "
             f"{vqvae.sha256[:12]}: give the VQ-VAE that made its tokens"
         )
-    config = config or {"arguments": _shapes_tell(path, _var_arguments, state, vqvae.model)}
     model = build_var(path, state, config, vqvae.model)
     return Loaded(model.to(device).eval(), config, content.get("made_by", {}), sha256_file(path))
 
@@ -435,7 +437,7 @@ def _split(content: dict[str, Any], trainer_key: str) -> tuple[dict[str, Tensor]
 
 def _checked_config(path: Path, config: dict[str, Any], sides_key: str) -> tuple[int, ...]:
     """Patch numbers of one of our files, after refusing a config that others wrote wrongly."""
-    arguments = config.get("arguments")
+    arguments = config.get("arguments") if isinstance(config, dict) else None
     sides = arguments.get(sides_key) if isinstance(arguments, dict) else None
     if not isinstance(sides, list | tuple) or not all(isinstance(s, int) and 0 < s <= 1024 for s in sides):
         raise InputError(f"{path} has a config without {sides_key}: copy or train it again")

@@ -31,11 +31,12 @@ def listed(folder: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     for place in (folder, *list(folder.parents)[:3]):
         for name, script in LISTINGS.items():
             listing = place / name
+            text = listing.read_bytes() if listing.is_file() else b""
             # As text, so that a broken listing is still known for ours.
-            if not listing.is_file() or f'"{script}"'.encode() not in listing.read_bytes():
+            if f'"{script}"'.encode() not in text:
                 continue
             try:
-                content = json.loads(listing.read_text(encoding="utf-8"))
+                content = json.loads(text)
                 found += [
                     (content["made_by"], {name: entry[name] for name in ("file", "prefixed")})
                     for entry in content["samples"]
