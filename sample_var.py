@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from models import VAR, VQVAE
 from models.helpers import image_seeds, scale_boundaries, split_scales
-from usvar import checks, cli, distributed, images, plots, provenance, tokens, training
+from usvar import checks, cli, distributed, images, plots, provenance, runs, tokens, training
 from usvar.checkpoints import Loaded, load_var, load_vqvae
 from usvar.chosen import with_chosen
 from usvar.errors import InputError
@@ -460,7 +460,7 @@ def main(s: Settings) -> None:
     listing_path = s.out_dir / "samples.json"
     earlier = read_record(listing_path, "made_by", "complete", "samples")
     if earlier:
-        training.refuse_other_settings(listing_path, earlier["made_by"], record, MAY_CHANGE)
+        runs.refuse_other_settings(listing_path, earlier["made_by"], record, MAY_CHANGE)
     missing = [sample for sample in samples if not is_there(s, sample)]
     figures = figure_paths(s, samples)
     is_same = earlier and earlier["complete"] and earlier["made_by"]["settings"] == record["settings"]
@@ -471,7 +471,7 @@ def main(s: Settings) -> None:
 
     if s.compile:
         model.compile_blocks()
-    run = training.RunFolder(s.out_dir, record)
+    run = runs.RunFolder(s.out_dir, record)
     for folder in {(s.out_dir / sample.file).parent for sample in missing}:
         remove_stale_temporaries(folder)
     # Images of earlier runs with other classes or more of them stay, and stay listed.

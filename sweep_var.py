@@ -31,8 +31,8 @@ from usvar import (
     evaluation_figures,
     judging,
     provenance,
+    runs,
     tokens,
-    training,
 )
 from usvar.chosen import DRAWING
 from usvar.errors import InputError
@@ -204,9 +204,9 @@ def main(s: Settings) -> None:
     record = provenance.made_by("sweep_var.py", s, inputs)
     earlier, points = read_record(s.out_dir / "sweep.json", "made_by", "points"), {}
     if earlier:
-        training.refuse_other_settings(s.out_dir / "sweep.json", earlier["made_by"], record, MAY_CHANGE)
+        runs.refuse_other_settings(s.out_dir / "sweep.json", earlier["made_by"], record, MAY_CHANGE)
         points = earlier["points"]
-    run = training.RunFolder(s.out_dir, record)
+    run = runs.RunFolder(s.out_dir, record)
     cache, group_of = s.out_dir / "cache", judging.read_groups(s.data_root)
     (train, train_files), (val, _) = (
         judging.read_split(s.data_root, split, models.classes, models.size, cache, group_of)

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from models import VAR, VQVAE
 from models.helpers import scale_spans, split_scales
-from usvar import checks, cli, distributed, images, plots, provenance, tokens, training
+from usvar import checks, cli, distributed, images, plots, provenance, runs, signals, tokens, training
 from usvar.checkpoints import load_vqvae, restore, save_checkpoint, save_last
 from usvar.errors import InputError
 from usvar.files import write_json
@@ -311,7 +311,7 @@ def draw_samples(s: Settings, model: VAR, vae: VQVAE, classes: tuple[str, ...], 
     title = f"Samples after step {step}: no prefix, guidance {s.cfg:g}, top-k {s.top_k}, top-p {s.top_p:g}"
     figure = s.out_dir / "samples.png"
     plots.image_grid(figure, rows, classes, [f"seed {i}" for i in range(len(seeds))], title)
-    training.keep_of_step(figure, step)
+    runs.keep_of_step(figure, step)
 
 
 def model_config(s: Settings, train: tokens.TokenMaps, vqvae_sha256: str) -> dict[str, Any]:
@@ -386,10 +386,10 @@ def main(s: Settings) -> None:
     record["train_listing_sha256"] = train.made_by.get("listing_sha256")
     config = model_config(s, train, vqvae.sha256)
     last_path, best_path = s.out_dir / "ar-ckpt-last.pth", s.out_dir / "ar-ckpt-best.pth"
-    last, found_path, notes = training.earlier_run(
+    last, found_path, notes = runs.earlier_run(
         last_path, best_path, record, config, MAY_CHANGE, s.tokens_dir, MORE_STATE
     )
-    run = training.RunFolder(s.out_dir, record) if world.is_main else None
+    run = runs.RunFolder(s.out_dir, record) if world.is_main else None
 
     # The network, the optimiser, and the batch of a step.
     model, averaged, optimiser = build(s, vae, config["arguments"], device, dtype)
@@ -423,7 +423,7 @@ def main(s: Settings) -> None:
     if start >= s.steps or 0 < s.patience <= stale:
         early = f"the run stopped early at step {start} (--patience 0 goes on)"
         finished = f"all {s.steps} steps are done" if start >= s.steps else early
-        training.end_at_once(run, world, last_path, best_path, finished)
+        runs.end_at_once(run, world, last_path, best_path, finished)
         return
     guard = training.StepGuard(model.parameters(), optimiser, s.clip, world, s.max_skipped_steps, skipped)
 
@@ -452,7 +452,7 @@ def main(s: Settings) -> None:
     # Why it ends before its last step: raised below, when all processes have come that far.
     ending: Exception | None = None
     network.train()
-    with training.StopSignal() as stop:
+    with signals.StopSignal() as stop:
         for step, batch, _ in training.prefetch(load, range(start, s.steps), s.read_limit_s, train.file):
             # One step.
             done = step + 1
@@ -515,7 +515,7 @@ def main(s: Settings) -> None:
                 break
             if stopping:
                 text = f"step {done} is in {last_path}; the same command goes on"
-                ending = cli.Stopped(stop.received or signal.SIGINT, text)
+                ending = signals.Stopped(stop.received or signal.SIGINT, text)
                 break
         progress.close()
         world.close()

@@ -31,7 +31,7 @@ from models import VQVAE
 from models.basic_vae import Level
 from models.discriminator import PatchDiscriminator
 from models.quant import code_counts, perplexity
-from usvar import checks, cli, distributed, images, losses, metrics, provenance, training
+from usvar import checks, cli, distributed, images, losses, metrics, provenance, runs, signals, training
 from usvar.augment import augment, draw_parameters
 from usvar.checkpoints import load_strictly, load_vqvae, restore, save_checkpoint, save_last
 from usvar.codebook import encode, revive_codes, start_codebook, take_weights
@@ -482,9 +482,7 @@ def main(s: Settings) -> None:
     vgg = losses.vgg_path(s.vgg) if s.perceptual_weight else None
     record, config = what_made_it(s, train_files, val_files, vgg), model_config(s, side, names)
     last_path, best_path = s.out_dir / "last.pth", s.out_dir / "best.pth"
-    last, found_path, notes = training.earlier_run(
-        last_path, best_path, record, config, MAY_CHANGE, s.data_root
-    )
+    last, found_path, notes = runs.earlier_run(last_path, best_path, record, config, MAY_CHANGE, s.data_root)
     if last and not s.init_from:
         # Named no more, but what goes on comes from it.
         record["inputs"] |= last["made_by"]["inputs"]
@@ -497,7 +495,7 @@ def main(s: Settings) -> None:
             "give --vgg FILE in another --out-dir to have it"
         )
     perceptual = losses.Perceptual(vgg).to(device) if vgg else None
-    run = training.RunFolder(s.out_dir, record) if world.is_main else None
+    run = runs.RunFolder(s.out_dir, record) if world.is_main else None
     with world.main_first():  # one process decodes, the others then find the file
         train_NHW, val_NHW = (
             images.decoded(files, side, s.out_dir / "cache", s.workers, s.read_limit_s)
@@ -548,7 +546,7 @@ def main(s: Settings) -> None:
     if run:
         run.begin(start, notes)
     if start >= s.steps:
-        training.end_at_once(run, world, last_path, best_path, f"all {s.steps} steps are done")
+        runs.end_at_once(run, world, last_path, best_path, f"all {s.steps} steps are done")
         return
     guard = training.StepGuard(model.parameters(), optimiser, s.clip, world, s.max_skipped_steps, skipped)
 
@@ -575,7 +573,7 @@ def main(s: Settings) -> None:
     # Why it ends before its last step: raised below, when all processes have come that far.
     ending: Exception | None = None
     network.train()
-    with training.StopSignal() as stop:
+    with signals.StopSignal() as stop:
         batches = training.prefetch(load, range(start, s.steps), s.read_limit_s, train_NHW.filename)
         for step, batch, waited in batches:
             # One step.
@@ -655,7 +653,7 @@ def main(s: Settings) -> None:
                     save(done)
             if stopping and done < s.steps:
                 text = f"step {done} is in {last_path}; the same command goes on"
-                ending = cli.Stopped(stop.received or signal.SIGINT, text)
+                ending = signals.Stopped(stop.received or signal.SIGINT, text)
                 break
         progress.close()
         world.close()

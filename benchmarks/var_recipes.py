@@ -30,7 +30,7 @@ import train_var
 from benchmarks.measure import add_row, chosen_rows
 from models import VAR, VQVAE
 from models.helpers import image_seeds
-from usvar import checks, cli, distributed, extractor, images, judging, plots, provenance, training
+from usvar import checks, cli, distributed, extractor, images, judging, plots, provenance, runs, training
 from usvar.checkpoints import load_var, load_vqvae
 from usvar.evaluation import kernel_distance
 from usvar.plots import COLOURS, plt
@@ -189,9 +189,9 @@ def sample_measure(s: Settings, vae: VQVAE, device: torch.device) -> tuple[Calla
 
 def numbers(run: train_var.Settings) -> dict[str, Any]:
     """What a row's log says: at the best step, at the last, and on the way."""
-    rows = training.read_log(run.out_dir / "log.jsonl")
+    rows = runs.read_log(run.out_dir / "log.jsonl")
     validated = [row for row in rows if "val_mean" in row]
-    best = training.best_row(rows, "val_mean")
+    best = runs.best_row(rows, "val_mean")
     return {
         "images_seen": run.steps * run.batch_size,
         "best_step": best["step"],

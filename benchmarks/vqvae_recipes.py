@@ -30,7 +30,7 @@ import train_vqvae
 from benchmarks.measure import add_row, chosen_rows
 from models import VQVAE
 from models.quant import code_counts, perplexity, usage
-from usvar import checks, cli, distributed, images, judging, losses, plots, provenance, training
+from usvar import checks, cli, distributed, images, judging, losses, plots, provenance, runs, training
 from usvar.checkpoints import load_vqvae
 from usvar.errors import InputError
 from usvar.evaluation import kernel_distance
@@ -202,7 +202,7 @@ def measure(run: train_vqvae.Settings, judged: Judged) -> dict[str, Any]:
         features(judged.extractor, rebuilt_NHW), judged.val_features_ND, paired=True, seed=run.seed
     )
     hits_SV = code_hits(model, judged.train_NHW, run.batch_size)
-    validated = [row for row in training.read_log(run.out_dir / "log.jsonl") if "val_psnr_db" in row]
+    validated = [row for row in runs.read_log(run.out_dir / "log.jsonl") if "val_psnr_db" in row]
     return {
         "images_seen": run.steps * run.batch_size,
         "psnr_db": float(errors["psnr_db"].mean()),

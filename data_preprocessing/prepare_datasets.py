@@ -57,7 +57,7 @@ from data_preprocessing.splits import (
     make_plan,
     share_of,
 )
-from usvar import checks, cli
+from usvar import checks, cli, signals
 from usvar.errors import InputError
 from usvar.files import (
     LOCK_NAME,
@@ -163,9 +163,9 @@ def prepare(settings: Settings, found: Found, new_name: dict[str, str], index: I
             for record, look in zip(part, seen, strict=True):
                 index.add_look(record, look)
             index.save_if_due(SAVE_EVERY)
-    except cli.Stopped as stop:
+    except signals.Stopped as stop:
         done = f"{pictures - index.count('unseen')} of {pictures} pictures looked at"
-        raise cli.Stopped(stop.signal_number, f"{done}; the same command goes on") from None
+        raise signals.Stopped(stop.signal_number, f"{done}; the same command goes on") from None
     index.forget_other_looks()
 
     # Decide everything before anything is written.

@@ -32,8 +32,8 @@ from usvar.checkpoints import read_checkpoint
 from usvar.errors import InputError
 from usvar.files import atomic_path, write_json, write_text
 from usvar.processes import cores
+from usvar.runs import read_log
 from usvar.tokens import TokenMaps, code_counts_of, read_token_maps
-from usvar.training import read_log
 
 # By stage: numbers, figures without real pictures, and figures with them, one a class.
 STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {

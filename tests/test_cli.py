@@ -3,18 +3,14 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from usvar import cli
+from usvar import cli, signals
 from usvar.errors import InputError
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -108,22 +104,6 @@ def test_full_memory_is_one_line_and_exit_code_3(error, monkeypatch, capsys):
     assert "--batch-size" in printed and printed.count("\n") == 1
 
 
-def test_workers_end_when_their_parent_is_killed():
-    """Else they would wait for work for ever, each with its memory."""
-    script = """
-import os, signal, time
-from concurrent.futures import ProcessPoolExecutor
-from usvar import cli
-pool = ProcessPoolExecutor(2, initializer=cli.start_worker)
-[pool.submit(time.sleep, 0.3) for _ in range(2)]
-time.sleep(0.5)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    # The workers hold the pipe of the output, so that its end is theirs.
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, timeout=60)
-    assert done.returncode == -signal.SIGKILL
-
-
 @pytest.mark.parametrize("fault", [ValueError, RuntimeError])
 def test_a_fault_of_the_code_keeps_its_traceback(fault, monkeypatch):
     def main(settings):
@@ -135,7 +115,7 @@ def test_a_fault_of_the_code_keeps_its_traceback(fault, monkeypatch):
 
 def test_a_stop_by_signal_ends_with_128_plus_its_number(monkeypatch, capsys):
     def main(settings):
-        raise cli.Stopped(signal.SIGTERM, "step 3 is saved")
+        raise signals.Stopped(signal.SIGTERM, "step 3 is saved")
 
     with pytest.raises(SystemExit) as stop:
         run(main, monkeypatch)

@@ -12,7 +12,7 @@ from faults import LAST, run, settings_of, start, temporaries
 from test_train_vqvae import assert_same, log_without_timings
 
 from usvar.checkpoints import previous_path, read_checkpoint, read_last
-from usvar.training import read_log
+from usvar.runs import read_log
 
 SAVE_EVERY = 2
 

@@ -30,7 +30,7 @@ import sample_var
 import tokenize_multiscale_maps
 import train_var
 import train_vqvae
-from usvar import images, losses, threads, tokens, training
+from usvar import images, losses, runs, signals, threads, tokens, training
 from usvar.checkpoints import read_checkpoint
 from usvar.distributed import World
 from usvar.errors import InputError, RunError
@@ -198,7 +198,7 @@ def test_a_second_ctrl_c_ends_a_long_call_that_began_after_the_first(tiny, tmp_p
 
 def test_under_torchrun_one_ctrl_c_that_comes_twice_is_one(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    with training.StopSignal() as stop:
+    with signals.StopSignal() as stop:
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGINT)
         assert stop.received == signal.SIGINT
@@ -510,7 +510,7 @@ def test_a_second_run_is_refused_and_a_dead_one_does_not_block(script, tiny, tmp
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
-        training.RunFolder(tmp_path / "file" / "out", {})
+        runs.RunFolder(tmp_path / "file" / "out", {})
 
 
 # Point 12: the same seed gives the same bytes, and a finished stage has nothing to do.

@@ -19,10 +19,11 @@ from test_train_vqvae import ROOT, assert_same, log_without_timings, optimiser_o
 import train_var
 from models import VAR
 from models.helpers import scale_spans
-from usvar import cli, tokens, training
+from usvar import runs, tokens, training
 from usvar.checkpoints import load_var, load_vqvae, read_checkpoint
 from usvar.distributed import World
 from usvar.errors import InputError
+from usvar.signals import Stopped
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -103,7 +104,10 @@ def test_a_run_writes_what_the_next_stages_read(straight, tiny_vqvae):
 @pytest.mark.parametrize("stop_at", [4, 5])
 def test_stopped_and_resumed_is_the_same_as_not_stopped(straight, tiny_tokens, tiny_vqvae, tmp_path, stop_at):
     """Bit for bit, with dropout and class dropout on, also when the stop comes between two log lines."""
-    with stopped_after(stop_at, signal.SIGTERM), pytest.raises(cli.Stopped, match=f"step {stop_at} is in"):
+    with (
+        stopped_after(stop_at, signal.SIGTERM),
+        pytest.raises(Stopped, match=f"step {stop_at} is in"),
+    ):
         train_var.main(settings(tiny_tokens, tiny_vqvae, tmp_path))
     train_var.main(settings(tiny_tokens, tiny_vqvae, tmp_path))
     for name in ("ar-ckpt-last.pth", "ar-ckpt-best.pth"):
@@ -149,7 +153,7 @@ def test_the_count_towards_early_stopping_outlives_a_stop(tiny_tokens, tiny_vqva
     learned_nothing_after(monkeypatch, [1.0, 2.0])
     s = settings(tiny_tokens, tiny_vqvae, tmp_path, eval_every=2, steps=12, patience=2)
     # After the first validation without a new best.
-    with stopped_after(5, signal.SIGTERM), pytest.raises(cli.Stopped, match="step 5 is in"):
+    with stopped_after(5, signal.SIGTERM), pytest.raises(Stopped, match="step 5 is in"):
         train_var.main(s)
     train_var.main(s)
     last = read_checkpoint(tmp_path / "ar-ckpt-last.pth")
@@ -381,7 +385,7 @@ def test_the_class_is_hidden_in_training_only(tiny_tokens, tiny_vqvae, straight)
     maps = tokens.read_token_maps(tiny_tokens / "val")
     s = settings(tiny_tokens, tiny_vqvae, straight)
     scores = train_var.validate(s, var, loaded.model, maps, ALONE, torch.float32)
-    row = next(row for row in training.read_log(straight / "log.jsonl") if "val_mean" in row)
+    row = next(row for row in runs.read_log(straight / "log.jsonl") if "val_mean" in row)
     assert scores["val_mean"] == pytest.approx(row["val_mean"], rel=1e-6)
 
 

@@ -22,7 +22,7 @@ import train_vqvae
 from models import VQVAE
 from models.discriminator import PatchDiscriminator
 from models.quant import code_counts
-from usvar import cli, codebook, images, losses, training
+from usvar import cli, codebook, images, losses, runs, signals, training
 from usvar.augment import augment
 from usvar.checkpoints import load_vqvae, read_checkpoint, save_checkpoint
 from usvar.distributed import World
@@ -56,7 +56,7 @@ def settings(data: Path, out: Path, **changes) -> train_vqvae.Settings:
 
 
 def log_without_timings(out: Path) -> list[dict]:
-    rows = training.read_log(out / "log.jsonl")
+    rows = runs.read_log(out / "log.jsonl")
     return [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows]
 
 
@@ -156,7 +156,7 @@ def test_a_run_writes_what_the_next_stages_read(straight, tiny_data):
 @pytest.mark.parametrize("stop_at", [2, 3])
 def test_stopped_and_resumed_is_the_same_as_not_stopped(straight, tiny_data, tmp_path, stop_at):
     """Bit for bit, also when the stop comes between two log lines."""
-    with stopped_after(stop_at, signal.SIGINT), pytest.raises(cli.Stopped, match=f"step {stop_at} is in"):
+    with stopped_after(stop_at, signal.SIGINT), pytest.raises(signals.Stopped, match=f"step {stop_at} is in"):
         train_vqvae.main(settings(tiny_data, tmp_path))
     assert read_checkpoint(tmp_path / "last.pth")["step"] == stop_at
     train_vqvae.main(settings(tiny_data, tmp_path))
@@ -199,7 +199,7 @@ def test_every_loss_is_logged_and_acts(with_all_losses, straight):
 @pytest.mark.parametrize("stop_at", [1, 3])
 def test_the_discriminator_is_saved_and_goes_on_bit_for_bit(with_all_losses, tiny_data, tmp_path, stop_at):
     """At 1 the next step is the discriminator's first."""
-    with stopped_after(stop_at, signal.SIGINT), pytest.raises(cli.Stopped):
+    with stopped_after(stop_at, signal.SIGINT), pytest.raises(signals.Stopped):
         train_vqvae.main(settings(tiny_data, tmp_path, **ALL_LOSSES))
     train_vqvae.main(settings(tiny_data, tmp_path, **ALL_LOSSES))
     first, second = (read_checkpoint(out / "last.pth") for out in (with_all_losses, tmp_path))
@@ -245,7 +245,7 @@ def test_a_perceptual_loss_without_weights_says_that_it_is_off(tiny_data, tmp_pa
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     train_vqvae.main(settings(tiny_data, tmp_path / "out", steps=1, perceptual_weight=1.0))
     assert "perceptual loss is OFF" in capsys.readouterr().out
-    rows = training.read_log(tmp_path / "out" / "log.jsonl")
+    rows = runs.read_log(tmp_path / "out" / "log.jsonl")
     assert "OFF" in rows[0]["note"] and not any("train_perceptual" in row for row in rows)
 
 
@@ -299,7 +299,7 @@ def test_fine_tuning_starts_at_the_weights_of_a_checkpoint(straight, tiny_data, 
             torch.testing.assert_close(after["model"][name], tensor, atol=1e-7, rtol=0)
     assert after["val"]["val_sse"] == pytest.approx(before["val"]["val_sse"], rel=1e-4)
     assert len(after["made_by"]["inputs"]["init_from"]["sha256"]) == 64
-    rows = training.read_log(tmp_path / "log.jsonl")
+    rows = runs.read_log(tmp_path / "log.jsonl")
     assert "32 of 32 codes kept, 0 start anew" in rows[0]["note"] and rows[0]["note"].endswith("anew: none")
     # Its weights are in last.pth: it need not be named again, and is still known.
     train_vqvae.main(dataclasses.replace(chosen, init_from=None))
@@ -333,7 +333,7 @@ def test_fine_tuning_with_other_sizes_keeps_what_fits_and_names_the_rest(
     before, after = (
         read_checkpoint(out / name)["model"] for out, name in ((straight, "best.pth"), (tmp_path, "last.pth"))
     )
-    note = training.read_log(tmp_path / "log.jsonl")[0]["note"]
+    note = runs.read_log(tmp_path / "log.jsonl")[0]["note"]
     assert f"{kept} of 32 codes kept, {s.vocab_size - kept} start anew" in note
     named = note.split("anew: ")[-1].split(", ")
     for name, tensor in before.items():
@@ -448,7 +448,7 @@ def test_validation_sees_the_images_as_they_are(tiny_data, straight):
     sse = (rebuilt_B3HW.clamp(-1, 1) - image_B3HW).square().sum((1, 2, 3)).mean().item()
     assert scores["val_sse"] == pytest.approx(sse, rel=1e-4)
     assert scores["val_vq"] == pytest.approx(s.vq_weight * 3 * 64 * 64 * vq.item(), rel=1e-3)
-    row = next(row for row in training.read_log(straight / "log.jsonl") if "val_sse" in row)
+    row = next(row for row in runs.read_log(straight / "log.jsonl") if "val_sse" in row)
     assert scores["val_sse"] == pytest.approx(row["val_sse"], rel=1e-5)
 
 

@@ -1,10 +1,7 @@
-"""Rates, batches, seeds, the run folder: all that a resumed run must meet again."""
+"""Rates, batches, seeds, means to log: all that a resumed run must meet again."""
 
 import itertools
-import json
-import os
 import platform
-import signal
 import subprocess
 import sys
 import types
@@ -15,7 +12,6 @@ import pytest
 import torch
 
 from usvar import training
-from usvar.checkpoints import previous_path, save_checkpoint
 from usvar.distributed import World
 from usvar.errors import InputError
 
@@ -157,60 +153,12 @@ def test_the_meter_leaves_out_steps_that_were_not_made():
     assert meter.state_dict(ALONE)["steps"] == 2 and meter.read(ALONE)[0] == {"loss": 3.0}
 
 
-def test_a_second_run_in_a_folder_is_refused_and_a_dead_one_does_not_block(tmp_path):
-    run = training.RunFolder(tmp_path, {})
-    with pytest.raises(InputError, match="another run writes"):
-        training.RunFolder(tmp_path, {})
-    run.close()  # as when its process dies: the kernel drops the lock
-    training.RunFolder(tmp_path, {}).close()
-
-
-def test_log_lines_after_the_checkpoint_are_forgotten(tmp_path):
-    run = training.RunFolder(tmp_path, {})
-    for step in (1, 2, 3):
-        run.log({"step": step, "loss": float("inf") if step == 1 else 0.5})
-    with open(run.log_path, "a") as file:
-        file.write('{"step": 4, "lo')  # a killed run's last line
-    run.begin(2, [])
-    rows = [json.loads(line) for line in run.log_path.read_text().splitlines()]
-    assert rows == [{"step": 1, "loss": None}, {"step": 2, "loss": 0.5}]
-    run.close()
-
-
 @pytest.mark.parametrize(("processes", "accumulate", "wanted"), [(1, 1, 32), (4, 2, 4), (4, 16, 1)])
 def test_validation_takes_no_more_images_at_once_than_training(processes, accumulate, wanted):
     """Each process took the whole batch at once: with eight GPUs eight times what it trains on."""
     settings = types.SimpleNamespace(batch_size=32, accumulate=accumulate)
     world = World(0, processes, torch.device("cpu"))
     assert training.validation_batch(settings, world) == wanted
-
-
-def test_other_settings_or_files_are_refused_by_name(tmp_path):
-    before = {"settings": {"width": 8, "log_every": 5}, "inputs": {"vqvae": {"sha256": "a", "path": "b.pth"}}}
-    now = json.loads(json.dumps(before))
-    now["settings"]["log_every"] = 7
-    training.refuse_other_settings(tmp_path, before, now, may_change=("log_every",))
-    now["settings"]["width"] = 16
-    with pytest.raises(InputError, match="width = 8, now it is 16"):
-        training.refuse_other_settings(tmp_path, before, now, may_change=("log_every",))
-    now["settings"]["width"], before["settings"]["width"] = [1, 2, 5], [1, 2, 4]
-    with pytest.raises(InputError, match="give --width 1 2 4 to go on"):  # as it is typed
-        training.refuse_other_settings(tmp_path, before, now, may_change=("log_every",))
-    before["settings"]["width"] = 8
-    now["settings"]["width"], now["inputs"]["vqvae"]["sha256"] = 8, "other"
-    with pytest.raises(InputError, match="another vqvae file or folder"):
-        training.refuse_other_settings(tmp_path, before, now, may_change=("log_every",))
-
-
-def test_the_first_signal_is_noted_and_the_handlers_come_back():
-    # A shell that starts the tests in the background lets them ignore SIGINT.
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    with training.StopSignal() as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)  # as a scheduler repeats it
-        assert stop.received == signal.SIGTERM
-        assert signal.getsignal(signal.SIGINT) != before[1]
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 def test_a_batch_must_divide_by_the_processes():
@@ -279,34 +227,3 @@ def test_what_is_due_and_after_the_last_step_all():
     assert training.due(1, s) == (False, False, False)
     assert training.due(4, s) == (True, False, True)
     assert training.due(7, s) == (True, True, True)
-
-
-def test_a_figure_is_kept_of_each_step(tmp_path):
-    figure = tmp_path / "samples.png"
-    for step in (1000, 2000):
-        figure.write_bytes(b"%d" % step)
-        training.keep_of_step(figure, step)
-    kept = sorted((tmp_path / "progress").iterdir())
-    assert [path.name for path in kept] == ["samples_001000.png", "samples_002000.png"]
-    assert [path.read_bytes() for path in kept] == [b"1000", b"2000"]
-
-
-def test_an_earlier_run_without_its_best_checkpoint_says_so_and_has_no_best(tmp_path):
-    """The sentence once ran on from that about a damaged last checkpoint, without a stop between."""
-    last, best = tmp_path / "last.pth", tmp_path / "best.pth"
-    record = {"settings": {"seed": 0}, "inputs": {}}
-    content = {key: {} for key in ("model", "ema", "optimiser", "meter", "config")}
-    content |= {"step": 3, "best": 1.5, "skipped": 0, "made_by": record}
-    assert training.earlier_run(last, best, record, {}, (), tmp_path) == (None, last, [])
-    save_checkpoint(previous_path(last), content)
-    last.write_bytes(b"damaged")
-    found, path, notes = training.earlier_run(last, best, record, {}, (), tmp_path)
-    assert found["best"] == float("inf") and path == previous_path(last)
-    assert "goes on from last-previous.pth, step 3" in notes[0]
-    assert notes[1:] == [f"{best} is missing or damaged: the next validation writes it anew"]
-    save_checkpoint(best, content)
-    assert training.earlier_run(last, best, record, {}, (), tmp_path)[0]["best"] == 1.5
-    with pytest.raises(InputError, match="seed = 0, now it is 1"):
-        training.earlier_run(last, best, {**record, "settings": {"seed": 1}}, {}, (), tmp_path)
-    with pytest.raises(InputError, match=r"was trained with side None, .* has 8"):
-        training.earlier_run(last, best, record, {"side": 8}, (), tmp_path)

@@ -9,7 +9,7 @@ import torch
 
 import train_var
 from benchmarks import var_recipes
-from usvar import images, training
+from usvar import images, runs
 from usvar.checkpoints import load_var, load_vqvae, read_checkpoint
 from usvar.errors import InputError
 
@@ -53,7 +53,7 @@ def test_numbers_are_those_of_the_kept_weights(run):
     s, out, rows = run
     kept = read_checkpoint(out / "base" / "ar-ckpt-best.pth")
     assert rows["base"]["val_mean"] == kept["val"]["val_mean"] and rows["base"]["best_step"] == kept["step"]
-    logged = [row for row in training.read_log(out / "base" / "log.jsonl") if "val_mean" in row]
+    logged = [row for row in runs.read_log(out / "base" / "log.jsonl") if "val_mean" in row]
     assert rows["base"]["val_mean_at"] == [row["val_mean"] for row in logged] and len(logged) == 2
     vqvae = load_vqvae(s.vqvae)
     measure, label_N = var_recipes.sample_measure(s, vqvae.model, CPU)

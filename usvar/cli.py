@@ -8,36 +8,20 @@ SIGTERM after saving (the same command goes on from there).
 import contextlib
 import io
 import math
-import multiprocessing
-import os
 import re
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import tyro
 
 from usvar.errors import InputError, RunError
 from usvar.files import NO_ROOM
+from usvar.signals import Stopped
 
 S = TypeVar("S")
 
 OUT_OF_MEMORY = "out of memory|can't allocate memory|not enough memory"
-
-
-class Stopped(Exception):
-    """Raised by a script after it has saved, when a signal asked it to stop.
-
-    Args:
-        signal_number: the signal that was received, such as signal.SIGINT.
-        message: where the state was saved.
-    """
-
-    def __init__(self, signal_number: int, message: str) -> None:
-        super().__init__(message)
-        self.signal_number = signal_number
 
 
 def run(main: Callable[[S], Any], settings_class: type[S], description: str | None) -> None:
@@ -79,36 +63,6 @@ def run(main: Callable[[S], Any], settings_class: type[S], description: str | No
     except KeyboardInterrupt:
         print("stopped: run the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from None
-
-
-@contextlib.contextmanager
-def stop_on_signals() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into Stopped inside the block, for work over a pool of processes."""
-
-    def stop(number: int, _: Any) -> None:
-        raise Stopped(number, "run the same command again to go on")
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def start_worker() -> None:
-    """First call in a process of a pool: leave Ctrl-C to the parent, which stops the pool.
-
-    A parent that is killed cannot stop it: then the process ends by itself, instead of waiting forever.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def parse(settings_class: type[S], description: str | None, arguments: list[str]) -> S:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from usvar import cli
+from usvar import signals
 
 
 def cores() -> int:
@@ -22,7 +22,7 @@ def in_parallel(
     """Run `work_on(*job)` for each job over all cores; yields (job, result) in no fixed order.
 
     Only a few jobs per worker are in flight, so memory does not grow with their number. SIGINT and SIGTERM
-    end it with cli.Stopped.
+    end it with signals.Stopped.
 
     Args:
         title: stands before the progress bar.
@@ -32,12 +32,12 @@ def in_parallel(
         workers: processes; 0 is one per core.
     """
     workers = min(workers or cores(), total)
-    with cli.stop_on_signals():
+    with signals.stop_on_signals():
         if workers <= 1:
             for job in tqdm(jobs, title, total, disable=not total):
                 yield job, work_on(*job)
             return
-        pool = ProcessPoolExecutor(workers, initializer=cli.start_worker)
+        pool = ProcessPoolExecutor(workers, initializer=signals.start_worker)
         try:
             waiting = iter(jobs)
             running = {pool.submit(work_on, *job): job for job in islice(waiting, 16 * workers)}

@@ -1,4 +1,4 @@
-"""What training needs: rate, batches and random numbers by step; EMA; stopping; the run folder.
+"""What a training loop needs: rate, batches and random numbers by step; optimiser steps; EMA; means to log.
 
 Both training scripts use all of it; sampling, the tokeniser, the sweep and the networks that judge use parts.
 
@@ -8,15 +8,10 @@ step, a run that goes on from a checkpoint meets exactly what it would have met,
 
 import contextlib
 import ctypes
-import json
 import math
-import os
-import shutil
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -26,17 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from usvar import checks
-from usvar.checkpoints import is_whole, read_last
 from usvar.distributed import World
 from usvar.errors import InputError, RunError
-from usvar.files import (
-    atomic_path,
-    full_disk_named,
-    lock_folder,
-    remove_stale_temporaries,
-    write_json,
-    write_text,
-)
+from usvar.files import write_json
+from usvar.runs import RunFolder
 from usvar.threads import in_order
 
 T = TypeVar("T")
@@ -44,9 +32,6 @@ Sliced = TypeVar("Sliced", bound=Sequence | np.ndarray)
 
 # How a forward pass may be computed; the command line refuses other words.
 Precision = Literal["auto", "float32", "bfloat16"]
-
-# Under torchrun, one Ctrl-C reaches a process twice, from the terminal and from torchrun.
-REPEAT_S = 2.0
 
 # Streams of random numbers: one number each, so that no two uses share a stream.
 STREAM_BATCH, STREAM_AUGMENT, STREAM_DROP, STREAM_REVIVE, STREAM_NETWORK = range(5)
@@ -244,242 +229,6 @@ def keep_freed_memory(device: torch.device) -> None:
         trim_threshold, mmap_threshold = -1, -3
         c_library.mallopt(mmap_threshold, 2**30)
         c_library.mallopt(trim_threshold, -1)
-
-
-class StopSignal:
-    """Turns SIGINT and SIGTERM into a flag that the loop reads after a step; Ctrl-C again stops at once.
-
-    Python's own handlers wait for the main thread, which may be in a long call that runs no Python, or in a
-    read that hangs. So a thread of its own counts the signals, told of each by a pipe, and ends the process
-    at the second SIGINT with exit code 130. Repeated SIGTERMs, as schedulers send them, are one; so are two
-    SIGINTs within REPEAT_S under torchrun, which passes on a Ctrl-C that the process has got as well.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-
-    def __enter__(self) -> "StopSignal":
-        self._before = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
-        told, self._tell = os.pipe()
-        os.set_blocking(self._tell, False)
-        self._told_before = signal.set_wakeup_fd(self._tell)
-        threading.Thread(target=self._watch, args=(told,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.set_wakeup_fd(self._told_before)
-        # The thread ends with its pipe.
-        os.close(self._tell)
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, _frame: object) -> None:
-        self.received = self.received or number
-
-    def _watch(self, told: int) -> None:
-        first_at = None
-        patience = REPEAT_S if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
-        with open(told, "rb", buffering=0) as pipe:
-            while numbers := pipe.read(64):
-                for number in numbers:
-                    if first_at is None and number in (signal.SIGINT, signal.SIGTERM):
-                        first_at = time.monotonic()
-                    elif number == signal.SIGINT and time.monotonic() - first_at >= patience:
-                        os._exit(128 + signal.SIGINT)
-
-
-class RunFolder:
-    """A folder that one run writes at a time: settings.json, log.jsonl, checkpoints, figures.
-
-    Args:
-        path: the folder; made if missing.
-        record: what makes the run, from `provenance.made_by`.
-
-    Raises:
-        InputError: when another run that is alive writes to the folder, or it cannot be written.
-    """
-
-    def __init__(self, path: Path, record: dict[str, Any]) -> None:
-        self._lock = lock_folder(path)
-        self.path, self.log_path = path, path / "log.jsonl"
-        self.writer: Any = None
-        remove_stale_temporaries(path)
-        remove_stale_temporaries(path / "progress")
-        write_json(path / "settings.json", record)
-
-    def open_tensorboard(self, step: int) -> None:
-        """From now on `log` writes numbers for TensorBoard as well; those after `step` are forgotten."""
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-        self.writer = SummaryWriter(self.path / "tensorboard", purge_step=step + 1)
-
-    def log(self, row: dict[str, Any]) -> None:
-        """Append one line to log.jsonl; infinite and missing numbers become null.
-
-        It reaches the disk before a checkpoint of the same step can. For TensorBoard a list, such as the use
-        of each scale, is a scalar for each entry.
-        """
-        for name, value in row.items() if self.writer else ():
-            for i, number in enumerate(value if isinstance(value, list) else [value]):
-                if isinstance(number, float):
-                    label = f"{name}/{i + 1}" if isinstance(value, list) else name
-                    self.writer.add_scalar(label, number, row["step"])
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        with full_disk_named(self.log_path), open(self.log_path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(clean) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def note(self, step: int, text: str) -> None:
-        """Say something in the output and in the log."""
-        print(f"note: {text}", flush=True)
-        self.log({"step": step, "note": text})
-
-    def begin(self, step: int, notes: Iterable[str]) -> None:
-        """Drop log lines of steps that a killed run did after its last checkpoint; then log the notes."""
-        if self.log_path.exists():
-            kept = [row for row in read_log(self.log_path) if row["step"] <= step]
-            write_text(self.log_path, "".join(json.dumps(row) + "\n" for row in kept))
-        for text in notes:
-            self.note(step, text)
-
-    def close(self) -> None:
-        """Let another run use the folder."""
-        if self.writer:
-            self.writer.close()
-        self._lock.close()
-
-
-def end_at_once(run: RunFolder | None, world: World, last_path: Path, best_path: Path, done: str) -> None:
-    """End a run that has nothing left to do.
-
-    Args:
-        run: the folder; None in all processes but the first.
-        world: all processes.
-        last_path: the checkpoint that says so.
-        best_path: the checkpoint that the run is for.
-        done: why nothing is left, for the message.
-
-    Raises:
-        InputError: when the best checkpoint is lost.
-    """
-    if not is_whole(best_path):
-        raise InputError(
-            f"{best_path} is missing or damaged, and {done}: delete {last_path.name} to train the last steps "
-            "again from the checkpoint before it"
-        )
-    if run:
-        print(f"nothing to do: {done}, as {last_path} says")
-        run.close()
-    world.close()
-
-
-def keep_of_step(figure: Path, step: int) -> None:
-    """Keep a copy of a figure that the next validation overwrites, as progress/<name>_<step> beside it."""
-    kept = figure.parent / "progress" / f"{figure.stem}_{step:06}{figure.suffix}"
-    with atomic_path(kept) as temporary:
-        shutil.copyfile(figure, temporary)
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log.jsonl; a last line that a killed run left half-written is dropped."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
-    return rows
-
-
-def best_row(rows: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
-    """The row of a log whose number is lowest, the first of equals; None when no row has it."""
-    return min((row for row in rows if row.get(name) is not None), key=lambda row: row[name], default=None)
-
-
-def refuse_other_settings(path: Path, before: dict, now: dict, may_change: tuple[str, ...]) -> None:
-    """A run goes on only with the settings and input files it was started with.
-
-    Args:
-        path: the checkpoint, for the message.
-        before: made_by record of the checkpoint.
-        now: made_by record of this start.
-        may_change: names of settings that do not change the numbers, such as log intervals.
-
-    Raises:
-        InputError: names the first setting or input file that differs.
-    """
-    for name, value in now["settings"].items():
-        old = before["settings"].get(name)
-        if name not in may_change and old != value:
-            # As they are typed.
-            then, new = (" ".join(map(str, x if isinstance(x, list) else [x])) for x in (old, value))
-            raise InputError(
-                f"{path} was made with {name} = {then}, now it is {new}: "
-                f"give --{name.replace('_', '-')} {then} to go on, or another --out-dir to start anew"
-            )
-    for role, file in now["inputs"].items():
-        if before["inputs"].get(role, {}).get("sha256") != file["sha256"]:
-            raise InputError(
-                f"{path} was made with another {role.replace('_', ' ')} file or folder than {file['path']}: "
-                "give that one to go on, or another --out-dir to start anew"
-            )
-
-
-def refuse_other_config(path: Path, before: dict[str, Any], now: dict[str, Any], data: Path) -> None:
-    """Refuse to go on with other classes or sizes than those of a checkpoint.
-
-    Args:
-        path: the checkpoint.
-        before: its "config".
-        now: the same of the data and settings at hand.
-        data: where the data lie, for the message.
-
-    Raises:
-        InputError: for the first entry that differs.
-    """
-    for name, value in now.items():
-        if (old := before.get(name)) != value:
-            raise InputError(
-                f"{path} was trained with {name} {old}, {data} has {value}: give the data that it was "
-                "trained on to go on, or another --out-dir to start anew"
-            )
-
-
-def earlier_run(
-    last_path: Path,
-    best_path: Path,
-    record: dict[str, Any],
-    config: dict[str, Any],
-    may_change: tuple[str, ...],
-    data: Path,
-    more_state: Mapping[str, tuple[str, type]] | None = None,
-) -> tuple[dict[str, Any] | None, Path, list[str]]:
-    """Read the checkpoint that a run goes on from, and refuse it when it belongs to another run.
-
-    Args:
-        last_path: the last checkpoint.
-        best_path: the best one. When it is lost, no score counts as best: the next validation writes it anew.
-        record: made_by record of this start.
-        config: of the model at hand.
-        may_change: see `refuse_other_settings`.
-        data: see `refuse_other_config`.
-        more_state: see `checkpoints.read_last`.
-
-    Returns:
-        Its content, None when no run has been here; the file it was read from, for messages about it; and
-        what the log is to say.
-
-    Raises:
-        InputError: when it cannot be read, or settings, input files, classes or sizes differ.
-    """
-    last, found_path, note = read_last(last_path, more_state)
-    notes = [note] if note else []
-    if last:
-        refuse_other_settings(found_path, last["made_by"], record, may_change)
-        refuse_other_config(found_path, last["config"], config, data)
-        if last["best"] < float("inf") and not is_whole(best_path):
-            last["best"] = float("inf")
-            notes.append(f"{best_path} is missing or damaged: the next validation writes it anew")
-    return last, found_path, notes
 
 
 def due(done: int, settings: Any) -> tuple[bool, bool, bool]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from models.helpers import scale_boundaries
-from usvar import plots, tokens, training
+from usvar import plots, runs, tokens
 
 # A measure's names in the log: over all tokens and of each scale; and its unit.
 MEASURES = {
@@ -27,8 +27,8 @@ def draw_curves(
         patch_nums: tokens a side of each scale.
         baselines: from `tokens.frequency_scores`: what frequencies alone score, as horizontal lines.
     """
-    rows = training.read_log(folder / "log.jsonl")
-    best = training.best_row(rows, "val_mean")
+    rows = runs.read_log(folder / "log.jsonl")
+    best = runs.best_row(rows, "val_mean")
     marks = {f"lowest on val: step {best['step']}": best["step"]} if best else {}
     lengths = np.diff(scale_boundaries(patch_nums))
 

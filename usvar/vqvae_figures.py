@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from models import VQVAE
-from usvar import images, plots, training
+from usvar import images, plots, runs
 
 
 def draw_curves(folder: Path, patch_nums: Sequence[int], further_losses: Sequence[str]) -> None:
@@ -23,7 +23,7 @@ def draw_curves(folder: Path, patch_nums: Sequence[int], further_losses: Sequenc
         patch_nums: tokens a side of each scale.
         further_losses: names of the losses beside SSE and VQ that have a weight.
     """
-    rows = training.read_log(folder / "log.jsonl")
+    rows = runs.read_log(folder / "log.jsonl")
 
     def series(name: str) -> tuple[list[float], list[float]]:
         chosen = [row for row in rows if row.get(name) is not None]
@@ -125,4 +125,4 @@ def draw_reconstructions(
     columns = ["original", "rebuilt", "error (0 to 64)"]
     title = f"VQ-VAE: validation images after step {step}"
     plots.image_grid(figure, rows, row_names, columns, title, heat_columns=(2,))
-    training.keep_of_step(figure, step)
+    runs.keep_of_step(figure, step)
