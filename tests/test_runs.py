@@ -20,12 +20,13 @@ def test_a_second_run_in_a_folder_is_refused_and_a_dead_one_does_not_block(tmp_p
 def test_log_lines_after_the_checkpoint_are_forgotten(tmp_path):
     run = runs.RunFolder(tmp_path, {})
     for step in (1, 2, 3):
-        run.log({"step": step, "loss": float("inf") if step == 1 else 0.5})
+        run.log({"step": step, "loss": float("inf") if step == 1 else 0.5, "scales": [float("nan"), 1.0]})
     with open(run.log_path, "a") as file:
         file.write('{"step": 4, "lo')  # a killed run's last line
     run.begin(2, [])
     rows = [json.loads(line) for line in run.log_path.read_text().splitlines()]
-    assert rows == [{"step": 1, "loss": None}, {"step": 2, "loss": 0.5}]
+    scales = {"scales": [None, 1.0]}
+    assert rows == [{"step": 1, "loss": None, **scales}, {"step": 2, "loss": 0.5, **scales}]
     run.close()
 
 

@@ -1,6 +1,9 @@
 """Work over all cores, in processes that a signal stops."""
 
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from itertools import islice
@@ -37,7 +40,7 @@ def in_parallel(
             for job in tqdm(jobs, title, total, disable=not total):
                 yield job, work_on(*job)
             return
-        pool = ProcessPoolExecutor(workers, initializer=signals.start_worker)
+        pool = ProcessPoolExecutor(workers, initializer=start_worker)
         try:
             waiting = iter(jobs)
             running = {pool.submit(work_on, *job): job for job in islice(waiting, 16 * workers)}
@@ -52,3 +55,18 @@ def in_parallel(
                         running[pool.submit(work_on, *job)] = job
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def start_worker() -> None:
+    """First call in a process of a pool: leave Ctrl-C to the parent, which stops the pool.
+
+    A parent that is killed cannot stop it: then the process ends by itself, instead of waiting forever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)

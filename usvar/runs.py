@@ -48,7 +48,7 @@ class RunFolder:
         self.writer = SummaryWriter(self.path / "tensorboard", purge_step=step + 1)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append one line to log.jsonl; infinite and missing numbers become null.
+        """Append one line to log.jsonl; numbers that are not finite become null, in lists too.
 
         It reaches the disk before a checkpoint of the same step can. For TensorBoard a list, such as the use
         of each scale, is a scalar for each entry.
@@ -58,9 +58,9 @@ class RunFolder:
                 if isinstance(number, float):
                     label = f"{name}/{i + 1}" if isinstance(value, list) else name
                     self.writer.add_scalar(label, number, row["step"])
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        clean = {name: _finite(value) for name, value in row.items()}
         with full_disk_named(self.log_path), open(self.log_path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(clean) + "\n")
+            file.write(json.dumps(clean, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -82,6 +82,13 @@ class RunFolder:
         if self.writer:
             self.writer.close()
         self._lock.close()
+
+
+def _finite(value: Any) -> Any:
+    """The value, with None in place of numbers that JSON does not know."""
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def end_at_once(run: RunFolder | None, world: World, last_path: Path, best_path: Path, done: str) -> None:

@@ -1,7 +1,6 @@
-"""Ctrl-C and SIGTERM: how a training loop, work in one process and a pool of processes stop in good order."""
+"""Ctrl-C and SIGTERM: how a training loop, and work over a pool of processes, stop in good order."""
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import threading
@@ -81,18 +80,3 @@ def stop_on_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def start_worker() -> None:
-    """First call in a process of a pool: leave Ctrl-C to the parent, which stops the pool.
-
-    A parent that is killed cannot stop it: then the process ends by itself, instead of waiting forever.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)

@@ -187,9 +187,8 @@ def check_shared(settings: Any, processes: int) -> None:
     checks.require(settings, "above 0", "learning_rate", "clip", "read_limit_s")
     checks.require(settings, "0 to 1", "warmup", "final_rate")
     checks.require(settings, "0 to below 1", "betas", "ema_decay")
-    checks.require(settings, "0 or more", "muon_rate", "weight_decay", "max_skipped_steps", "seed")
-    # What PyTorch takes.
-    checks.require(settings, "0 to 9223372036854775807", "seed")
+    checks.require(settings, "0 or more", "muon_rate", "weight_decay", "max_skipped_steps")
+    checks.require(settings, "0 to 9223372036854775807", "seed")  # PyTorch takes 64 bits
     batch, shares = settings.batch_size, processes * settings.accumulate
     if batch % shares:
         raise InputError(
