@@ -138,7 +138,7 @@ class Settings:
     # Largest norm of the gradient.
     clip: float = 2.0
 
-    # Steps that may be left out because loss or gradient is not finite; the next such step stops the run.
+    # Steps that may be skipped because loss or gradient is not finite; the next such step stops the run.
     max_skipped_steps: int = 0
 
     # Decay of the averaged weights that are validated and kept in ar-ckpt-best.pth.
@@ -461,15 +461,15 @@ def main(s: Settings) -> None:
             torch.manual_seed(training.step_seed(s.seed, training.STREAM_NETWORK, step, world.rank))
             batch = [x.to(device, non_blocking=True) for x in batch]
             loss, nats_S, accuracy_S = backward(s, network, vae, batch, spans, dtype)
-            norm, is_made = guard.step(step, rate, loss)
-            training.ema_update(averaged, model, step, s.ema_decay, is_made)
+            norm, is_taken = guard.step(step, rate, loss)
+            training.ema_update(averaged, model, step, s.ema_decay, is_taken)
             progress.update()
 
-            # What is due now. To ask the device which steps were left out is to wait for it: only then.
-            logs, validates, saves = training.due(done, s)
+            # What is due now. To ask the device which steps were skipped is to wait for it: only then.
+            log_due, eval_due, save_due = training.due(done, s)
             stopping = world.any(stop.received is not None)
-            if logs or validates or saves or stopping:
-                ending = training.report_left_out(guard, run, last_path, batch_names)
+            if log_due or eval_due or save_due or stopping:
+                ending = training.report_skipped(guard, run, last_path, batch_names)
                 if ending:
                     # Unless the checkpoint that is here has these weights already.
                     if guard.stopped_at - 1 > start or last is None:
@@ -479,8 +479,8 @@ def main(s: Settings) -> None:
             whole = {"mean": nats_S, "accuracy": accuracy_S}
             whole = {f"train_{key}": mean_over_tokens(x_S, spans) for key, x_S in whole.items()}
             scales = {"train_per_scale": nats_S, "train_accuracy_per_scale": accuracy_S}
-            meter.add(is_made, **whole, **scales, train_last=nats_S[-1], gradient_norm=norm)
-            if logs:
+            meter.add(is_taken, **whole, **scales, train_last=nats_S[-1], gradient_norm=norm)
+            if log_due:
                 means, seconds = meter.read(world)
                 if run and means:
                     run.log({"step": done, **means, "rate": rate, "seconds_per_step": seconds})
@@ -492,7 +492,7 @@ def main(s: Settings) -> None:
                     )
             is_over = done == s.steps
             with meter.paused():
-                if validates:
+                if eval_due:
                     scores = validate(s, averaged, vae, val, world, dtype)
                     is_best = scores["val_mean"] < best
                     best, stale = min(best, scores["val_mean"]), 0 if is_best else stale + 1
@@ -509,7 +509,7 @@ def main(s: Settings) -> None:
                             f"step {done:>6}  val: cross-entropy {scores['val_mean']:.3f} nats a token  "
                             f"last scale {scores['val_last']:.3f}  right {scores['val_accuracy']:.1%}"
                         )
-                if saves or is_over or stopping:
+                if save_due or is_over or stopping:
                     save(done)
             if is_over:
                 break

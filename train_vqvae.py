@@ -162,7 +162,7 @@ class Settings:
     # Largest norm of the gradient of the total per pixel value.
     clip: float = 1.0
 
-    # Steps that may be left out because loss or gradient is not finite; the next such step stops the run.
+    # Steps that may be skipped because loss or gradient is not finite; the next such step stops the run.
     max_skipped_steps: int = 0
 
     # Decay of the averaged weights that are validated and kept in best.pth.
@@ -299,7 +299,7 @@ def backward(
             if discriminator:
                 reconstruction = sse + sum(terms.values())
                 last_layer = model.decoder.conv_out.weight
-                fooling, ratio = losses.fooling_term(
+                generator_loss, ratio = losses.generator_term(
                     discriminator, rebuilt_B3HW, reconstruction, last_layer, world, dtype
                 )
                 with training.autocast(image_B3HW.device, dtype):
@@ -307,7 +307,10 @@ def backward(
                         discriminator, piece_B3HW, rebuilt_B3HW, s.lecam_weight
                     )
                 (own_loss / len(pieces)).backward()
-                found |= {"train_adversarial": s.adversarial_weight * fooling, "adaptive_weight": ratio}
+                found |= {
+                    "train_adversarial": s.adversarial_weight * generator_loss,
+                    "adaptive_weight": ratio,
+                }
                 found |= {"discriminator_loss": own_loss, "scores_real_fake": scores_2}
                 loss = loss + found["train_adversarial"]
             # Per pixel value, so that `clip` means the same at every image size.
@@ -371,7 +374,7 @@ def validate(
     return scores, hits_SV
 
 
-def what_made_it(
+def run_record(
     s: Settings, train_files: images.ImageFiles, val_files: images.ImageFiles, vgg: Path | None
 ) -> dict[str, Any]:
     """The run's record: settings, code revision, and hashes of everything that it reads."""
@@ -480,7 +483,7 @@ def main(s: Settings) -> None:
     side = images.image_size(train_files)
     check(s, side, world.size)
     vgg = losses.vgg_path(s.vgg) if s.perceptual_weight else None
-    record, config = what_made_it(s, train_files, val_files, vgg), model_config(s, side, names)
+    record, config = run_record(s, train_files, val_files, vgg), model_config(s, side, names)
     last_path, best_path = s.out_dir / "last.pth", s.out_dir / "best.pth"
     last, found_path, notes = runs.earlier_run(last_path, best_path, record, config, MAY_CHANGE, s.data_root)
     if last and not s.init_from:
@@ -586,24 +589,24 @@ def main(s: Settings) -> None:
             if active and step == s.adversarial_step:
                 best = float("inf")  # smoother images, from before this loss, would win for good
             numbers = backward(s, network, model, active, perceptual, image_B3HW, world, dtype)
+            loss = (numbers["train_total"] + numbers.get("train_adversarial", 0)) / image_B3HW[0].numel()
             # A discriminator whose gradient is not finite holds back the whole step.
-            loss = numbers["train_total"] + numbers.get("train_adversarial", 0)
-            loss = loss / image_B3HW[0].numel() + 0 * numbers.get("discriminator_norm", 0)
-            norm, is_made = guard.step(step, rate, loss)
+            own_norms = [numbers["discriminator_norm"]] if active else []
+            norm, is_taken = guard.step(step, rate, loss, *own_norms)
             own_hits_SV = model.quantize.ema_vocab_hit_SV
-            own_hits_SV.copy_(torch.where(is_made, own_hits_SV, hits_before_SV))
+            own_hits_SV.copy_(torch.where(is_taken, own_hits_SV, hits_before_SV))
             if active:
-                losses.follow_scores(active, world.mean(numbers["scores_real_fake"]), is_made)
-            training.ema_update(averaged, model, step, s.ema_decay, is_made)
+                losses.update_lecam_averages(active, world.mean(numbers["scores_real_fake"]), is_taken)
+            training.ema_update(averaged, model, step, s.ema_decay, is_taken)
             progress.update()
 
-            # What is due now. To ask the device which steps were left out is to wait for it, so that it is
+            # What is due now. To ask the device which steps were skipped is to wait for it, so that it is
             # asked only when something is due, and before `best` starts anew, for `save` to know the old one.
-            logs, validates, saves = training.due(done, s)
-            revives = s.revive_every and done % s.revive_every == 0 and done <= s.revive_until * s.steps
+            log_due, eval_due, save_due = training.due(done, s)
+            revive_due = s.revive_every and done % s.revive_every == 0 and done <= s.revive_until * s.steps
             stopping = world.any(stop.received is not None)
-            if logs or validates or saves or revives or stopping or done == s.adversarial_step:
-                ending = training.report_left_out(guard, run, last_path, batch_names)
+            if log_due or eval_due or save_due or revive_due or stopping or done == s.adversarial_step:
+                ending = training.report_skipped(guard, run, last_path, batch_names)
                 if ending:
                     # Unless the checkpoint that is here has these weights already.
                     if guard.stopped_at - 1 > start or last is None:
@@ -611,12 +614,12 @@ def main(s: Settings) -> None:
                     break
 
             revived = torch.zeros((), device=device)
-            if revives and is_made:
+            if revive_due and is_taken:
                 seed = training.step_seed(s.seed, training.STREAM_REVIVE, step)
                 revived = revive_codes(model, averaged, optimiser, image_B3HW, world, s.revive_below, seed)
-            meter.add(is_made, **numbers, gradient_norm=norm, revived_codes_per_step=revived)
+            meter.add(is_taken, **numbers, gradient_norm=norm, revived_codes_per_step=revived)
 
-            if logs:
+            if log_due:
                 steps = meter.steps
                 means, seconds = meter.read(world)
                 waiting, waited_s = waited_s / max(1e-9, seconds * steps), 0.0
@@ -629,7 +632,7 @@ def main(s: Settings) -> None:
                         f"{s.batch_size / seconds:7.1f} images/s  waiting {waiting:.1%}"
                     )
             with meter.paused():
-                if validates:
+                if eval_due:
                     scores, hits_SV = validate(s, averaged, val_NHW, world, dtype, perceptual)
                     scores |= recent_use(model, s.batch_size // world.size)
                     is_best = scores["val_total"] < best
@@ -649,7 +652,7 @@ def main(s: Settings) -> None:
                             f"PSNR {scores['val_psnr_db']:.2f} dB  SSIM {scores['val_ssim']:.3f}  "
                             f"codes in use {scores['val_usage_all']:.0%}"
                         )
-                if saves or stopping:
+                if save_due or stopping:
                     save(done)
             if stopping and done < s.steps:
                 text = f"step {done} is in {last_path}; the same command goes on"

@@ -160,8 +160,8 @@ class Step:
     def run(self, image_B3HW: Tensor) -> None:
         """The whole step."""
         loss = self.backward(image_B3HW, self.discriminator)
-        _, is_made = self.guard.step(0, self.settings.learning_rate, loss)
-        training.ema_update(self.averaged, self.model, 0, self.settings.ema_decay, is_made)
+        _, is_taken = self.guard.step(0, self.settings.learning_rate, loss)
+        training.ema_update(self.averaged, self.model, 0, self.settings.ema_decay, is_taken)
 
     def loss_and_gradient(self, image_B3HW: Tensor) -> tuple[float, Tensor]:
         """Both, all gradients in one vector, without the discriminator: its weight is each piece's own."""

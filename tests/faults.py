@@ -132,8 +132,8 @@ class SignalAtStep:
 
         own = training.ema_update
 
-        def update(averaged, model, step, decay, is_made):
-            own(averaged, model, step, decay, is_made)
+        def update(averaged, model, step, decay, is_taken):
+            own(averaged, model, step, decay, is_taken)
             if step == self.step - 1:
                 os.kill(os.getpid(), self.number)
 

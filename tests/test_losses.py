@@ -63,7 +63,7 @@ def test_the_gradient_reaches_decoder_and_encoder(name, model, vgg):
     if name == "perceptual":
         loss = losses.Perceptual(vgg)(image_B3HW, rebuilt_B3HW)
     elif name == "adversarial":
-        loss = losses.fooling(PatchDiscriminator(32)(rebuilt_B3HW))
+        loss = losses.generator_loss(PatchDiscriminator(32)(rebuilt_B3HW))
     else:
         loss = getattr(losses, name)(image_B3HW, rebuilt_B3HW)
     loss.backward()
@@ -120,11 +120,11 @@ def test_hinge_and_lecam_by_hand():
     assert loss.item() == pytest.approx((0.5 + 0) / 2) and means_2.tolist() == [0.5, -2.0]
     with_lecam, _ = losses.discriminator_loss(scores, real, fake, lecam_weight=10)
     assert with_lecam.item() == pytest.approx(0.25 + 10 * ((0.5 + 0.1) ** 2 + (0.3 + 2.0) ** 2), rel=1e-5)
-    losses.follow_scores(scores, torch.full((2,), torch.nan), torch.tensor(False))
+    losses.update_lecam_averages(scores, torch.full((2,), torch.nan), torch.tensor(False))
     assert scores.mean_scores_2.tolist() == pytest.approx([0.3, -0.1])
-    losses.follow_scores(scores, means_2, torch.tensor(True))
+    losses.update_lecam_averages(scores, means_2, torch.tensor(True))
     assert scores.mean_scores_2.tolist() == pytest.approx([0.99 * 0.3 + 0.005, 0.99 * -0.1 - 0.02])
-    assert losses.fooling(scores(fake)).item() == 2.0
+    assert losses.generator_loss(scores(fake)).item() == 2.0
 
 
 def test_the_discriminator_learns_to_tell_and_gives_no_gradient_to_the_images():

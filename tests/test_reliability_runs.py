@@ -161,8 +161,8 @@ class LongCall:
     def __call__(self) -> None:
         own = training.ema_update
 
-        def update(averaged, model, step, decay, is_made):
-            own(averaged, model, step, decay, is_made)
+        def update(averaged, model, step, decay, is_taken):
+            own(averaged, model, step, decay, is_taken)
             if step == 1:
                 if self.is_signalled:
                     os.kill(os.getpid(), signal.SIGINT)
@@ -243,14 +243,16 @@ def weights(out: Path, script: str) -> dict:
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 @pytest.mark.parametrize("script", TRAINERS)
-def test_a_step_that_is_not_finite_stops_the_run_before_it_is_made(script, what, tiny, tmp_path, monkeypatch):
+def test_a_step_that_is_not_finite_stops_the_run_before_it_is_taken(
+    script, what, tiny, tmp_path, monkeypatch
+):
     out = tmp_path / "out"
     chosen = settings_of(script, tiny, out, steps=4, save_every=100, log_every=1)
     straight = settings_of(script, tiny, tmp_path / "straight", steps=4, save_every=2, log_every=1)
     MAINS[script](straight)
     poison(monkeypatch, script, {3}, what)
     with pytest.raises(
-        RunError, match=r"step 3 was not made: .*nonfinite_step_3\.json.*--max-skipped-steps 1"
+        RunError, match=r"step 3 was skipped: .*nonfinite_step_3\.json.*--max-skipped-steps 1"
     ):
         MAINS[script](chosen)
     # The state after step 2 is saved, and it is the one of the run that met no NaN.
@@ -279,7 +281,7 @@ def test_a_step_that_is_not_finite_stops_the_run_before_it_is_made(script, what,
     assert listed["loss" if what == "loss" else "gradient_norm"] in ("nan", "inf")
     # The same command stops again, and has rotated nothing away.
     before = (out / LAST[script]).read_bytes()
-    with pytest.raises(RunError, match="step 3 was not made"):
+    with pytest.raises(RunError, match="step 3 was skipped"):
         MAINS[script](chosen)
     assert (out / LAST[script]).read_bytes() == before
     assert [row["step"] for row in log_without_timings(out) if "note" in row] == [3]
@@ -294,7 +296,7 @@ def test_a_step_that_is_not_finite_is_found_late_and_nothing_after_it_counts(
     at_once = settings_of(script, tiny, tmp_path / "at_once", steps=6, save_every=100, log_every=1)
     poison(monkeypatch, script, {3}, "loss")
     for chosen in (late, at_once):
-        with pytest.raises(RunError, match="step 3 was not made"):
+        with pytest.raises(RunError, match="step 3 was skipped"):
             MAINS[script](chosen)
     late, at_once = (read_checkpoint(tmp_path / name / LAST[script]) for name in ("late", "at_once"))
     for key in ("model", "ema", "step", "skipped", "best"):
@@ -306,7 +308,7 @@ def test_a_step_that_is_not_finite_is_found_late_and_nothing_after_it_counts(
 @pytest.mark.parametrize("script", TRAINERS)
 def test_a_first_step_that_is_not_finite_leaves_the_start_behind(script, tiny, tmp_path, monkeypatch):
     poison(monkeypatch, script, {1}, "loss")
-    with pytest.raises(RunError, match="step 1 was not made"):
+    with pytest.raises(RunError, match="step 1 was skipped"):
         MAINS[script](settings_of(script, tiny, tmp_path / "out", steps=2))
     monkeypatch.undo()
     assert read_checkpoint(tmp_path / "out" / LAST[script])["step"] == 0
@@ -322,7 +324,7 @@ def test_a_stated_number_of_steps_may_be_skipped(script, tiny, tmp_path, monkeyp
     runs = {"steps": 4, "save_every": 100, "log_every": 4}
     MAINS[script](settings_of(script, tiny, tmp_path / "two", max_skipped_steps=2, **runs))
     assert read_checkpoint(tmp_path / "two" / LAST[script])["skipped"] == 2
-    with pytest.raises(RunError, match=r"step 4 was not made.*--max-skipped-steps 2"):
+    with pytest.raises(RunError, match=r"step 4 was skipped.*--max-skipped-steps 2"):
         MAINS[script](settings_of(script, tiny, tmp_path / "one", max_skipped_steps=1, **runs))
     content = read_checkpoint(tmp_path / "one" / LAST[script])
     assert content["step"] == 3 and content["skipped"] == 1
@@ -337,8 +339,8 @@ def test_an_optimiser_s_step_on_a_nan_is_not_made():
     before = model.weight.detach().clone()
     loss = (model(torch.ones(1, 2)) * float("nan")).sum()
     loss.backward()
-    norm, is_made = guard.step(0, 0.1, loss)
-    assert not is_made and norm.isnan() and torch.equal(model.weight, before) and model.weight.grad is None
+    norm, is_taken = guard.step(0, 0.1, loss)
+    assert not is_taken and norm.isnan() and torch.equal(model.weight, before) and model.weight.grad is None
 
 
 def test_a_step_that_is_bad_in_another_process_is_not_made():
@@ -355,7 +357,7 @@ def test_a_step_that_is_bad_in_another_process_is_not_made():
     assert not guard.step(0, 0.1, loss)[1] and torch.equal(model.weight, before)
 
 
-def test_after_the_step_that_was_one_too_many_none_is_made_however_late_it_is_asked_for():
+def test_after_the_step_that_was_one_too_many_none_is_taken_however_late_it_is_asked_for():
     """Steps 1 and 3 are bad and one may be; 4 and 5 are good, but the weights must be those before step 3."""
     model = torch.nn.Linear(2, 1)
     optimiser = torch.optim.AdamW(model.parameters(), fused=True)

@@ -252,9 +252,9 @@ def whole_step(tiny_tokens: Path, tiny_vqvae: Path, out: Path, device: torch.dev
 
     def step() -> None:
         loss, nats_S, _ = train_var.backward(s, model, vae, batch, spans, dtype)
-        norm, is_made = guard.step(0, 1e-3, loss)
-        training.ema_update(averaged, model, 0, 0.9, is_made)
-        meter.add(is_made, nats=nats_S, norm=norm)
+        norm, is_taken = guard.step(0, 1e-3, loss)
+        training.ema_update(averaged, model, 0, 0.9, is_taken)
+        meter.add(is_taken, nats=nats_S, norm=norm)
 
     return step
 

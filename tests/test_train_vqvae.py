@@ -82,8 +82,8 @@ def stopped_after(done: int, number: int) -> Iterator[None]:
     """In the block, this process gets a signal after so many steps, before they are saved."""
     own = training.ema_update
 
-    def interrupt(averaged, model, step, decay, is_made):
-        own(averaged, model, step, decay, is_made)
+    def interrupt(averaged, model, step, decay, is_taken):
+        own(averaged, model, step, decay, is_taken)
         if step == done - 1:
             os.kill(os.getpid(), number)
 
@@ -230,7 +230,7 @@ def test_a_loss_without_weight_costs_nothing(tiny_data, tmp_path, monkeypatch):
     for name in (
         "l1",
         "dissimilarity",
-        "fooling",
+        "generator_loss",
         "discriminator_loss",
         "adaptive_weight",
         "Perceptual",
@@ -257,7 +257,7 @@ def test_a_discriminator_without_a_number_holds_back_the_step(tiny_data, tmp_pat
         return loss * float("nan"), scores_2
 
     monkeypatch.setattr(losses, "discriminator_loss", poisoned)
-    with pytest.raises(RunError, match="step 2 was not made"):
+    with pytest.raises(RunError, match="step 2 was skipped"):
         train_vqvae.main(settings(tiny_data, tmp_path, **ALL_LOSSES))
     kept = read_checkpoint(tmp_path / "last.pth")
     assert kept["step"] == 1 and all(tensor.isfinite().all() for tensor in kept["discriminator"].values())
@@ -629,10 +629,10 @@ def test_a_step_does_not_wait_for_the_device(device, tmp_path):
         image_B3HW = images.to_model_range(pixels, world.device)
         image_B3HW = augment(image_B3HW, parameters.to(device, non_blocking=True))
         numbers = train_vqvae.backward(s, model, model, discriminator, None, image_B3HW, world, dtype)
-        norm, is_made = guard.step(0, 1e-3, numbers["train_total"] + numbers["train_adversarial"])
-        losses.follow_scores(discriminator, numbers["scores_real_fake"], is_made)
-        training.ema_update(averaged, model, 0, 0.9, is_made)
-        meter.add(is_made, **numbers, norm=norm)
+        norm, is_taken = guard.step(0, 1e-3, numbers["train_total"] + numbers["train_adversarial"])
+        losses.update_lecam_averages(discriminator, numbers["scores_real_fake"], is_taken)
+        training.ema_update(averaged, model, 0, 0.9, is_taken)
+        meter.add(is_taken, **numbers, norm=norm)
 
     step()  # what is made once is made here
     if device == "cuda":

@@ -144,12 +144,12 @@ def test_the_meter_goes_on_from_its_state():
     assert second.steps == 0
 
 
-def test_the_meter_leaves_out_steps_that_were_not_made():
-    meter, left_out = training.Meter(), torch.tensor(False)
-    meter.add(left_out, loss=torch.tensor(float("nan")))
+def test_the_meter_leaves_out_steps_that_were_skipped():
+    meter, skipped = training.Meter(), torch.tensor(False)
+    meter.add(skipped, loss=torch.tensor(float("nan")))
     assert meter.read(ALONE)[0] == {}
-    for is_made, value in ((MADE, 1.0), (left_out, float("inf")), (MADE, 5.0)):
-        meter.add(is_made, loss=torch.tensor(value))
+    for is_taken, value in ((MADE, 1.0), (skipped, float("inf")), (MADE, 5.0)):
+        meter.add(is_taken, loss=torch.tensor(value))
     assert meter.state_dict(ALONE)["steps"] == 2 and meter.read(ALONE)[0] == {"loss": 3.0}
 
 

@@ -276,7 +276,7 @@ def _train(shape: Shape, num_outputs: int, loss_of, steps: int, seed: int, devic
     """The loop of both; `loss_of(net, step)` gives the loss of a step.
 
     Raises:
-        RunError: at the first step whose loss or gradient is not finite; that step is not made.
+        RunError: at the first step whose loss or gradient is not finite; that step is skipped.
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -288,10 +288,10 @@ def _train(shape: Shape, num_outputs: int, loss_of, steps: int, seed: int, devic
             loss.backward()
             rate = training.learning_rate(step, PEAK_RATE, max(1, steps // 20), steps, 0.0)
             guard.step(step, rate, loss)
-        for left_out in guard.read():
+        for skipped_step in guard.read():
             raise RunError(
-                f"a network of the evaluation cannot be trained: at step {left_out.step} of {steps} its loss "
-                f"is {left_out.loss:g}, the norm of its gradient {left_out.norm:g}; nothing of it is kept: "
+                f"a network of the evaluation cannot be trained: at step {skipped_step.step} of {steps} its loss "
+                f"is {skipped_step.loss:g}, the norm of its gradient {skipped_step.norm:g}; nothing of it is kept: "
                 "give another --seed, or --device cpu if this was a GPU"
             )
     return net.requires_grad_(False).eval()

@@ -142,7 +142,7 @@ def vgg_path(given: Path | None) -> Path | None:
     return given or (cached if cached.is_file() else None)
 
 
-def fooling(score_B1hw: Tensor) -> Tensor:
+def generator_loss(score_B1hw: Tensor) -> Tensor:
     """The generator's side of the hinge loss: low when rebuilt images are taken for real ones."""
     return -score_B1hw.float().mean()
 
@@ -168,7 +168,7 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
     return (norms[0] / (norms[1] + 1e-6)).clamp(max=LARGEST_ADAPTIVE)
 
 
-def fooling_term(
+def generator_term(
     discriminator: PatchDiscriminator,
     rebuilt_B3HW: Tensor,
     reconstruction: Tensor,
@@ -192,7 +192,7 @@ def fooling_term(
     values = rebuilt_B3HW[0].numel()
     discriminator.requires_grad_(False)
     with autocast(rebuilt_B3HW.device, dtype):
-        loss = fooling(discriminator(rebuilt_B3HW))
+        loss = generator_loss(discriminator(rebuilt_B3HW))
     ratio = adaptive_weight(reconstruction / values, loss, last_layer, world)
     discriminator.requires_grad_(True)
     return ratio * values * loss, ratio
@@ -214,7 +214,7 @@ def discriminator_loss(
         lecam_weight: 0 leaves the term out.
 
     Returns:
-        The loss, and (2,) the mean scores of real and of rebuilt images, for `follow_scores`.
+        The loss, and (2,) the mean scores of real and of rebuilt images, for `update_lecam_averages`.
     """
     real, fake = (discriminator(x.detach()).float() for x in (image_BCHW, rebuilt_BCHW))
     loss = (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
@@ -226,7 +226,7 @@ def discriminator_loss(
 
 
 @torch.no_grad()
-def follow_scores(discriminator: PatchDiscriminator, scores_2: Tensor, is_made: Tensor) -> None:
-    """Move the averages that LeCam compares with toward the newest mean scores, if the step was made."""
+def update_lecam_averages(discriminator: PatchDiscriminator, scores_2: Tensor, is_taken: Tensor) -> None:
+    """Move the averages that LeCam compares with toward the newest mean scores, if the step was taken."""
     means_2 = discriminator.mean_scores_2
-    means_2.copy_(torch.where(is_made, means_2.lerp(scores_2, 1 - SCORE_DECAY), means_2))
+    means_2.copy_(torch.where(is_taken, means_2.lerp(scores_2, 1 - SCORE_DECAY), means_2))

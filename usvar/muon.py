@@ -135,10 +135,10 @@ class Muon(torch.optim.AdamW):
         decay = torch.full((), group["lr"] * group["weight_decay"], device=step_NOI.device)
         if self.found_inf is not None:
             # Of a gradient that is not finite nothing may stay: where and no product, for 0 times NaN is NaN.
-            is_left_out = self.found_inf > 0
-            new_NOI = torch.where(is_left_out, old_NOI, new_NOI)
-            step_NOI = torch.where(is_left_out, 0.0, step_NOI)
-            decay = torch.where(is_left_out, 0.0, decay)
+            is_skipped = self.found_inf > 0
+            new_NOI = torch.where(is_skipped, old_NOI, new_NOI)
+            step_NOI = torch.where(is_skipped, 0.0, step_NOI)
+            decay = torch.where(is_skipped, 0.0, decay)
         length = group["lr"] * group["muon_rate"] * ADAMW_RMS * max(step_NOI.shape[1:]) ** 0.5
         torch._foreach_copy_(momenta, [x.view_as(p) for x, p in zip(new_NOI, parameters, strict=True)])
         torch._foreach_mul_(parameters, 1 - decay)

@@ -117,7 +117,7 @@ class BalancedSampler:
 
 @torch.no_grad()
 def ema_update(
-    averaged: nn.Module, model: nn.Module, step: int, decay: float, is_made: Tensor | bool = True
+    averaged: nn.Module, model: nn.Module, step: int, decay: float, is_taken: Tensor | bool = True
 ) -> None:
     """Move the averaged weights toward the model's; buffers are copied.
 
@@ -129,14 +129,14 @@ def ema_update(
         model: the trained one.
         step: from 0.
         decay: share of the average that stays.
-        is_made: where it is False on the device, the average stays as it is.
+        is_taken: where it is False on the device, the average stays as it is.
     """
     own, new = list(averaged.parameters()), list(model.parameters())
     if decay == 0:
         torch._foreach_copy_(own, new)  # exactly, which the sum below is not
     else:
         change = torch._foreach_sub(new, own)
-        torch._foreach_mul_(change, (1 - min(decay, (1 + step) / (10 + step))) * is_made)
+        torch._foreach_mul_(change, (1 - min(decay, (1 + step) / (10 + step))) * is_taken)
         torch._foreach_add_(own, change)
     for target, source in zip(averaged.buffers(), model.buffers(), strict=True):
         target.copy_(source)
@@ -244,8 +244,8 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """A step that was not made: its number from 1, loss, norm of the gradient, how many there were before."""
+class SkippedStep:
+    """A skipped step: its number from 1, loss, norm of the gradient, how many were skipped before it."""
 
     step: int
     loss: float
@@ -254,19 +254,19 @@ class LeftOut:
 
 
 class StepGuard:
-    """Makes the optimiser's steps, and leaves out those whose loss or gradient is not finite in any process.
+    """Takes the optimiser's steps, and skips those whose loss or gradient is not finite in any process.
 
     One such step would make every weight a NaN for good. To ask after each whether it was finite, the host
-    would wait for the device and leave it without work. So the device decides by itself, and makes no step
-    any more once too many were left out: however late `read` asks, the weights are those before that step.
+    would wait for the device and leave it without work. So the device decides by itself, and takes no step
+    any more once too many were skipped: however late `read` asks, the weights are those before that step.
 
     Args:
         parameters: whose gradients are clipped together.
-        optimiser: a fused one, which can leave out a step on the device.
+        optimiser: a fused one, which can skip a step on the device.
         clip: largest norm of the gradient.
         world: all processes.
-        allowed: steps that may be left out in the whole run.
-        skipped: steps that were left out before this start.
+        allowed: steps that may be skipped in the whole run.
+        skipped: steps that were skipped before this start.
     """
 
     def __init__(
@@ -282,58 +282,59 @@ class StepGuard:
         self.allowed, self.skipped = allowed, skipped
         # The step, from 1, that was one too many, once `read` has found it; skipped does not count it.
         self.stopped_at: int | None = None
-        # Step by step since the last look: its number, and loss, norm and whether it was made, on the device.
+        # Step by step since the last look: its number, and loss, norm and whether it was taken, on the device.
         self._seen: list[tuple[int, Tensor]] = []
-        self._left_out = torch.tensor(float(skipped), device=world.device)
+        self._skipped = torch.tensor(float(skipped), device=world.device)
 
-    def step(self, step: int, rate: float, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """Set the rate, clip the gradients, make the step if all is finite, and clear the gradients.
+    def step(self, step: int, rate: float, loss: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+        """Set the rate, clip the gradients, take the step if all is finite, and clear the gradients.
 
         Args:
             step: from 0.
             rate: learning rate.
             loss: a scalar.
+            others: further scalars that must be finite, such as the norm of another network's gradient.
 
         Returns:
-            The norm before clipping, and whether the step was made: bool (), both on the device.
+            The norm before clipping, and whether the step was taken: bool (), both on the device.
         """
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
         loss = loss.detach()
-        bad = self.world.sum(1 - (norm + loss).isfinite().float()) > 0
-        is_stopped = self._left_out > self.allowed
-        is_made = ~bad & ~is_stopped
-        self._left_out += bad & ~is_stopped
+        bad = self.world.sum(1 - sum((norm, loss, *others)).isfinite().float()) > 0
+        is_stopped = self._skipped > self.allowed
+        is_taken = ~bad & ~is_stopped
+        self._skipped += bad & ~is_stopped
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         # How torch.amp.GradScaler tells a fused optimiser to leave weights, momenta and its count alone.
-        self.optimiser.found_inf = (~is_made).float()
+        self.optimiser.found_inf = (~is_taken).float()
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        self._seen.append((step, torch.stack([loss, norm, is_made.float()])))
-        return norm, is_made
+        self._seen.append((step, torch.stack([loss, norm, is_taken.float()])))
+        return norm, is_taken
 
-    def read(self) -> list[LeftOut]:
-        """The steps that were left out since the last call, the one too many last; waits for the device."""
-        found = torch.stack([numbers_3 for _, numbers_3 in self._seen]).tolist() if self._seen else []
+    def read(self) -> list[SkippedStep]:
+        """The steps that were skipped since the last call, the one too many last; waits for the device."""
+        seen = torch.stack([numbers_3 for _, numbers_3 in self._seen]).tolist() if self._seen else []
         bad = [
             (step + 1, loss, norm)
-            for (step, _), (loss, norm, is_made) in zip(self._seen, found, strict=True)
-            if not is_made
+            for (step, _), (loss, norm, is_taken) in zip(self._seen, seen, strict=True)
+            if not is_taken
         ]
         self._seen.clear()
         remaining = self.allowed - self.skipped
-        # After the one too many, no step was made whatever its numbers.
-        left_out = [LeftOut(*numbers, self.skipped + i) for i, numbers in enumerate(bad[: remaining + 1])]
+        # After the one too many, no step was taken whatever its numbers.
+        skipped = [SkippedStep(*numbers, self.skipped + i) for i, numbers in enumerate(bad[: remaining + 1])]
         if len(bad) > remaining:
-            self.stopped_at = left_out[-1].step
+            self.stopped_at = skipped[-1].step
         self.skipped += min(len(bad), remaining)
-        return left_out
+        return skipped
 
 
-def report_left_out(
+def report_skipped(
     guard: StepGuard, run: RunFolder | None, last_path: Path, names: Callable[[int], Sequence[str]]
 ) -> RunError | None:
-    """Write down what steps were left out since the last call, with the files of their batches.
+    """Write down what steps were skipped since the last call, with the files of their batches.
 
     Args:
         guard: the device is waited for.
@@ -345,17 +346,17 @@ def report_left_out(
         Why the run must stop; None when it may go on.
     """
     text = ""
-    for left_out in guard.read():
-        file_name = f"nonfinite_step_{left_out.step}.json"
+    for skipped in guard.read():
+        file_name = f"nonfinite_step_{skipped.step}.json"
         text = (
-            f"step {left_out.step} was not made: its loss is {left_out.loss:g}, the norm of its gradient "
-            f"{left_out.norm:g}; the batch's files are in {file_name}"
+            f"step {skipped.step} was skipped: its loss is {skipped.loss:g}, the norm of its gradient "
+            f"{skipped.norm:g}; the batch's files are in {file_name}"
         )
         if run:
-            numbers = {"loss": f"{left_out.loss}", "gradient_norm": f"{left_out.norm}"}
-            numbers |= {"skipped_before": left_out.before, "batch": [*names(left_out.step - 1)]}
-            write_json(run.path / file_name, {"step": left_out.step, **numbers})
-            run.note(left_out.step, text)
+            numbers = {"loss": f"{skipped.loss}", "gradient_norm": f"{skipped.norm}"}
+            numbers |= {"skipped_before": skipped.before, "batch": [*names(skipped.step - 1)]}
+            write_json(run.path / file_name, {"step": skipped.step, **numbers})
+            run.note(skipped.step, text)
     if guard.stopped_at is None:
         return None
     return RunError(
@@ -374,12 +375,12 @@ class Meter:
         self.steps = 0
         self.started = time.perf_counter()
 
-    def add(self, is_made: Tensor, **values: Tensor) -> None:
-        """Add a step's numbers, tensors of one element or of one axis, unless the step was not made."""
+    def add(self, is_taken: Tensor, **values: Tensor) -> None:
+        """Add a step's numbers, tensors of one element or of one axis, unless the step was skipped."""
         for name, value in values.items():
-            value = torch.where(is_made, value.detach().float(), 0)
+            value = torch.where(is_taken, value.detach().float(), 0)
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.made = self.made + is_made.long()
+        self.made = self.made + is_taken.long()
         self.steps += 1
 
     def state_dict(self, world: World) -> dict[str, Any]:
@@ -409,7 +410,7 @@ class Meter:
 
         Returns:
             A number for each name, or a list of numbers where tensors of several elements were added; nothing
-            when no step was made.
+            when no step was taken.
         """
         made = int(self.made)
         means = {name: world.mean(x / made).tolist() for name, x in self.sums.items()} if made else {}
