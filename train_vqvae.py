@@ -454,7 +454,8 @@ def begin(
         notes = [f"started from {s.init_from}: {kept}"]
     if s.codebook_start_images and new_V.any():
         model.eval()
-        features_BChw = torch.cat([encode(model, image_B3HW, world) for image_B3HW in batches])
+        features = [encode(model, image_B3HW, world, s.accumulate) for image_B3HW in batches]
+        features_BChw = torch.cat(features)
         start_codebook(model, features_BChw, s.seed, new_V)
         world.take_from_main(model.quantize.embedding.weight.data)
     return notes
@@ -603,9 +604,11 @@ def main(s: Settings) -> None:
             # What is due now. To ask the device which steps were skipped is to wait for it, so that it is
             # asked only when something is due, and before `best` starts anew, for `save` to know the old one.
             log_due, eval_due, save_due = training.due(done, s)
+            if discriminator and done == s.adversarial_step:
+                log_due = True  # means over steps with and without its loss would be those of neither
             revive_due = s.revive_every and done % s.revive_every == 0 and done <= s.revive_until * s.steps
             stopping = world.any(stop.received is not None)
-            if log_due or eval_due or save_due or revive_due or stopping or done == s.adversarial_step:
+            if log_due or eval_due or save_due or revive_due or stopping:
                 ending = training.report_skipped(guard, run, last_path, batch_names)
                 if ending:
                     # Unless the checkpoint that is here has these weights already.
@@ -616,7 +619,9 @@ def main(s: Settings) -> None:
             revived = torch.zeros((), device=device)
             if revive_due and is_taken:
                 seed = training.step_seed(s.seed, training.STREAM_REVIVE, step)
-                revived = revive_codes(model, averaged, optimiser, image_B3HW, world, s.revive_below, seed)
+                revived = revive_codes(
+                    model, averaged, optimiser, image_B3HW, world, s.revive_below, seed, s.accumulate
+                )
             meter.add(is_taken, **numbers, gradient_norm=norm, revived_codes_per_step=revived)
 
             if log_due:

@@ -20,7 +20,7 @@ var_size=(--depth 6 --width 256 --heads 4 --batch-size 32 --steps 1500 --learnin
     --log-every 20 --eval-every 100 --save-every 100)
 judges=(--extractor-steps 400 --classifier-steps 200 --extractor-pixels 128)
 evaluation_size=(--images-per-class 16 --likelihood-images 400)
-sweep_size=(--images-per-class 12 --cfg 0 1.5 3 --top-p 0.95 --top-k 0 --temperature 0.9 1 --prefix-tokens 0 14 55)
+sweep_size=(--images-per-class 12 --cfg 0 1.5 3 5 --top-p 0.95 --top-k 0 --temperature 0.9 1 --prefix-tokens 0 14 55)
 if [[ $SMOKE == 1 ]]; then
     record=$out/record size=32 views=2 per_class=1
     box=(8 8 24 24)

@@ -4,13 +4,15 @@
         --shown Liver-Benign Liver-Malignant Liver-Normal Thyroid-Nodule-DDTI
 
 Writes <out-dir>/<stage>/: numbers.json (date, seconds, device, code revision, command, numbers),
-settings.json, log.jsonl (every validation and some lines of training) and figures of at most 200 kB.
+settings.json, log.jsonl (every validation and some lines of training), output.txt (the last lines of what
+was printed) and figures of at most 200 kB.
 Figures with real pictures are copied only of the classes in --shown. Paths of this machine are cut to their
 last name. Give the command on the machine that the run took place on: it names the device.
 """
 
 import csv
 import json
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -50,7 +52,7 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     # Copied only when all classes in them are in --shown, see `real_classes`.
     "samples": ((), (), ("sweep_tp.png", "sweep_nop.png")),
     "variety": ((), ("variety_*.png",), ()),
-    "edits": (("edit.json",), (), ("before_after.png",)),
+    **dict.fromkeys(("edits", "edits_outside"), (("edit.json",), (), ("before_after.png",))),
     **dict.fromkeys(
         ("evaluation", "evaluation_deep"),
         (
@@ -84,6 +86,7 @@ COMMANDS = {
 }
 MOST_BYTES = 200_000
 LOG_ROWS = 150
+OUTPUT_LINES = 60
 # Longer ones are curves, or have one entry an image: no numbers to read.
 MOST_ENTRIES = {list: 24, dict: 64}
 
@@ -145,6 +148,8 @@ def record(s: Settings, stage: str) -> None:
         rows = read_log(source / "log.jsonl")
         write_text(target / "log.jsonl", "".join(json.dumps(row) + "\n" for row in thinned(rows)))
         numbers |= validated(rows, best_step)
+    if lines := printed_by(s.run / "commands", stage):
+        write_text(target / "output.txt", "\n".join(lines) + "\n")
     about = {
         **command_of(s, stage),
         "device": s.device or device_in_words(),
@@ -168,7 +173,8 @@ def real_classes(source: Path, stage: str, made_by: dict[str, Any]) -> set[str]:
     """Classes of the real pictures in figures that do not name their class."""
     if stage == "samples":
         return {path.name for path in source.glob("scale_*/*/*") if path.is_dir()}
-    return {Path(made_by["settings"]["image"]).parent.name} if stage == "edits" and made_by else set()
+    is_edit = stage.startswith("edits") and made_by
+    return {Path(made_by["settings"]["image"]).parent.name} if is_edit else set()
 
 
 def prepared(source: Path) -> dict[str, Any]:
@@ -233,6 +239,14 @@ def command_of(s: Settings, stage: str) -> dict[str, Any]:
         # Of all pieces.
         "seconds": sum(int(row[2]) for row in taken) if taken else None,
     }
+
+
+def printed_by(commands: Path, stage: str) -> list[str]:
+    """The last lines that a stage printed, of a progress bar its last state, without absolute paths."""
+    logs = [commands / f"{name}.log" for name in COMMANDS.get(stage, (stage,))]
+    text = b"".join(path.read_bytes() for path in logs if path.is_file()).decode(errors="replace")
+    lines = [line.rstrip().rsplit("\r", 1)[-1] for line in text.split("\n")]
+    return [re.sub(r"(?<![\w.])/(?:[^\s/:]+/)+", "", line) for line in lines if line][-OUTPUT_LINES:]
 
 
 def newest(folder: Path) -> str:

@@ -20,7 +20,8 @@ DRY=${DRY:-0}
 MAY_FAIL=0
 
 # stage NAME FILE COMMAND...: FILE is what a finished stage leaves, "-" where the script sees by itself that
-# nothing is to do. MAY_FAIL=1 before it: what comes after does not need it. The command goes to commands/NAME.txt, start, seconds and exit code to commands/times.csv.
+# nothing is to do. MAY_FAIL=1 before it: what comes after does not need it. The command goes to
+# commands/NAME.txt, what it prints to commands/NAME.log as well, start, seconds and exit code to commands/times.csv.
 stage() {
     local name=$1 finished=$2 given_up=$out/commands/$1.given_up limit=() code=0
     shift 2
@@ -49,7 +50,8 @@ stage() {
     printf '%q ' "$@" | sed 's/ $/\n/' >"$out/commands/$name.txt"
     local start=$SECONDS date
     date=$(date -u +%FT%TZ)
-    "${limit[@]}" "$@" || code=$?
+    # Ctrl-C is for the script: its last words still have to be written down.
+    "${limit[@]}" "$@" 2>&1 | tee -ia "$out/commands/$name.log" || code=$?
     echo "$name,$date,$((SECONDS - start)),$code" >>"$out/commands/times.csv"
     if [[ $code == 143 ]]; then
         # A measurement that a whole piece is too short for would fill every piece and hold up what comes after.
@@ -68,6 +70,11 @@ again() {
     exit 143
 }
 
+# The first picture of a class in val.
+first_of() {
+    { find "$data/val/$1" -name '*.png' 2>/dev/null || true; } | sort | head -n 1
+}
+
 # What follows the training, from the sampling's settings to the evaluation; sizes and the classes that may be
 # shown are variables of the recipe.
 sample_and_evaluate() {
@@ -78,11 +85,14 @@ sample_and_evaluate() {
         --images-per-class "$per_class" --variety 0
     stage variety - python sample_var.py "${models[@]}" --tokens-dir "$out/tokens" --out-dir "$out/variety" \
         --settings-from "$sweep/chosen.json" --modes plain --images-per-class "$per_class" --variety "$variety"
-    # A healthy liver, and in the box what the transformer takes for a tumour.
-    local image
-    image=$({ find "$data/val/Liver-Normal" -name '*.png' 2>/dev/null || true; } | sort | head -n 1)
-    stage edits "$out/edits/edit.json" python edit_var.py "${models[@]}" --image "$image" --class-name Liver-Malignant \
-        --box "${box[@]}" --settings-from "$sweep/chosen.json" --out-dir "$out/edits" --variants 4
+    # In-painting: a healthy liver, and in the box what the transformer takes for a tumour. Out-painting: what may
+    # lie around the middle of a thyroid with a nodule.
+    stage edits "$out/edits/edit.json" python edit_var.py "${models[@]}" --image "$(first_of Liver-Normal)" \
+        --class-name Liver-Malignant --box "${box[@]}" --settings-from "$sweep/chosen.json" --out-dir "$out/edits" \
+        --variants 4
+    stage edits_outside "$out/edits_outside/edit.json" python edit_var.py "${models[@]}" \
+        --image "$(first_of Thyroid-Nodule-DDTI)" --class-name Thyroid-Nodule-DDTI --box "${box[@]}" --outside True \
+        --settings-from "$sweep/chosen.json" --out-dir "$out/edits_outside" --variants 4
     stage evaluation "$out/evaluation/report.html" python evaluate_var.py --data-root "$data" "${models[@]}" \
         --tokens-dir "$out/tokens" --out-dir "$out/evaluation" --settings-from "$sweep/chosen.json" \
         --judges "$sweep/judges.pth" "${evaluation_size[@]}" "${judges[@]}"

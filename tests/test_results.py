@@ -470,6 +470,8 @@ def test_the_first_stages_run_at_their_smallest_size(raw_root, tmp_path):
     assert done.returncode == 0, done.stderr
     numbers = json.loads((tmp_path / "run" / "record" / "var" / "numbers.json").read_text())
     assert numbers["numbers"]["best_on_val"]["val_mean"] > 0 and numbers["seconds"] >= 0
+    printed = (tmp_path / "run" / "record" / "var" / "output.txt").read_text()
+    assert printed.splitlines()[-1].startswith("done: ") and str(tmp_path) not in printed
     numbers = json.loads((tmp_path / "run" / "record" / "tokens" / "numbers.json").read_text())["numbers"]
     used, pictures = numbers["share_of_codes_in_use"], numbers["pictures"]
     assert used["1 x 1"] <= used["all"] <= 1 and pictures == len(

@@ -473,6 +473,20 @@ def test_the_codebook_starts_where_the_features_are():
     assert after[0] >= 8 and sum(after) > 2 * sum(before), (before, after)
 
 
+@pytest.mark.parametrize(("count", "of_scales"), [(8, [3, 3, 2]), (18, [4, 7, 7]), (64, [4, 16, 44])])
+def test_codes_start_from_different_vectors_of_every_scale(count, of_scales):
+    """Drawn with replacement, 547 of 1,029 from eight images differed; a twin is never looked up."""
+    model = untrained()
+    features_BChw = torch.randn(4, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    drawn_NC = codebook.looked_up_vectors(model, features_BChw, count, seed=0)
+    assert len(drawn_NC.unique(dim=0)) == len(drawn_NC) == count
+    found = [
+        int((drawn_NC[:, None] == vectors_NC).all(2).any(1).sum())
+        for vectors_NC in model.quantize.residuals(features_BChw)
+    ]
+    assert found == of_scales
+
+
 def test_unused_codes_are_replaced_everywhere():
     model, averaged = untrained(), untrained()
     optimiser = torch.optim.AdamW(model.parameters())

@@ -11,26 +11,43 @@ from usvar.distributed import World
 
 
 @torch.no_grad()
-def encode(model: VQVAE, image_B3HW: Tensor, world: World) -> Tensor:
-    """Latent maps of the global batch, (B, C, h, w) float32, the same on every process."""
-    return world.gather(model.img_to_features(image_B3HW).float())
+def encode(model: VQVAE, image_B3HW: Tensor, world: World, pieces: int = 1) -> Tensor:
+    """Latent maps of the global batch, (B, C, h, w) float32, the same on every process.
+
+    Args:
+        image_B3HW: this process's part of the batch.
+        pieces: in how many the encoder takes it, for memory's sake.
+    """
+    features = [model.img_to_features(piece_B3HW).float() for piece_B3HW in image_B3HW.chunk(pieces)]
+    return world.gather(torch.cat(features))
 
 
-def looked_up_vectors(model: VQVAE, features_BChw: Tensor, per_scale: int, seed: int) -> Tensor:
-    """Vectors that images look up in the codebook, as many from each scale.
+def looked_up_vectors(model: VQVAE, features_BChw: Tensor, count: int, seed: int) -> Tensor:
+    """Different vectors that images look up in the codebook, as many from each scale as it has.
 
     The finest scale looks up 256 times as many vectors as the coarsest; drawn in proportion, it alone would
-    shape the codebook and the coarse scales would collapse to a few codes.
+    shape the codebook and the coarse scales would collapse to a few codes. None is drawn twice: of two equal
+    codes, the second is never looked up.
+
+    Args:
+        model: its codes of coarser scales decide what finer scales look up.
+        features_BChw: latent maps of the images.
+        count: how many vectors are wanted.
+        seed: of the choice.
 
     Returns:
-        (S * per_scale, C).
+        (count, C), or all vectors there are if these are fewer.
     """
     generator = torch.Generator().manual_seed(seed)
-    chosen = []
-    for vectors_NC in model.quantize.residuals(features_BChw):
-        rows = torch.randint(len(vectors_NC), (per_scale,), generator=generator)
-        chosen.append(vectors_NC[rows.to(vectors_NC.device)])
-    return torch.cat(chosen)
+    vectors_of_scale = model.quantize.residuals(features_BChw)
+    shuffled = [
+        vectors_NC[torch.randperm(len(vectors_NC), generator=generator).to(vectors_NC.device)]
+        for vectors_NC in vectors_of_scale
+    ]
+    # In turn, one from each scale that has one left.
+    turn_N = torch.cat([torch.arange(len(vectors_NC)) for vectors_NC in shuffled])
+    order_N = turn_N.sort(stable=True).indices[:count]
+    return torch.cat(shuffled)[order_N.to(features_BChw.device)]
 
 
 def start_codebook(model: VQVAE, features_BChw: Tensor, seed: int, new_V: Tensor | None = None) -> None:
@@ -40,9 +57,8 @@ def start_codebook(model: VQVAE, features_BChw: Tensor, seed: int, new_V: Tensor
     look-up. What a scale looks up depends on the codes chosen before it: three rounds make the two agree.
     """
     new_V = torch.ones(model.vocab_size, dtype=torch.bool) if new_V is None else new_V
-    per_scale = -(-model.vocab_size // len(model.quantize.v_patch_nums))
     for round_ in range(3):
-        vectors_NC = looked_up_vectors(model, features_BChw, per_scale, seed + round_)
+        vectors_NC = looked_up_vectors(model, features_BChw, int(new_V.sum()), seed + round_)
         model.quantize.replace_codes_(new_V, vectors_NC, torch.Generator().manual_seed(seed + round_))
 
 
@@ -54,6 +70,7 @@ def revive_codes(
     world: World,
     below: float,
     seed: int,
+    pieces: int = 1,
 ) -> Tensor:
     """Replace codes that are hardly used by vectors that this batch looks up.
 
@@ -67,15 +84,17 @@ def revive_codes(
         world: all processes, which replace the same codes by the same vectors.
         below: share of the mean number of look-ups below which a code counts as unused.
         seed: of the choice of vectors.
+        pieces: see `encode`.
 
     Returns:
         Number of replaced codes.
     """
     hits_V = model.quantize.ema_vocab_hit_SV.sum(0)
     dead_V = hits_V < below * hits_V.mean()
-    features_BChw = encode(model, image_B3HW, world)
-    per_scale = model.vocab_size // len(model.quantize.v_patch_nums) + 1
-    vectors_NC = looked_up_vectors(model, features_BChw, per_scale, seed)
+    if not dead_V.any():
+        return dead_V.sum()
+    features_BChw = encode(model, image_B3HW, world, pieces)
+    vectors_NC = looked_up_vectors(model, features_BChw, int(dead_V.sum()), seed)
     model.quantize.replace_codes_(dead_V, vectors_NC, torch.Generator().manual_seed(seed))
     weight_VC = model.quantize.embedding.weight
     # GPUs may choose other algorithms for phi, and rounding another code: gradients alone are averaged later.

@@ -288,11 +288,11 @@ def _train(shape: Shape, num_outputs: int, loss_of, steps: int, seed: int, devic
             loss.backward()
             rate = training.learning_rate(step, PEAK_RATE, max(1, steps // 20), steps, 0.0)
             guard.step(step, rate, loss)
-        for skipped_step in guard.read():
+        for skipped in guard.read():
             raise RunError(
-                f"a network of the evaluation cannot be trained: at step {skipped_step.step} of {steps} its loss "
-                f"is {skipped_step.loss:g}, the norm of its gradient {skipped_step.norm:g}; nothing of it is kept: "
-                "give another --seed, or --device cpu if this was a GPU"
+                f"a network of the evaluation cannot be trained: at step {skipped.step} of {steps} its loss "
+                f"is {skipped.loss:g}, the norm of its gradient {skipped.norm:g}; nothing is kept: give "
+                "another --seed, or --device cpu if this was a GPU"
             )
     return net.requires_grad_(False).eval()
 

@@ -282,7 +282,7 @@ class StepGuard:
         self.allowed, self.skipped = allowed, skipped
         # The step, from 1, that was one too many, once `read` has found it; skipped does not count it.
         self.stopped_at: int | None = None
-        # Step by step since the last look: its number, and loss, norm and whether it was taken, on the device.
+        # Of each step since the last look: its number; on the device loss, norm and whether it was taken.
         self._seen: list[tuple[int, Tensor]] = []
         self._skipped = torch.tensor(float(skipped), device=world.device)
 
