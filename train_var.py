@@ -8,7 +8,7 @@ Reads <tokens-dir>/{train,val}/ from tokenize_multiscale_maps.py and the VQ-VAE 
 <out-dir>: ar-ckpt-best.pth (averaged weights, lowest cross-entropy on val), ar-ckpt-last.pth (everything
 needed to go on), ar-ckpt-last-previous.pth (the one before it, taken when the last is damaged), log.jsonl,
 settings.json, baselines.json, loss_curves.png, {loss,accuracy}_per_scale.png, samples.png, and samples.png
-of each validation as progress/samples_<step>.png. Run the same command again to go on; Ctrl-C saves first.
+of each validation as progress/samples_<step>.png. Run the same command again to resume; Ctrl-C saves first.
 No image is decoded in the loop, and the test split is not read.
 """
 
@@ -80,7 +80,7 @@ class Settings:
     # Attention heads; must divide the width.
     heads: int = 6
 
-    # Normalise queries and keys, with a learned scale a head.
+    # L2-normalise queries and keys, with a learned scale per head.
     attn_l2_norm: bool = True
 
     # One adaLN layer for all blocks.
@@ -98,13 +98,13 @@ class Settings:
     # Share of the target spread over all codes, 0 to 1.
     label_smoothing: float = 0.0
 
-    # Token maps a step, over all processes together; change the rate with it.
+    # Token maps per step, over all processes together; change the rate with it.
     batch_size: int = 64
 
     # Pieces in which each process works through its part of a batch; the same result up to rounding.
     accumulate: int = 1
 
-    # Run blocks once more in the backward pass instead of keeping what they did: less memory, slower.
+    # Activation checkpointing: compute blocks again in the backward pass; less memory, slower.
     recompute: bool = False
 
     # Tokens whose logits are held at once: less memory, the same result up to rounding; 0 is all.
@@ -116,23 +116,22 @@ class Settings:
     # Validations in a row without a lower cross-entropy after which training stops early; 0 never does.
     patience: int = 0
 
-    # Highest learning rate.
+    # Peak learning rate.
     learning_rate: float = 3e-4
 
-    # How many times longer than AdamW's the steps of the blocks' matrices are, which Muon then makes; 0:
-    # AdamW makes all.
+    # Muon trains the blocks' matrices; the size of its updates as a multiple of AdamW's; 0: AdamW trains all.
     muon_rate: float = 8.0
 
     # Share of the steps spent on linear warm-up, 0 to 1.
     warmup: float = 0.02
 
-    # Learning rate at the last step as a share of the highest.
+    # Learning rate at the last step as a share of the peak.
     final_rate: float = 0.05
 
-    # Momenta of AdamW, which trains embeddings, head, biases and gains.
+    # AdamW's betas; it trains embeddings, head, biases and gains.
     betas: tuple[float, float] = (0.9, 0.95)
 
-    # Decay of kernels (not of biases, gains and embeddings).
+    # Weight decay of kernels (not of biases, gains and embeddings).
     weight_decay: float = 0.05
 
     # Largest norm of the gradient.
@@ -159,7 +158,7 @@ class Settings:
     # Seconds to wait for a read before the run stops and names the file.
     read_limit_s: float = 300.0
 
-    # Images a class in samples.png.
+    # Images per class in samples.png.
     samples_per_class: int = 6
 
     # Guidance of those samples; 0 is none.

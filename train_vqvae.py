@@ -10,7 +10,7 @@ best.pth (averaged weights, lowest loss on val), last.pth (everything needed to 
 (the one before it, taken when last.pth is damaged), log.jsonl, settings.json, loss_curves.png,
 quality_curves.png, reconstructions.png (that of each validation as progress/reconstructions_<step>.png),
 codebook_usage.png and codebook_perplexity.png (per scale), codebook_vectors.png and codebook_weight.npy. Run
-the same command again to go on from last.pth; Ctrl-C saves first. The test split is not read here.
+the same command again to resume from last.pth; Ctrl-C saves first. The test split is not read here.
 """
 
 import copy
@@ -92,7 +92,7 @@ class Settings:
     # holds the encoder nearer to the codes, less lets more codes be used (docs/vqvae_recipes.md).
     vq_weight: float = 0.3
 
-    # Weight of the mean absolute error, as vq_weight per pixel value like those below; 0 leaves a loss out.
+    # Weight of the mean absolute error; times the values in an image, like vq_weight and those below; 0: off.
     l1_weight: float = 0.0
 
     # Weight of 1 - structural similarity.
@@ -125,38 +125,38 @@ class Settings:
     # Share of the steps after which no code is replaced any more, so that the last ones settle.
     revive_until: float = 0.8
 
-    # Images a step, over all processes together; change the rate with it.
+    # Images per step, over all processes together; change the rate with it.
     batch_size: int = 32
 
     # Pieces in which each process works through its part of the batch: less memory, the same result (but for
     # the adversarial loss, whose adaptive weight is then each piece's own).
     accumulate: int = 1
 
-    # Run blocks once more in the backward pass instead of keeping what they did: less memory, slower.
+    # Activation checkpointing: compute blocks again in the backward pass; less memory, slower.
     recompute: bool = False
 
     # Optimiser steps in all.
     steps: int = 30_000
 
-    # Highest learning rate.
+    # Peak learning rate.
     learning_rate: float = 3e-4
 
-    # How many times longer than AdamW's the steps of kernels are, which Muon then makes; 0: AdamW makes all.
+    # Muon trains the kernels; the size of its updates as a multiple of AdamW's; 0: AdamW trains everything.
     muon_rate: float = 8.0
 
     # Share of the steps spent on linear warm-up, 0 to 1.
     warmup: float = 0.02
 
-    # Learning rate at the last step as a share of the highest.
+    # Learning rate at the last step as a share of the peak.
     final_rate: float = 0.02
 
-    # Momenta of AdamW, which trains all that is no kernel.
+    # AdamW's betas; it trains everything but kernels.
     betas: tuple[float, float] = (0.9, 0.95)
 
-    # Momenta of the discriminator's AdamW, with less of the past: what it judges changes all the time.
+    # Betas of the discriminator's AdamW: a shorter memory, since what it judges keeps changing.
     discriminator_betas: tuple[float, float] = (0.5, 0.9)
 
-    # Decay of kernels (not of biases, gains and codes).
+    # Weight decay of kernels (not of biases, gains and codes).
     weight_decay: float = 0.01
 
     # Largest norm of the gradient of the total per pixel value.

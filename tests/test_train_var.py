@@ -332,18 +332,41 @@ def test_the_compiled_network_trains_the_same(tiny_tokens, tiny_vqvae, tmp_path,
         assert b["train_mean"] == pytest.approx(a["train_mean"], rel=1e-4)
 
 
-@pytest.mark.usefixtures("no_figures")
-def test_class_balance_reaches_the_batches(tiny_tokens, tiny_vqvae, tmp_path, monkeypatch):
-    asked = []
-    own = training.BalancedSampler
+class Seen(Exception):
+    """Ends a run at its first batch."""
 
-    def sampler(label_N, balance, seed):
-        asked.append(balance)
-        return own(label_N, balance, seed)
 
-    monkeypatch.setattr(training, "BalancedSampler", sampler)
-    train_var.main(settings(tiny_tokens, tiny_vqvae, tmp_path, **CALM, class_balance=0.75))
-    assert asked == [0.75]
+@pytest.mark.parametrize(("balance", "wanted"), [(0.0, 0.04), (1.0, 1 / 3)])
+@pytest.mark.parametrize("class_drop", [0.0, 0.3])
+def test_the_batches_are_balanced_and_hide_classes_as_asked(
+    balance, wanted, class_drop, tiny_tokens, tiny_vqvae, tmp_path, monkeypatch
+):
+    """Without hidden classes in training, guidance would subtract what was never learned."""
+    maps = tokens.read_token_maps(tiny_tokens / "train")
+    rows = np.flatnonzero((maps.label_N != 0) | (np.arange(len(maps)) == 0))  # one Heart of twelve
+    for split in ("train", "val"):
+        columns = (maps.label_N[rows], maps.path_N[rows], maps.view_N[rows])
+        tokens.write_token_maps(
+            tmp_path / "tokens" / split,
+            maps.idx_NL[rows],
+            *columns,
+            maps.patch_nums,
+            maps.classes,
+            maps.made_by,
+        )
+    seen = []
+
+    def backward(s, network, vae, batch, *_):
+        seen.extend(batch)
+        raise Seen
+
+    monkeypatch.setattr(train_var, "backward", backward)
+    chosen = {"class_balance": balance, "class_drop": class_drop, "batch_size": 2000}
+    with pytest.raises(Seen):
+        train_var.main(settings(tmp_path / "tokens", tiny_vqvae, tmp_path / "out", **chosen))
+    _, label_B, drop_B, _ = seen
+    assert (label_B == 0).float().mean().item() == pytest.approx(wanted, abs=0.04)
+    assert drop_B.float().mean().item() == pytest.approx(class_drop, abs=0.04)
 
 
 def test_a_finished_run_says_so(straight, tiny_tokens, tiny_vqvae, capsys):

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,6 +100,62 @@ def optimiser_of(model: torch.nn.Module) -> torch.optim.Optimizer:
         optimiser.step = lambda: None
         return optimiser
     return torch.optim.AdamW(model.parameters(), fused=True)
+
+
+class Seen(Exception):
+    """Ends a run at its first batch."""
+
+
+def first_batch(monkeypatch, s: train_vqvae.Settings) -> torch.Tensor:
+    """Images (B, 3, H, W) that the first step of a run is given."""
+    seen = []
+
+    def backward(s, network, model, discriminator, perceptual, image_B3HW, *_):
+        seen.append(image_B3HW)
+        raise Seen
+
+    monkeypatch.setattr(train_vqvae, "backward", backward)
+    with pytest.raises(Seen):
+        train_vqvae.main(s)
+    return seen[0]
+
+
+def test_training_images_are_augmented_unless_it_is_switched_off(tiny_data, tmp_path, monkeypatch):
+    files = images.find_images(tiny_data, "train", ["Heart", "Kidney", "Liver"])
+    whole_N3HW = images.to_model_range(images.read_images(files, range(len(files)), 64))
+    for augment in (False, True):
+        s = settings(tiny_data, tmp_path / str(augment), augment=augment, batch_size=8)
+        batch_B3HW = first_batch(monkeypatch, s)
+        on_disk = [any(torch.equal(image, other) for other in whole_N3HW) for image in batch_B3HW]
+        assert (not any(on_disk)) if augment else all(on_disk)
+
+
+@pytest.mark.parametrize(
+    ("class_balance", "data_set_balance", "of_class", "of_data_set"),
+    [
+        (0.0, 0.0, 4 / 16, 1 / 16),
+        (1.0, 0.0, 1 / 3, 1 / 12),
+        (1.0, 1.0, 1 / 3, 1 / 6),
+        (0.0, 1.0, 4 / 16, 1 / 8),
+    ],
+)
+def test_batches_are_balanced_over_classes_and_data_sets(
+    class_balance, data_set_balance, of_class, of_data_set, tmp_path, monkeypatch
+):
+    """Four pictures of a heart, one of them from another data set, told by their brightness."""
+    for name, pixel in [("Heart/rare__0", 250)] + [(f"Heart/made__{i}", 200) for i in range(3)]:
+        images.save_png(tmp_path / "data" / "train" / f"{name}.png", np.full((16, 16), pixel, np.uint8))
+    for name in ("Kidney", "Liver"):
+        for i in range(6):
+            path = tmp_path / "data" / "train" / name / f"made__{i}.png"
+            images.save_png(path, np.full((16, 16), 100, np.uint8))
+    shutil.copytree(tmp_path / "data" / "train", tmp_path / "data" / "val")
+    chosen = {"class_balance": class_balance, "data_set_balance": data_set_balance, "augment": False}
+    chosen |= {"batch_size": 3000, "patch_nums": (1,), "codebook_start_images": 0}
+    batch_B3HW = first_batch(monkeypatch, settings(tmp_path / "data", tmp_path / "out", **chosen))
+    pixel_B = (batch_B3HW[:, 0, 0, 0] + 1) * 127.5
+    assert (pixel_B > 150).float().mean().item() == pytest.approx(of_class, abs=0.03)
+    assert (pixel_B > 225).float().mean().item() == pytest.approx(of_data_set, abs=0.03)
 
 
 def test_the_discriminator_has_momenta_of_its_own(tiny_data, tmp_path):
