@@ -345,15 +345,9 @@ def test_the_batches_are_balanced_and_hide_classes_as_asked(
     maps = tokens.read_token_maps(tiny_tokens / "train")
     rows = np.flatnonzero((maps.label_N != 0) | (np.arange(len(maps)) == 0))  # one Heart of twelve
     for split in ("train", "val"):
-        columns = (maps.label_N[rows], maps.path_N[rows], maps.view_N[rows])
-        tokens.write_token_maps(
-            tmp_path / "tokens" / split,
-            maps.idx_NL[rows],
-            *columns,
-            maps.patch_nums,
-            maps.classes,
-            maps.made_by,
-        )
+        columns = [column[rows] for column in (maps.idx_NL, maps.label_N, maps.path_N, maps.view_N)]
+        about = (maps.patch_nums, maps.classes, maps.made_by)
+        tokens.write_token_maps(tmp_path / "tokens" / split, *columns, *about)
     seen = []
 
     def backward(s, network, vae, batch, *_):

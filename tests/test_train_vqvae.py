@@ -123,11 +123,11 @@ def first_batch(monkeypatch, s: train_vqvae.Settings) -> torch.Tensor:
 def test_training_images_are_augmented_unless_it_is_switched_off(tiny_data, tmp_path, monkeypatch):
     files = images.find_images(tiny_data, "train", ["Heart", "Kidney", "Liver"])
     whole_N3HW = images.to_model_range(images.read_images(files, range(len(files)), 64))
-    for augment in (False, True):
-        s = settings(tiny_data, tmp_path / str(augment), augment=augment, batch_size=8)
+    for is_on in (False, True):
+        s = settings(tiny_data, tmp_path / str(is_on), augment=is_on, batch_size=8)
         batch_B3HW = first_batch(monkeypatch, s)
         on_disk = [any(torch.equal(image, other) for other in whole_N3HW) for image in batch_B3HW]
-        assert (not any(on_disk)) if augment else all(on_disk)
+        assert (not any(on_disk)) if is_on else all(on_disk)
 
 
 @pytest.mark.parametrize(
