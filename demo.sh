@@ -33,23 +33,25 @@ python tokenize_multiscale_maps.py --data-root "$out/processed" --vqvae "$out/vq
 
 say "6/9 train the transformer"
 python train_var.py --tokens-dir "$out/tokens" --vqvae "$out/vqvae/best.pth" --out-dir "$out/var" \
-    --depth 4 --width 128 --heads 4 --batch-size 32 --steps 500 --learning-rate 1e-3 --ema-decay 0.99 \
+    --depth 4 --width 128 --heads 4 --batch-size 32 --steps 500 --ema-decay 0.99 \
     --log-every 25 --eval-every 50 --save-every 100
 
-say "7/9 generate: sweep over K, with and without a real prefix"
-python sample_var.py --var "$out/var/ar-ckpt-best.pth" --vqvae "$out/vqvae/best.pth" --tokens-dir "$out/tokens" \
-    --data-root "$out/processed" --out-dir "$out/samples" --images-per-class 6
-
-say "8/9 edit: generate a part of a real picture anew"
-image=$(find "$out/processed/val/Breast-Benign" -name '*.png' | sort | head -n 1)
-python edit_var.py --var "$out/var/ar-ckpt-best.pth" --vqvae "$out/vqvae/best.pth" --image "$image" \
-    --class-name Breast-Malignant --box 12 8 52 48 --out-dir "$out/edits"
-
-say "9/9 choose how to draw on val; then evaluate on test: good, varied, useful, copied?"
+say "7/9 choose guidance, top-p and temperature on val"
 python sweep_var.py --data-root "$out/processed" --var "$out/var/ar-ckpt-best.pth" \
     --vqvae "$out/vqvae/best.pth" --tokens-dir "$out/tokens" --out-dir "$out/sweep" --images-per-class 12 \
     --cfg 0 1.5 3 --top-p 0 0.95 --top-k 0 --temperature 0.9 1 1.1 --prefix-tokens 0 5 14 \
     --extractor-steps 150 --classifier-steps 60 --extractor-pixels 64
+
+say "8/9 generate: K rising, with and without a real prefix; edit: a part of a real picture anew"
+python sample_var.py --var "$out/var/ar-ckpt-best.pth" --vqvae "$out/vqvae/best.pth" --tokens-dir "$out/tokens" \
+    --data-root "$out/processed" --out-dir "$out/samples" --images-per-class 6 \
+    --settings-from "$out/sweep/chosen.json"
+image=$(find "$out/processed/val/Breast-Benign" -name '*.png' | sort | head -n 1)
+python edit_var.py --var "$out/var/ar-ckpt-best.pth" --vqvae "$out/vqvae/best.pth" --image "$image" \
+    --class-name Breast-Malignant --box 12 8 52 48 --out-dir "$out/edits" \
+    --settings-from "$out/sweep/chosen.json"
+
+say "9/9 evaluate on test: good, varied, useful, copied?"
 python evaluate_var.py --data-root "$out/processed" --var "$out/var/ar-ckpt-best.pth" \
     --vqvae "$out/vqvae/best.pth" --tokens-dir "$out/tokens" --out-dir "$out/evaluation" \
     --images-per-class 16 --settings-from "$out/sweep/chosen.json" --judges "$out/sweep/judges.pth"

@@ -117,7 +117,7 @@ class Settings:
     patience: int = 0
 
     # Peak learning rate.
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
 
     # Muon trains the blocks' matrices; the size of its updates as a multiple of AdamW's; 0: AdamW trains all.
     muon_rate: float = 8.0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -417,6 +418,20 @@ def test_every_command_of_a_recipe_is_one_that_its_script_takes(name, smoke, raw
         module = runpy_settings(script)
         module.cli.parse(module.Settings, module.__doc__, flags)
     assert not (ROOT / "runs" / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("document", "at_least"), [("README.md", 16), ("demo.sh", 9), ("results/README.md", 2)]
+)
+def test_every_command_that_is_written_down_is_one_that_its_script_takes(document, at_least):
+    text = (ROOT / document).read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = re.findall(r"(?:^|`)python ((?:\w+/)*\w+\.py[^`\n|]*)", text, re.MULTILINE)
+    commands = [shlex.split(line, comments=True) for line in lines]
+    commands = [command for command in commands if len(command) > 1 and "..." not in command]
+    assert len(commands) >= at_least
+    for script, *flags in commands:
+        module = runpy_settings(script)
+        module.cli.parse(module.Settings, module.__doc__, flags)
 
 
 def runpy_settings(script: str) -> pack.Any:
