@@ -3,9 +3,9 @@
     python benchmarks/drop_in.py <root>   # one request a line on stdin, one answer a line on stdout, as JSON
 
 Both packages are called `models`, so each lives in a process of its own, with `root` first on its path. This
-file is the same for both: it calls only what the published package and its drop-in have in common. A request
-is "build" or a method of Package that takes one; in the answer "wall_s", "cpu_s" (user and system time of all
-threads) and "peak_mb" (above what was held before) are of the work alone.
+file is the same for both: it calls what the published package and its drop-in have in common, and on request
+our optimiser. A request is "build" or a method of Package that takes one; in the answer "wall_s", "cpu_s"
+(user and system time of all threads) and "peak_mb" (above what was held before) are of the work alone.
 """
 
 import ctypes
@@ -41,6 +41,14 @@ def memory_mb(device: torch.device, reset: bool = False) -> float:
     return int(rows["VmHWM"].split()[0]) * 1024 / 1e6
 
 
+def our_muon(model: torch.nn.Module, rate: float, dtype: torch.dtype) -> torch.optim.Optimizer:
+    """The optimiser of our train_var.py, which the published package does not have."""
+    from usvar.muon import Muon
+    from usvar.training import decay_groups
+
+    return Muon(decay_groups(model, 0.05, rate, model.blocks), 1e-4, (0.9, 0.95), dtype)
+
+
 class Package:
     """The two networks of a checkout, with the weights of a file."""
 
@@ -57,6 +65,7 @@ class Package:
             own = {key.removeprefix(name): value for key, value in state.items() if key.startswith(name)}
             model.load_state_dict(own, strict=True)
         self.optimiser = torch.optim.AdamW(self.var.parameters(), lr=1e-4, fused=self.device.type == "cuda")
+        self.muon: torch.optim.Optimizer | None = None
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
@@ -106,7 +115,13 @@ class Package:
             self.vae.fhat_to_img(f_hat)
 
     def step(self, request: dict[str, Any]) -> None:
-        """One optimiser step on token maps; with "encode", the tokens come from images first."""
+        """One optimiser step on token maps; with "encode", the tokens come from images first.
+
+        With "muon_rate" it is one of our Muon, else of AdamW, as the published trainer takes it.
+        """
+        optimiser = self.optimiser
+        if "muon_rate" in request:
+            optimiser = self.muon = self.muon or our_muon(self.var, request["muon_rate"], self.dtype)
         self.var.train().cond_drop_rate = 0.1
         label_B, idx_BL = self.tokens(request)
         if request.get("encode"):
@@ -118,8 +133,8 @@ class Package:
         loss = F.cross_entropy(self.forward(label_B, idx_BL).flatten(0, 1), idx_BL.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.var.parameters(), 2.0)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
 
 
 def main() -> None:
