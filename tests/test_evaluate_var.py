@@ -374,7 +374,7 @@ def test_the_page_claims_no_difference_without_a_spread_and_no_more_than_the_who
             "position_prior": prior,
         }.items():
             changed["distances"][name]["pooled"] |= {"US-KD": value, "US-KD_spread": spread}
-        return report.reading(changed)[0]
+        return report.main_findings(changed)[0]
 
     assert "differences say nothing" in words(1.0, 3.0, None)
     assert "cannot be told apart" in words(2.9, 3.0, 0.1)
