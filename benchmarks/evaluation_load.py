@@ -23,9 +23,8 @@ import torch
 # A script's own folder is on the path, the repository's root is not: usvar lies there.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import evaluate_var
 from models.helpers import scale_spans
-from usvar import cli, copies, report
+from usvar import cli, copies, distances, physics, report
 from usvar.evaluation import ImageSet
 
 MOST_SECONDS, MOST_GIB = 600.0, 4.0
@@ -71,7 +70,6 @@ def made_up(count: int, s: Settings, seed: int) -> ImageSet:
 def main(s: Settings) -> None:
     """Time every part, and fail beyond the limits."""
     torch.set_num_threads(s.threads)
-    settings = evaluate_var.Settings(*(Path("made-up"),) * 4)
     classes = tuple(f"class {i}" for i in range(s.classes))
     train, test, generated = (made_up(s.images, s, seed) for seed in range(3))
     sets = {
@@ -92,9 +90,9 @@ def main(s: Settings) -> None:
         last = now
 
     stamps = dict.fromkeys(EXTRACTORS, "made up")
-    chosen = evaluate_var.equal_counts(sets, s.classes, 0)
-    distances = evaluate_var.all_distances(settings, chosen, test, classes, stamps, [])
-    assert all("US-KD" in distances[name]["pooled"] for name in report.SETS)
+    chosen = distances.equal_counts(sets, s.classes, 0)
+    measured = distances.all_distances(chosen, test, classes, stamps, neighbours=3, seed=0, left_out=[])
+    assert all("US-KD" in measured[name]["pooled"] for name in report.SETS)
     lap("distances, 4 sets, 2 extractors")
     search = copies.PixelSearch(train.grey_NHW)
     for found in (generated, test):
@@ -108,9 +106,9 @@ def main(s: Settings) -> None:
     for found in (generated, test):
         copies.nearest_in_tokens(found.idx_NL, train_ML, scale_spans(PATCH_NUMS))
     lap("copies in tokens")
-    evaluate_var.variety(settings, {"real_test": test, **sets}, classes, [])
+    physics.variety({"real_test": test, **sets}, classes, seed=0, left_out=[])
     lap("variety, 5 sets")
-    evaluate_var.optics(sets, train, test)
+    physics.differences_from_test(sets, train, test)
     lap("physics, 5 sets")
     seconds, gib = clock() - started, memory_gib()
     print(

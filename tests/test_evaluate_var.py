@@ -19,7 +19,6 @@ from torch import nn
 import evaluate_var
 from usvar import cli, copies, evaluation, images, judging, report
 from usvar.errors import InputError
-from usvar.evaluation import ImageSet
 from usvar.prefixed import refuse_prefixed, require_drawn_by
 from usvar.tokens import read_token_maps, write_token_maps
 
@@ -345,73 +344,10 @@ def test_one_model_without_the_other_is_refused(settings, tmp_path, lacking, gen
         evaluate_var.main(dataclasses.replace(settings, **every, settings_from=Path("chosen.json")))
 
 
-def spots(centres: list[float], per_class: int, seed: int) -> ImageSet:
-    """Made-up features around a centre a class; the images play no part."""
-    rng, labels = np.random.default_rng(seed), np.arange(len(centres)).repeat(per_class)
-    features = rng.normal(0, 0.3, (len(labels), 8)) + np.array(centres)[labels][:, None]
-    return ImageSet(np.zeros((len(labels), 1, 1), np.uint8), labels, {"US": features})
-
-
-def test_a_class_of_few_test_images_does_not_make_everything_precise(settings):
-    """Past fault: the balls of three test images of a class reached far into the others, so that pictures
-    like none of the classes had a precision of 0.98."""
-    test = spots([0, 3, 30], 12, 0).take(np.r_[:24, 24:27])
-    nowhere = spots([15, 15, 15], 12, 1)
-    left_out: list = []
-    sets = {name: nowhere for name in report.SETS}
-    found = evaluate_var.all_distances(settings, sets, test, CLASSES, {}, left_out)["generated"]["pooled"]
-    assert found["US-precision"] == 0.0
-    assert {"what": "Liver in the pooled distances", "why": "under 4 test images"} in left_out
-
-
-def test_a_class_of_few_patients_is_named(settings):
-    test = spots([0, 3], 12, 0)
-    test.group_N = np.concatenate([np.arange(12), 12 + np.arange(12) // 4])
-    left_out: list = []
-    sets = {name: spots([0, 3], 12, 1) for name in report.SETS}
-    found = evaluate_var.all_distances(settings, sets, test, CLASSES[:2], {}, left_out)["generated"]
-    assert [found[where]["real_test_groups"] for where in ("pooled", *CLASSES[:2])] == [15, 12, 3]
-    assert found["Kidney"]["US-KD_spread"] > 0
-    few = [row for row in left_out if row["what"].startswith("groups of")]
-    why = "under 4 of test: KD takes its images for independent"
-    assert few == [{"what": "groups of Kidney", "why": why}]
-
-
-def test_a_class_that_was_not_generated_raises_the_pooled_distance(settings):
-    test, whole = spots([0, 3], 30, 0), spots([0, 3], 30, 1)
-    lacking = whole.take(np.flatnonzero(whole.label_N == 0))
-    kd = {}
-    for name, generated in (("whole", whole), ("lacking", lacking)):
-        sets = {key: spots([0, 3], 30, 2) for key in report.SETS} | {"generated": generated}
-        chosen = evaluate_var.equal_counts(sets, 2, 0)
-        entry = evaluate_var.all_distances(settings, chosen, test, CLASSES[:2], {}, [])["generated"]["pooled"]
-        kd[name] = entry["US-KD"]
-    assert kd["lacking"] > 10 * abs(kd["whole"])
-
-
 def listed(folder: Path, prefixed: bool, file: str) -> None:
     entry = {"file": file, "prefixed": prefixed, "K": 5 if prefixed else 0}
     listing = {"made_by": {"script": "sample_var.py"}, "samples": [entry]}
     (folder / "samples.json").write_text(json.dumps(listing), encoding="utf-8")
-
-
-def test_reconstructions_are_cut_to_as_many_as_were_generated_where_the_number_counts(settings):
-    """There is one for each test image, mostly of one class: all of them would cover more than others can."""
-    rng, label_N = np.random.default_rng(0), np.repeat([0, 1], (40, 8))
-    real_ND = rng.normal(0, 1, (48, 6)) + 3 * label_N[:, None]
-    rebuilt_ND = real_ND + rng.normal(0, 1, (48, 6))
-    rebuilt, real = (ImageSet(np.zeros((48, 1, 1)), label_N, {"US": x_ND}) for x_ND in (rebuilt_ND, real_ND))
-    left_out: list = []
-    found = evaluate_var.compare(
-        settings, rebuilt, real, "US", 2, "reconstructed_test", "pooled", 8, left_out
-    )
-    rows = evaluate_var.rows_of_each_class(label_N, np.array([8, 8]), settings.seed)
-    assert np.bincount(label_N[rows]).tolist() == [8, 8]
-    expected = evaluation.manifold_measures(rebuilt_ND[rows], real_ND, settings.neighbours, pair_N=rows)
-    assert {key: found[f"US-{key}"] for key in expected} == expected
-    assert found["US-FD_images"] == 8
-    everything = evaluation.manifold_measures(rebuilt_ND, real_ND, settings.neighbours, pair_N=np.arange(48))
-    assert found["US-coverage"] < everything["coverage"] - 0.1
 
 
 def test_new_pictures_are_as_smooth_as_samples_where_copies_are_counted(
@@ -438,7 +374,7 @@ def test_the_page_claims_no_difference_without_a_spread_and_no_more_than_the_who
             "position_prior": prior,
         }.items():
             changed["distances"][name]["pooled"] |= {"US-KD": value, "US-KD_spread": spread}
-        return report.reading(changed)[0]
+        return report.main_findings(changed)[0]
 
     assert "differences say nothing" in words(1.0, 3.0, None)
     assert "cannot be told apart" in words(2.9, 3.0, 0.1)
@@ -525,87 +461,6 @@ def test_a_wrong_extractor_file_is_refused_before_anything_is_trained(settings, 
         with pytest.raises(InputError, match=message):
             evaluate_var.main(dataclasses.replace(settings, out_dir=tmp_path / "out", **change))
     assert not trained and not (tmp_path / "out").exists()
-
-
-def test_frames_of_one_patient_are_no_variety(settings):
-    """Past fault: frames of a patient, all alike, made real images look as poor as a collapsed generator."""
-    stream = np.random.default_rng(0)
-    patients = np.stack([speckled_disc(2, stream) for _ in range(4)])
-    real = ImageSet(patients.repeat(12, axis=0), np.zeros(48, int), group_N=np.arange(4).repeat(12))
-    ungrouped = ImageSet(real.grey_NHW, real.label_N)
-    single = ImageSet(patients[:1].repeat(3, axis=0), np.zeros(3, int), group_N=np.zeros(3, int))
-    left_out: list = []
-    sets = {"real_test": real, "generated": ungrouped, "real_train": single}
-    found = evaluate_var.variety(settings, sets, CLASSES[:1], left_out)
-    once = {"real_test": ImageSet(patients, np.zeros(4, int))}
-    once = evaluate_var.variety(settings, once, CLASSES[:1], [])
-    honest = once["real_test"]["Heart"]["ssim_mean"]
-    assert found["real_test"]["Heart"]["ssim_mean"] == pytest.approx(honest, abs=0.03)
-    assert found["generated"]["Heart"]["ssim_mean"] > honest + 0.1
-    assert "Heart" not in found["real_train"] and left_out[0]["what"] == "variety, Heart, real_train"
-
-
-def discs(counts: tuple[int, ...], seed: int) -> ImageSet:
-    """So many pictures of each class of the tiny data; they differ in brightness and in their discs."""
-    labels, stream = np.arange(len(counts)).repeat(counts), np.random.default_rng(seed)
-    return ImageSet(np.stack([speckled_disc(2 * label, stream) for label in labels]), labels)
-
-
-def test_other_class_shares_are_no_difference_of_physics():
-    """Past fault: a perfect generator, with its classes balanced, was ten times as far off as the floor."""
-    test, train = discs((32, 4), 0), discs((64, 8), 1)
-    found, curves = evaluate_var.optics({"generated": discs((25, 25), 2), "real_train": train}, train, test)
-    for key, most in {"grey_level_distance": 1.0, "spectrum_difference_rms_db": 0.5}.items():
-        assert found["real_test"][key] == 0 and found["generated"][key] < most, (key, found["generated"][key])
-        assert found["real_train"][key] < most
-    assert found["generated"]["depth_difference_rms_levels"] < 2
-    assert curves["generated"]["grey"].sum() == pytest.approx(1)
-
-
-def test_frames_well_formed_are_a_mean_over_classes():
-    test, train = discs((32, 4), 0), discs((64, 8), 1)
-    broken = discs((30, 10), 2)
-    broken.grey_NHW[broken.label_N == 1, 24:40] = 0
-    found = evaluate_var.optics({"generated": broken}, train, test)[0]["generated"]
-    low, high = found["well_formed_interval_95"]
-    assert found["well_formed_frames"] == 30 and low <= found["well_formed_share"] == 0.5 <= high
-
-
-def test_physics_are_of_the_classes_that_both_sets_have():
-    test, train = discs((32, 4), 0), discs((64, 8, 8), 1)
-    found, curves = evaluate_var.optics({"generated": discs((0, 25, 9), 2), "real_train": train}, train, test)
-    assert (found["generated"]["classes"], found["generated"]["images"]) == (1, 25)
-    assert found["generated"]["grey_level_distance"] < 1.0
-    assert (found["real_train"]["classes"], found["real_train"]["images"]) == (2, 72)
-    found, curves = evaluate_var.optics({"generated": discs((0, 0, 9), 2)}, train, test)
-    assert set(found) == set(curves) == {"real_test"}
-
-
-def test_extractors_that_disagree_are_said_to():
-    def row(us: float, ssl: float) -> dict:
-        return {"pooled": {"US-KD": us, "US-KD_spread": 0.1, "US-SSL-KD": ssl, "US-SSL-KD_spread": 0.1}}
-
-    sets = {"generated": row(1.0, 3.0), "real_train": row(0.0, 0.0), "position_prior": row(2.0, 2.0)}
-    found = evaluate_var.agreement(sets, list(EXTRACTORS))
-    assert not found["agree"]
-    (pair,) = found["opposite"]
-    assert (pair["nearer"], pair["farther"], pair["where"]) == ("generated", "position_prior", "pooled")
-    assert "DO NOT AGREE" in report.agreement_words(found)
-    sets["generated"] = row(1.0, 1.0)
-    agreed = evaluate_var.agreement(sets, list(EXTRACTORS))
-    assert agreed == {"agree": True, "opposite": []}
-    assert "The extractors agree" in report.agreement_words(agreed)
-
-
-def test_every_two_extractors_are_compared():
-    """Past fault: the first with each other one only; here it tells none apart, the other two disagree."""
-    row = {"US-KD": 1.0, "US-KD_spread": 9.0, "US-SSL-KD_spread": 0.1, "Outside-KD_spread": 0.1}
-    sets = {
-        "generated": {"pooled": row | {"US-SSL-KD": 1.0, "Outside-KD": 2.0}},
-        "real_train": {"pooled": row | {"US-SSL-KD": 2.0, "Outside-KD": 1.0}},
-    }
-    (pair,) = evaluate_var.agreement(sets, ["US", "US-SSL", "Outside"])["opposite"]
-    assert (pair["by"], pair["not_by"], pair["nearer"]) == ("US-SSL", "Outside", "generated")
 
 
 def test_generated_images_of_another_size_or_class_are_refused(settings, tmp_path):

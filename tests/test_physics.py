@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from conftest import CLASSES, speckled_disc
 from scipy import ndimage
 
 from usvar import physics
+from usvar.evaluation import ImageSet
 
 
 def fans(count: int, seed: int = 0, side: int = 64) -> np.ndarray:
@@ -123,3 +125,59 @@ def test_brightness_along_depth_is_that_of_the_scan_area():
     grey[:, :32, 16:48], grey[:, 32:, 16:48] = 100, 200
     profile = physics.depth_profile(grey, physics.scan_areas(grey))
     assert profile[:15] == pytest.approx(np.full(15, 100)) and profile[17:] == pytest.approx(np.full(15, 200))
+
+
+def test_frames_of_one_patient_are_no_variety():
+    """Past fault: frames of a patient, all alike, made real images look as poor as a collapsed generator."""
+    stream = np.random.default_rng(0)
+    patients = np.stack([speckled_disc(2, stream) for _ in range(4)])
+    real = ImageSet(patients.repeat(12, axis=0), np.zeros(48, int), group_N=np.arange(4).repeat(12))
+    ungrouped = ImageSet(real.grey_NHW, real.label_N)
+    single = ImageSet(patients[:1].repeat(3, axis=0), np.zeros(3, int), group_N=np.zeros(3, int))
+    left_out: list = []
+    sets = {"real_test": real, "generated": ungrouped, "real_train": single}
+    found = physics.variety(sets, CLASSES[:1], 0, left_out)
+    once = {"real_test": ImageSet(patients, np.zeros(4, int))}
+    once = physics.variety(once, CLASSES[:1], 0, [])
+    honest = once["real_test"]["Heart"]["ssim_mean"]
+    assert found["real_test"]["Heart"]["ssim_mean"] == pytest.approx(honest, abs=0.03)
+    assert found["generated"]["Heart"]["ssim_mean"] > honest + 0.1
+    assert "Heart" not in found["real_train"] and left_out[0]["what"] == "variety, Heart, real_train"
+
+
+def discs(counts: tuple[int, ...], seed: int) -> ImageSet:
+    """So many pictures of each class of the tiny data; they differ in brightness and in their discs."""
+    labels, stream = np.arange(len(counts)).repeat(counts), np.random.default_rng(seed)
+    return ImageSet(np.stack([speckled_disc(2 * label, stream) for label in labels]), labels)
+
+
+def test_other_class_shares_are_no_difference_of_physics():
+    """Past fault: a perfect generator, with its classes balanced, was ten times as far off as the floor."""
+    test, train = discs((32, 4), 0), discs((64, 8), 1)
+    sets = {"generated": discs((25, 25), 2), "real_train": train}
+    found, curves = physics.differences_from_test(sets, train, test)
+    for key, most in {"grey_level_distance": 1.0, "spectrum_difference_rms_db": 0.5}.items():
+        assert found["real_test"][key] == 0 and found["generated"][key] < most, (key, found["generated"][key])
+        assert found["real_train"][key] < most
+    assert found["generated"]["depth_difference_rms_levels"] < 2
+    assert curves["generated"]["grey"].sum() == pytest.approx(1)
+
+
+def test_frames_well_formed_are_a_mean_over_classes():
+    test, train = discs((32, 4), 0), discs((64, 8), 1)
+    broken = discs((30, 10), 2)
+    broken.grey_NHW[broken.label_N == 1, 24:40] = 0
+    found = physics.differences_from_test({"generated": broken}, train, test)[0]["generated"]
+    low, high = found["well_formed_interval_95"]
+    assert found["well_formed_frames"] == 30 and low <= found["well_formed_share"] == 0.5 <= high
+
+
+def test_physics_are_of_the_classes_that_both_sets_have():
+    test, train = discs((32, 4), 0), discs((64, 8, 8), 1)
+    sets = {"generated": discs((0, 25, 9), 2), "real_train": train}
+    found, _ = physics.differences_from_test(sets, train, test)
+    assert (found["generated"]["classes"], found["generated"]["images"]) == (1, 25)
+    assert found["generated"]["grey_level_distance"] < 1.0
+    assert (found["real_train"]["classes"], found["real_train"]["images"]) == (2, 72)
+    found, curves = physics.differences_from_test({"generated": discs((0, 0, 9), 2)}, train, test)
+    assert set(found) == set(curves) == {"real_test"}

@@ -2,12 +2,13 @@
 
 Every search gives a distance to the nearest training picture and which one it is. Whether a distance is small
 is judged by the same distance of real test pictures that were made as smooth: a model that copies lies nearer
-to its training pictures than new pictures do.
+to its training pictures than new pictures do. `find_copies` runs all searches.
 
 Axes: N queries, M training pictures, P pixels of a thumbnail, T movements, K candidates, L tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -17,7 +18,13 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from usvar.evaluation import draw_weights, nearest
+from models.helpers import scale_spans
+from usvar import images, judging
+from usvar.augment import augment, draw_parameters
+from usvar.errors import InputError
+from usvar.evaluation import ImageSet, draw_weights, nearest, note
+from usvar.extractor import features
+from usvar.judging import Judges, Models
 from usvar.physics import LEAST_GREY
 
 # Side of the thumbnails, and of the coarse ones by which CANDIDATES are chosen that are looked at closer.
@@ -28,6 +35,8 @@ ROTATIONS, SHIFTS = (-10.0, -5.0, 0.0, 5.0, 10.0), (-2, -1, 0, 1, 2)
 COARSE_ROTATIONS, COARSE_SHIFTS = (-10.0, 0.0, 10.0), (-2, 0, 2)
 # Queries at a time.
 ROWS = 64
+# Training pictures planted as copies.
+PLANTED = 50
 # Fewer groups of test pictures than this: none is expected below the 5% quantile of their distances.
 LEAST_FOR_QUANTILE = 20
 # The share of test pictures whose distance counts as that of a copy, and draws for the interval.
@@ -89,12 +98,12 @@ class PixelSearch:
 
     def __call__(self, grey_NHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Distances (N,) to, and rows (N,) of, the nearest training pictures."""
-        found = [self._block(thumbnails(grey_NHW[i : i + ROWS])) for i in range(0, len(grey_NHW), ROWS)]
-        return np.concatenate([d for d, _ in found]), np.concatenate([r for _, r in found])
+        blocks = [self._block(thumbnails(grey_NHW[i : i + ROWS])) for i in range(0, len(grey_NHW), ROWS)]
+        return np.concatenate([d for d, _ in blocks]), np.concatenate([r for _, r in blocks])
 
     def _candidates(self, query_BHW: Tensor) -> Tensor:
         """Rows (B, K) of the training pictures that are nearest by few pixels and movements."""
-        moved_BTP, _ = _moved(query_BHW, COARSE_ROTATIONS, COARSE_SHIFTS)
+        moved_BTP, _ = _all_movements(query_BHW, COARSE_ROTATIONS, COARSE_SHIFTS)
         best_BM = torch.full((len(query_BHW), len(self.coarse_MP)), -1.0)
         for moved_BP in moved_BTP.unbind(1):
             coarse_BP = _standard(_coarse(moved_BP.unflatten(1, (SIDE, SIDE))))
@@ -103,7 +112,7 @@ class PixelSearch:
 
     def _block(self, query_BHW: Tensor) -> tuple[np.ndarray, np.ndarray]:
         candidate_BK = self._candidates(query_BHW)
-        moved_BTP, valid_TP = _moved(query_BHW, ROTATIONS, SHIFTS)
+        moved_BTP, valid_TP = _all_movements(query_BHW, ROTATIONS, SHIFTS)
         y_BKP, inside_BKP = self.train_MP[candidate_BK], self.inside_MP[candidate_BK]
 
         def summed(x_BTP: Tensor, y_BKP: Tensor) -> Tensor:
@@ -140,7 +149,7 @@ def _standard(x_BP: Tensor) -> Tensor:
     return F.normalize(x_BP - x_BP.mean(1, keepdim=True), dim=1, eps=1e-3)
 
 
-def _moved(x_BHW: Tensor, rotations: Sequence[float], shifts: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _all_movements(x_BHW: Tensor, rotations: Sequence[float], shifts: Sequence[int]) -> tuple[Tensor, Tensor]:
     """All movements of each picture (B, T, P), and where they show what was inside it (T, P)."""
     affine_T23 = []
     for degrees, down, right in product(rotations, shifts, shifts):
@@ -239,7 +248,7 @@ def copy_numbers(
     kept_N, test_kept_N = np.isin(label_N, shared), np.isin(test_label_N, shared)
     counted_N, unseen_N, unseen_group_N = generated_N[kept_N], test_N[test_kept_N], test_group_N[test_kept_N]
     class_N, unseen_class_N = (
-        np.searchsorted(shared, found) for found in (label_N[kept_N], test_label_N[test_kept_N])
+        np.searchsorted(shared, labels_N) for labels_N in (label_N[kept_N], test_label_N[test_kept_N])
     )
     groups = len(np.unique(unseen_group_N))
     if groups < LEAST_FOR_QUANTILE:
@@ -256,22 +265,22 @@ def copy_numbers(
     threshold, _ = below(np.ones(len(counted_N)), np.ones(len(unseen_N)))
     hits, rng = int((counted_N < threshold).sum()), np.random.default_rng(seed)
     each_N = np.arange(len(counted_N))
-    drawn = [below(draw_weights(each_N, rng), draw_weights(unseen_group_N, rng))[1] for _ in range(DRAWS)]
+    shares = [below(draw_weights(each_N, rng), draw_weights(unseen_group_N, rng))[1] for _ in range(DRAWS)]
     return numbers | {
         "generated_counted": len(counted_N),
         "threshold_5_percent_of_test": threshold,
         "generated_below": hits,
         "share_below": hits / len(counted_N),
-        "share_below_interval_95": np.quantile(drawn, (0.025, 0.975)).tolist(),
+        "share_below_interval_95": np.quantile(shares, (0.025, 0.975)).tolist(),
         "test_below": int((test_N < threshold).sum()),
         "share_below_expected": QUANTILE,
         "planted_copies_detected": {
             kind: {
                 "planted": len(distance_N),
                 "share_below_threshold": float((distance_N < threshold).mean()),
-                "share_whose_source_is_nearest": float((found_N == source_N).mean()),
+                "share_whose_source_is_nearest": float((nearest_N == source_N).mean()),
             }
-            for kind, (distance_N, found_N) in planted.items()
+            for kind, (distance_N, nearest_N) in planted.items()
         },
     }
 
@@ -290,3 +299,150 @@ def weighed_quantile(value_N: np.ndarray, weight_N: np.ndarray, count: int) -> f
     order = np.argsort(value_N, kind="stable")
     share_N = weight_N[order].cumsum() * count / (count + 1)
     return float(np.interp(QUANTILE, share_N, value_N[order]))
+
+
+@dataclass(frozen=True)
+class CopyInputs:
+    """What is searched for copies, where, and by which networks; all images have one side."""
+
+    # N images that may be copies; with tokens (N, L) where they were sampled here.
+    generated: ImageSet
+    # M training images, and their files in the same order.
+    train: ImageSet
+    train_files: images.ImageFiles
+    # Real images that no network saw, and the same ones rebuilt by the VQ-VAE; None without models.
+    test: ImageSet
+    rebuilt_test: ImageSet | None
+    # Extractors, whose features `generated`, `train`, `test` and `rebuilt_test` have already.
+    judges: Judges
+    # Both models and the training token maps (M times views, L); None for images of another generator.
+    models: Models | None
+
+
+# A set to distances (N,) to the nearest training image, and its row (N,).
+Search = Callable[[ImageSet], tuple[np.ndarray, np.ndarray]]
+
+
+def find_copies(
+    given: CopyInputs, batch_size: int, seed: int, left_out: list[dict[str, str]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Nearest training image of each generated one in pixels, features and tokens.
+
+    A picture decoded from tokens is softer than any real one. The threshold is therefore of test images that
+    went through the VQ-VAE, and so are the training images of the searches named "rebuilt": like is compared
+    with like. Sampled tokens are compared with the tokens of test images, tokens of pictures read from a
+    folder with those of rebuilt ones. Without models nothing is rebuilt, and there are no tokens.
+
+    Args:
+        given: images and networks.
+        batch_size: images at once through the VQ-VAE.
+        seed: of the planted copies and of the draws for intervals.
+        left_out: what could not be computed is added here.
+
+    Returns:
+        Search -> numbers for the file, and search -> distances and rows for the figures.
+    """
+    generated, test, judges = given.generated, given.test, given.judges
+    plants, source_N = _plants(given, batch_size, seed)
+    searches = _searches(given, batch_size)
+    is_sampled = generated.idx_NL is not None
+    numbers, for_figures, few = {}, {}, set()
+    for space, search in searches.items():
+        as_tested = not given.rebuilt_test or (space == "tokens" and is_sampled)
+        unseen = test if as_tested else given.rebuilt_test
+        (generated_N, row_N), (test_N, _) = search(generated), search(unseen)
+        numbers[space] = copy_numbers(
+            (generated_N, row_N),
+            test_N,
+            (generated.label_N, unseen.label_N),
+            len(given.train),
+            {kind: search(plant) for kind, plant in plants.items()},
+            source_N,
+            seed,
+            test_group_N=unseen.group_N,
+        )
+        few |= set(numbers[space]["labels_not_counted"])
+        name, comma, domain = space.partition(", ")
+        numbers[space]["by"] = (judges.stamp(name) if name in judges.extractors else name) + comma + domain
+        threshold = numbers[space].get("threshold_5_percent_of_test")
+        for_figures[space] = {"generated": generated_N, "row": row_N, "test": test_N, "threshold": threshold}
+        if threshold is None:
+            why = f"{test.in_words} of test, wanted {LEAST_FOR_QUANTILE} groups for a 5% quantile"
+            note(left_out, f"share of near copies in {space}", why)
+    for label in sorted(few):
+        name = judges.config["classes"][label]
+        note(left_out, f"{name} in the shares of near copies", "each group of test would weigh over 5%")
+    return numbers, for_figures
+
+
+def _plants(given: CopyInputs, batch_size: int, seed: int) -> tuple[dict[str, ImageSet], np.ndarray]:
+    """Kind -> copies of up to PLANTED training images with their features, and the rows of these images."""
+    source_N = np.sort(np.random.default_rng(seed).permutation(len(given.train))[:PLANTED])
+    planted = given.train.take(source_N)
+    draws = draw_parameters(len(planted), torch.Generator().manual_seed(seed))
+    augmented_NHW = images.to_uint8(augment(images.to_model_range(planted.grey_NHW)[:, :1], draws))
+    plants = {
+        "as they are": planted,
+        "augmented": ImageSet(augmented_NHW, planted.label_N),
+        "moved": ImageSet(moved(planted.grey_NHW, seed), planted.label_N),
+    }
+    if given.models:
+        titles = ("rebuilt", "augmented, then rebuilt", "moved, then rebuilt")
+        for title, plant in zip(titles, list(plants.values()), strict=True):
+            plants[title] = _rebuilt(plant, given.models, batch_size)
+    for plant in plants.values():
+        given.judges.describe(plant)
+    return plants, source_N
+
+
+def _searches(given: CopyInputs, batch_size: int) -> dict[str, Search]:
+    """Every search by its name: pixels and extractors, the same among rebuilt images, and tokens."""
+    references = {"": given.train}
+    if given.models:
+        references[", rebuilt"] = _rebuilt(given.train, given.models, batch_size)
+    searches: dict[str, Search] = {}
+    for suffix, reference in references.items():
+        given.judges.describe(reference)
+        searches[f"pixels{suffix}"] = _in_pixels(reference.grey_NHW)
+        mirrored_NHW = mirrored(reference.grey_NHW)
+        for name, extractor in given.judges.extractors.items():
+            mirrored_MD = features(extractor, mirrored_NHW)
+            searches[f"{name}{suffix}"] = _in_features(name, reference.features[name], mirrored_MD)
+    if given.models:
+        searches["tokens"] = _in_tokens(given.models, given.train_files, batch_size)
+    return searches
+
+
+def _rebuilt(image_set: ImageSet, models: Models, batch_size: int) -> ImageSet:
+    """The images through the VQ-VAE and back, without features."""
+    return ImageSet(judging.rebuild(models.vae, image_set.grey_NHW, batch_size), image_set.label_N)
+
+
+def _in_pixels(reference_MHW: np.ndarray) -> Search:
+    """Search by grey levels, masked and registered."""
+    search = PixelSearch(reference_MHW)
+    return lambda image_set: search(image_set.grey_NHW)
+
+
+def _in_features(name: str, train_MD: np.ndarray, mirrored_MD: np.ndarray) -> Search:
+    """Search by one extractor, mirror images included."""
+    return lambda image_set: nearest_in_features(image_set.features[name], train_MD, mirrored_MD)
+
+
+def _in_tokens(models: Models, train_files: images.ImageFiles, batch_size: int) -> Search:
+    """Search in the token maps of all views that the transformer was trained on."""
+    maps, spans = models.maps["train"], scale_spans(models.var.patch_nums)
+    row_of = {path: row for row, path in enumerate(train_files.paths)}
+    if unknown := set(maps.path_N.tolist()) - set(row_of):
+        raise InputError(
+            f"{maps.file} holds {min(unknown)}, {train_files.root} does not: tokenise these images again"
+        )
+    row_M = np.array([row_of[path] for path in maps.path_N.tolist()])
+
+    def search(image_set: ImageSet) -> tuple[np.ndarray, np.ndarray]:
+        if image_set.idx_NL is None:
+            image_set.idx_NL = judging.encode(models.vae, image_set.grey_NHW, batch_size)
+        distance_N, view_N = nearest_in_tokens(image_set.idx_NL, maps.idx_NL, spans)
+        return distance_N, row_M[view_N]
+
+    return search

@@ -56,6 +56,11 @@ class ImageSet:
         """Groups that the images are of."""
         return len(np.unique(self.group_N))
 
+    @property
+    def in_words(self) -> str:
+        """How many images of how many groups."""
+        return f"{len(self)} images" + f" of {self.num_groups} groups" * (self.num_groups < len(self))
+
     def of_class(self, label: int) -> "ImageSet":
         """The images of one class."""
         return self.take(np.flatnonzero(self.label_N == label))
@@ -70,6 +75,11 @@ class ImageSet:
 def least_images(neighbours: int) -> int:
     """Images that a class must have to be judged: 4 to halve, and more than k to have k neighbours."""
     return max(4, neighbours + 1)
+
+
+def note(left_out: list[dict[str, str]], what: str, why: str) -> None:
+    """Keep what could not be computed at this number of images, for the file and the page."""
+    left_out.append({"what": what, "why": why})
 
 
 # --- kernel distance ---

@@ -44,7 +44,7 @@ def draw_all(
         curves: set -> spectra, grey levels, speckle and depth.
     """
     classes, stamps = result["classes"], result["judges"]["stamps"]
-    draw_samples(folder / "samples.png", sets, classes)
+    draw_first_images(folder / "samples.png", sets, classes)
     if result["best_to_worst"]:
         draw_best_and_worst(folder / "best_and_worst.png", result["best_to_worst"], sets, classes, stamps)
     draw_kernel_distances(folder / "kernel_distance.png", result["distances"], stamps)
@@ -52,10 +52,10 @@ def draw_all(
     draw_use(folder / "use.png", result["classification_accuracy_score"])
     draw_confusions(folder / "confusion.png", result["class_fidelity"], classes)
     draw_copies(folder / "copies.png", copies, stamps)
-    for space, found in copies.items():
+    for space, nearest in copies.items():
         path = folder / f"nearest_{space.replace(', ', '_')}.png"
         by = result["copies"][space]["by"]
-        draw_nearest_pairs(path, found, sets["generated"], sets["real_train"], by)
+        draw_nearest_pairs(path, nearest, sets["generated"], sets["real_train"], by)
     draw_variety(folder / "variety.png", result["variety"], classes, stamps)
     draw_physics(folder / "physics.png", curves)
     if result["bits_per_token"]:
@@ -179,25 +179,25 @@ def draw_confusions(path: Path, fidelity: dict[str, Any], classes: list[str]) ->
     plots.save(figure, path)
 
 
-def draw_copies(path: Path, drawn: dict[str, Any], stamps: dict[str, str]) -> None:
+def draw_copies(path: Path, copies: dict[str, Any], stamps: dict[str, str]) -> None:
     """Distances to the nearest training image: generated beside test, one panel a search."""
     units = {
         "pixels": "sqrt(1 - correlation), masked and registered",
         "tokens": "share of tokens that differ, mean over scales",
     }
-    rows = -(-len(drawn) // 2)
+    rows = -(-len(copies) // 2)
     figure, axes = plt.subplots(rows, 2, figsize=(8.4, 3.0 * rows), layout="constrained", squeeze=False)
-    for axis in axes.flat[len(drawn) :]:
+    for axis in axes.flat[len(copies) :]:
         axis.set_visible(False)
-    for axis, (space, found) in zip(axes.flat, drawn.items(), strict=False):
-        both = np.concatenate([found["generated"], found["test"]])
+    for axis, (space, nearest) in zip(axes.flat, copies.items(), strict=False):
+        both = np.concatenate([nearest["generated"], nearest["test"]])
         bins = np.linspace(0, max(both.max(), 1e-6) * 1.02, 25)
         for name, colour in (("test", plots.COLOURS[1]), ("generated", plots.COLOURS[0])):
-            values = found[name]
+            values = nearest[name]
             weights, label = np.full(len(values), 1 / len(values)), f"{name}, n = {len(values)}"
             axis.hist(values, bins, weights=weights, alpha=0.55, color=colour, label=label)
-        if found["threshold"] is not None:
-            axis.axvline(found["threshold"], color="black", linestyle=":", label="5% quantile of test")
+        if nearest["threshold"] is not None:
+            axis.axvline(nearest["threshold"], color="black", linestyle=":", label="5% quantile of test")
         name, _, domain = space.partition(", ")
         unit = units.get(name, f"distance in features ({stamps.get(name)})")
         title = f"Nearest {domain} training image in {name}".replace("  ", " ")
@@ -207,21 +207,21 @@ def draw_copies(path: Path, drawn: dict[str, Any], stamps: dict[str, str]) -> No
 
 
 def draw_nearest_pairs(
-    path: Path, found: dict[str, Any], generated: ImageSet, train: ImageSet, by: str
+    path: Path, nearest: dict[str, Any], generated: ImageSet, train: ImageSet, by: str
 ) -> None:
     """The twenty generated images nearest to a training image in one search, each above that image."""
-    chosen = np.argsort(found["generated"], kind="stable")[:PAIRS]
+    chosen = np.argsort(nearest["generated"], kind="stable")[:PAIRS]
     rows, names, cells = [], [], []
     for start in range(0, len(chosen), ROW):
         part = chosen[start : start + ROW]
-        rows += [list(generated.grey_NHW[part]), list(train.grey_NHW[found["row"][part]])]
+        rows += [list(generated.grey_NHW[part]), list(train.grey_NHW[nearest["row"][part]])]
         names += ["generated", "nearest train"]
-        cells += [[f"{value:.2f}" for value in found["generated"][part]], [""] * len(part)]
+        cells += [[f"{value:.2f}" for value in nearest["generated"][part]], [""] * len(part)]
     title = f"The {len(chosen)} nearest pairs, with their distance, by {by} (training images may be mirrored)"
     plots.image_grid(path, rows, names, [""] * min(ROW, len(chosen)), title, inch=0.95, cell_names=cells)
 
 
-def draw_samples(path: Path, sets: dict[str, ImageSet], classes: list[str]) -> None:
+def draw_first_images(path: Path, sets: dict[str, ImageSet], classes: list[str]) -> None:
     """The first six images of each class and set: not chosen."""
     rows, names = [], []
     shown = [n for n in ("real_test", "reconstructed_test", "generated", "position_prior") if n in sets]
@@ -233,13 +233,13 @@ def draw_samples(path: Path, sets: dict[str, ImageSet], classes: list[str]) -> N
 
 
 def draw_best_and_worst(
-    path: Path, found: dict[str, Any], sets: dict[str, ImageSet], classes: list[str], stamps: dict[str, str]
+    path: Path, ranked: dict[str, Any], sets: dict[str, ImageSet], classes: list[str], stamps: dict[str, str]
 ) -> None:
     """The most and the least real-looking of the generated images."""
-    generated, shown = sets["generated"], min(2 * ROW, len(found["row"]) // 2)
+    generated, shown = sets["generated"], min(2 * ROW, len(ranked["row"]) // 2)
     rows, names, cells = [], [], []
-    for name, chosen in (("best", slice(0, shown)), ("worst", slice(len(found["row"]) - shown, None))):
-        order, realism = found["row"][chosen], found["realism"][chosen]
+    for name, chosen in (("best", slice(0, shown)), ("worst", slice(len(ranked["row"]) - shown, None))):
+        order, realism = ranked["row"][chosen], ranked["realism"][chosen]
         if name == "worst":
             order, realism = order[::-1], realism[::-1]
         for start in range(0, shown, ROW):
@@ -288,15 +288,16 @@ def draw_variety(path: Path, table: dict[str, Any], classes: list[str], stamps: 
 def draw_physics(path: Path, curves: dict[str, dict[str, np.ndarray]]) -> None:
     """Power over spatial frequency, grey levels, speckle, and brightness along depth."""
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.4), layout="constrained")
-    for name, found in curves.items():
+    for name, of_set in curves.items():
         colour = COLOUR_OF[name]
         style: dict[str, Any] = {"color": colour, "linewidth": 2.2 if name == "real_test" else 1.2}
-        axes[0, 0].plot(found["frequency"], found["spectrum"], label=SHORT[name], **style)
+        axes[0, 0].plot(of_set["frequency"], of_set["spectrum"], label=SHORT[name], **style)
         # Over 4 levels: single levels jump, because JPEG and resizing leave combs.
-        axes[0, 1].plot(np.arange(0, 256, 4) + 2, found["grey"].reshape(-1, 4).sum(1), **style)
-        axes[1, 0].plot(found["along"], **style)
-        axes[1, 0].plot(found["across"], linestyle="--", **style)
-        axes[1, 1].plot((np.arange(len(found["depth"])) + 0.5) / len(found["depth"]), found["depth"], **style)
+        axes[0, 1].plot(np.arange(0, 256, 4) + 2, of_set["grey"].reshape(-1, 4).sum(1), **style)
+        axes[1, 0].plot(of_set["along"], **style)
+        axes[1, 0].plot(of_set["across"], linestyle="--", **style)
+        depth = of_set["depth"]
+        axes[1, 1].plot((np.arange(len(depth)) + 0.5) / len(depth), depth, **style)
     axes[0, 0].set(title="Detail", xlabel="spatial frequency, cycles a pixel", ylabel="mean power, dB")
     axes[0, 1].set(title="Brightness", xlabel="grey level", ylabel="share of pixels (bins of 4 levels)")
     axes[0, 1].set_yscale("log")
@@ -348,14 +349,14 @@ def draw_sweep(path: Path, sweep: dict[str, Any]) -> None:
         sharey="row",
     )
     for column, name in enumerate(axes_of):
-        found = [row for row in rows if row["axis"] == name]
+        points = [row for row in rows if row["axis"] == name]
         # 0 switches these filters off: it stands at the loose end, not at the strict one.
         is_filter = name in ("top_p", "top_k")
         if is_filter:
-            found.sort(key=lambda row: row["value"] or math.inf)
+            points.sort(key=lambda row: row["value"] or math.inf)
         for panel, (key, title) in zip(axes[:, column], measures.items(), strict=True):
-            for number, mode in enumerate(dict.fromkeys(row["mode"] for row in found)):
-                of_mode = [row for row in found if row["mode"] == mode]
+            for number, mode in enumerate(dict.fromkeys(row["mode"] for row in points)):
+                of_mode = [row for row in points if row["mode"] == mode]
                 panel.errorbar(
                     range(len(of_mode)),
                     [row[key] for row in of_mode],
@@ -368,11 +369,11 @@ def draw_sweep(path: Path, sweep: dict[str, Any]) -> None:
                 )
             names = [
                 "off" if is_filter and not row["value"] else f"{row['value']:g}"
-                for row in found
-                if row["mode"] == found[0]["mode"]
+                for row in points
+                if row["mode"] == points[0]["mode"]
             ]
             panel.set_xticks(range(len(names)), names)
-            for place, row in enumerate(row for row in found if row["mode"] == found[0]["mode"]):
+            for place, row in enumerate(row for row in points if row["mode"] == points[0]["mode"]):
                 if row["chosen"]:
                     panel.axvline(place, color="black", linestyle=":", linewidth=1)
             if not key.endswith("KD"):
@@ -380,7 +381,7 @@ def draw_sweep(path: Path, sweep: dict[str, Any]) -> None:
             if column == 0:
                 panel.set_ylabel(title, fontsize=8)
         axes[0, column].set_title(AXIS_NAMES.get(name, name), fontsize=9)
-        if len({row["mode"] for row in found}) > 1:
+        if len({row["mode"] for row in points}) > 1:
             axes[0, column].legend(fontsize=7)
     figure.suptitle(
         f"Sweep on val, {rows[0]['images']} images a point ({sweep['stamps'][extractors[0]]}); "

@@ -1,12 +1,13 @@
 """What ultrasound pictures are made of: likeness of pairs, detail, grey levels, speckle, frame, depth.
 
-Each measure is one of a set of pictures; evaluate_var.py puts the same measure of real pictures beside it,
-class by class, since sets have other shares of the classes.
+Each measure is one of a set of pictures. `variety` and `differences_from_test` put the same measure of real
+pictures beside it, class by class, since sets have other shares of the classes.
 
 Axes: N pictures, H W pixels, F frequencies, P pairs, K lags or places of a curve, C classes.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +15,13 @@ import torch.nn.functional as F
 from scipy import ndimage
 from skimage.measure import label, regionprops
 
+from usvar.evaluation import ImageSet, bootstrap_balanced_accuracy, note
 from usvar.metrics import ssim
 
 # Pictures at a time.
 CHUNK = 64
+# Pairs a class for the variety.
+PAIRS_PER_CLASS = 100
 # Grey level that belongs to the scan area; a decoder leaves faint noise where real pictures are black.
 LEAST_GREY = 6.0
 # Grey level of an outline, higher than that: the glow around a soft fan is no frayed edge. Side that outlines
@@ -248,3 +252,99 @@ def mean_of_both(first_CK: np.ndarray, second_CK: np.ndarray) -> tuple[np.ndarra
         np.ma.array(x_CK, mask=~is_known_CK).mean(0).filled(np.nan) for x_CK in (first_CK, second_CK)
     )
     return first_K, second_K
+
+
+def variety(
+    sets: dict[str, ImageSet], classes: tuple[str, ...], seed: int, left_out: list[dict[str, str]]
+) -> dict[str, Any]:
+    """How alike two images of a class are, in each set: SSIM and distance in features over random pairs.
+
+    As in the kernel distance two images of one group are no pair: frames of one patient are no variety.
+
+    Args:
+        sets: images by name, with their features.
+        classes: names; index = label.
+        seed: of the pairs.
+        left_out: classes of a single group are added here.
+
+    Returns:
+        Set -> class -> mean and deviation over the pairs.
+    """
+    rng, table = np.random.default_rng(seed), {}
+    for name, image_set in sets.items():
+        table[name] = {}
+        for k, class_name in enumerate(classes):
+            members = image_set.of_class(k)
+            pair_P2 = draw_pairs(members.group_N, PAIRS_PER_CLASS, rng)
+            if not len(pair_P2):
+                note(left_out, f"variety, {class_name}, {name}", f"{members.in_words}, wanted 2 groups")
+                continue
+            measured = {"ssim": pairwise_ssim(members.grey_NHW, pair_P2)}
+            for extractor, values_ND in members.features.items():
+                first_PD, second_PD = values_ND[pair_P2[:, 0]], values_ND[pair_P2[:, 1]]
+                measured[f"{extractor}-distance"] = np.linalg.norm(first_PD - second_PD, axis=1)
+            row: dict[str, Any] = {"images": len(members), "pairs": len(pair_P2)}
+            for key, values_P in measured.items():
+                row |= {f"{key}_mean": float(values_P.mean()), f"{key}_deviation": float(values_P.std())}
+            table[name][class_name] = row
+    return table
+
+
+def differences_from_test(
+    sets: dict[str, ImageSet], train: ImageSet, test: ImageSet
+) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
+    """Detail, grey levels, speckle, frame and depth of each set beside the real test images'.
+
+    As in the kernel distance classes weigh alike, whatever their counts: each set is compared with the test
+    images over the classes that both have, and left out where there is none.
+
+    Args:
+        sets: images by name.
+        train: real training images, which say what a well-formed frame is.
+        test: real test images; "real_test" in what is returned.
+
+    Returns:
+        Numbers, and curves for the figure: "spectrum" (dB), "grey" (shares), "along" and "across"
+        (autocorrelation), "depth" (grey levels), and "frequency".
+    """
+    limits = FrameLimits.fit(frame_shapes(scan_areas(train.grey_NHW)), train.label_N)
+    # Set -> label -> curves, and set -> their means over the labels.
+    curves_of_class: dict[str, dict[int, dict[str, np.ndarray]]] = {}
+    mean_curves: dict[str, dict[str, np.ndarray]] = {}
+    numbers: dict[str, Any] = {}
+    for name, image_set in {"real_test": test, **sets}.items():
+        labels = np.intersect1d(image_set.label_N, test.label_N)
+        if not len(labels):
+            continue
+        curves_of_class[name], is_well_formed_N = {}, np.zeros(len(image_set), bool)
+        for k in labels:
+            members = image_set.of_class(k)
+            area_Nhw = scan_areas(members.grey_NHW)
+            curves_of_class[name][k] = curves(members.grey_NHW, area_Nhw)
+            shape_N3 = frame_shapes(area_Nhw)
+            is_well_formed_N[image_set.label_N == k] = limits.well_formed(shape_N3, members.label_N)
+        mean_curves[name], real = {}, {}
+        for key in curves_of_class[name][labels[0]]:
+            both = (np.stack([curves_of_class[of][k][key] for k in labels]) for of in (name, "real_test"))
+            mean_curves[name][key], real[key] = mean_of_both(*both)
+        for means in (mean_curves[name], real):
+            means["spectrum"] = 10 * np.log10(means.pop("power") + 1e-12)
+        difference = {key: mean_curves[name][key] - real[key] for key in real}
+        kept_N = np.isin(image_set.label_N, labels)
+        numbers[name] = {
+            "images": int(kept_N.sum()),
+            "classes": len(labels),
+            **detail_difference(real["frequency"], difference["spectrum"], difference["grey"]),
+            "speckle_difference_rms": root_mean_square(
+                np.concatenate([difference["along"], difference["across"]])
+            ),
+            "depth_difference_rms_levels": root_mean_square(difference["depth"]),
+            "well_formed_frames": int(is_well_formed_N.sum()),
+            "well_formed_share": float(
+                np.mean([is_well_formed_N[image_set.label_N == k].mean() for k in labels])
+            ),
+            "well_formed_interval_95": bootstrap_balanced_accuracy(
+                is_well_formed_N[None, kept_N], image_set.label_N[kept_N], image_set.group_N[kept_N]
+            ),
+        }
+    return numbers, mean_curves

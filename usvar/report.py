@@ -12,6 +12,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+# Name of a figure, what it shows in words, and its caption -> the HTML of that figure.
+Picture = Callable[[str, str, str], str]
 # What is compared with the real test images, in the order of tables and figures.
 SETS = {
     "generated": "generated",
@@ -183,7 +185,7 @@ def agreement_words(agreed: dict[str, Any]) -> str:
     )
 
 
-def way_gone(distances: dict[str, Any], extractor: str) -> str:
+def relative_progress(distances: dict[str, Any], extractor: str) -> str:
     """How far the generated images lie between the trivial generator's and rebuilt ones, in a sentence."""
     if "position_prior" not in distances:
         return ""
@@ -206,17 +208,18 @@ def way_gone(distances: dict[str, Any], extractor: str) -> str:
     return " The generated images lie nearer than the trivial generator's."
 
 
-def reading(result: dict[str, Any]) -> list[str]:
+def main_findings(result: dict[str, Any]) -> list[str]:
     """The main findings in words, each beside what it must be compared with."""
-    distances, use = result["distances"], result["classification_accuracy_score"]
+    distances, physics = result["distances"], result["physics"]
+    use = result["classification_accuracy_score"]
     words = []
     for extractor, stamp in result["judges"]["stamps"].items():
         pooled = {SETS[name]: distances[name]["pooled"].get(f"{extractor}-KD") for name in distances}
         if pooled[SETS["generated"]] is None:
             continue
         values = ", ".join(f"{title} {number(value)}" for title, value in pooled.items())
-        place = way_gone(distances, extractor)
-        words.append(f"Pooled {extractor}-KD to the real test images: {values} ({stamp}).{place}")
+        progress = relative_progress(distances, extractor)
+        words.append(f"Pooled {extractor}-KD to the real test images: {values} ({stamp}).{progress}")
     words.append(agreement_words(result["extractors_agree"]))
     words.append(
         f"A classifier trained on generated images alone names {use['generated']['balanced_accuracy']:.0%} "
@@ -233,9 +236,9 @@ def reading(result: dict[str, Any]) -> list[str]:
         if "share_below" in entry:
             # A model learns augmented views, and draws what the VQ-VAE makes of them.
             plant = "augmented, then rebuilt" if has_rebuilt and space != "tokens" else "augmented"
-            found = entry["planted_copies_detected"][plant]["share_below_threshold"]
-            words_of = f"{space} {entry['share_below']:.1%} ({found:.0%})"
-            (trusted if found >= 0.5 else blind).append(words_of)
+            detected = entry["planted_copies_detected"][plant]["share_below_threshold"]
+            shares = f"{space} {entry['share_below']:.1%} ({detected:.0%})"
+            (trusted if detected >= 0.5 else blind).append(shares)
     if trusted or blind:
         words.append(
             "Copies. Share of the generated images that lie nearer to a training image than 95% of the test "
@@ -250,14 +253,13 @@ def reading(result: dict[str, Any]) -> list[str]:
             f"Nothing was generated of {', '.join(lacking)}: the shares of right classes and of whole frames "
             "are means over the other classes, those of real images over all."
         )
-    looks = result["physics"]
-    if "generated" in looks:
+    if "generated" in physics:
         words.append(
-            f"Frames well formed (mean over classes): {looks['generated']['well_formed_share']:.0%} of the "
-            f"generated, {looks['real_test']['well_formed_share']:.0%} of the real test images"
+            f"Frames well formed (mean over classes): {physics['generated']['well_formed_share']:.0%} of the "
+            f"generated, {physics['real_test']['well_formed_share']:.0%} of the real test images"
             + (
-                f", {looks['reconstructed_test']['well_formed_share']:.0%} of these rebuilt by the VQ-VAE."
-                if "reconstructed_test" in looks
+                f", {physics['reconstructed_test']['well_formed_share']:.0%} of these rebuilt by the VQ-VAE."
+                if "reconstructed_test" in physics
                 else "."
             )
         )
@@ -272,7 +274,7 @@ def cautions_of(groups: dict[str, int] | None) -> list[str]:
 def evaluation_page(result: dict[str, Any], folder: Path) -> str:
     """report.html from metrics.json's content and the figures in a folder."""
     settings, classes = result["made_by"]["settings"], result["classes"]
-    stamps, distances, fidelity = result["judges"]["stamps"], result["distances"], result["class_fidelity"]
+    stamps, distances = result["judges"]["stamps"], result["distances"]
 
     def picture(name: str, alternative: str, caption: str) -> str:
         return figure(folder / f"{name}.png", alternative, caption)
@@ -297,7 +299,7 @@ def evaluation_page(result: dict[str, Any], folder: Path) -> str:
     source = "read from a folder" if settings["generated"] else "drawn here, nothing given but the class"
     if result["drawing"]:
         source += ": " + ", ".join(f"{k.replace('_', '-')} {v:g}" for k, v in result["drawing"].items())
-    findings = reading(result)
+    findings = main_findings(result)
     stamp_list = ", ".join(stamps.values())
     sections = [
         ("", [paragraph(f"Generated images ({source}), judged against the real test split.")]),
@@ -318,9 +320,8 @@ def evaluation_page(result: dict[str, Any], folder: Path) -> str:
                 *(distance_table("pooled", extractor) for extractor in stamps),
                 paragraph(
                     "Precision: share of the set inside the neighbourhoods of real test images; recall: "
-                    "share of real test images inside those of the set. Precision, recall, "
-                    "density and coverage "
-                    "depend on the number of images: read them beside the other lines only."
+                    "share of real test images inside those of the set. Precision, recall, density and "
+                    "coverage depend on the number of images: read them beside the other lines only."
                 ),
                 picture(
                     "neighbours",
@@ -337,7 +338,7 @@ def evaluation_page(result: dict[str, Any], folder: Path) -> str:
             ],
         ),
         ("Useful?", _use_blocks(result, picture)),
-        ("Of the class that was asked for?", _fidelity_blocks(result, fidelity, picture)),
+        ("Of the class that was asked for?", _fidelity_blocks(result, picture)),
         ("Copies?", _copy_blocks(result, picture)),
         (
             "Varied?",
@@ -400,7 +401,7 @@ def _count_table(result: dict[str, Any]) -> str:
     return table(["images", *result["classes"]], rows, "number of images of each class")
 
 
-def _image_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str]) -> list[str]:
+def _image_blocks(result: dict[str, Any], picture: Picture) -> list[str]:
     blocks = []
     if result["best_to_worst"]:
         realism = result["best_to_worst"]["realism"]
@@ -425,7 +426,7 @@ def _image_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str
     return blocks
 
 
-def _use_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str]) -> list[str]:
+def _use_blocks(result: dict[str, Any], picture: Picture) -> list[str]:
     use = result["classification_accuracy_score"]
     rows = []
     for kind, entry in use.items():
@@ -460,9 +461,8 @@ def _use_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str])
     ]
 
 
-def _fidelity_blocks(
-    result: dict[str, Any], fidelity: dict[str, Any], picture: Callable[[str, str, str], str]
-) -> list[str]:
+def _fidelity_blocks(result: dict[str, Any], picture: Picture) -> list[str]:
+    fidelity = result["class_fidelity"]
     kinds = {"real_test": "real test", "generated": "generated", "position_prior": "by frequency"}
     kinds = {kind: title for kind, title in kinds.items() if kind in fidelity}
     rows = [
@@ -499,7 +499,7 @@ def _fidelity_blocks(
     ]
 
 
-def _copy_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str]) -> list[str]:
+def _copy_blocks(result: dict[str, Any], picture: Picture) -> list[str]:
     header = ["in", "median to train", "same of test", "below 5% quantile of test", "95% interval"]
     header += ["train images hit", *(f"planted {kind}: found" for kind in PLANTS)]
     rows = []
@@ -555,9 +555,8 @@ def _copy_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str]
                 blocks=[
                     picture(
                         f"nearest_{space.replace(', ', '_')}",
-                        f"The twenty generated images nearest to a training image in {space}, "
-                        f"each above that "
-                        "training image, with the distance.",
+                        f"The twenty generated images nearest to a training image in {space}, each above "
+                        "that training image, with the distance.",
                         f"By {entry['by']}. Look at the first ones: are these the same picture?",
                     )
                 ],
@@ -580,7 +579,7 @@ def _variety_table(result: dict[str, Any]) -> str:
     return table(["class, set", "pairs", *keys], rows, f"mean and deviation over pairs of a class; {stamps}")
 
 
-def _physics_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str]) -> list[str]:
+def _physics_blocks(result: dict[str, Any], picture: Picture) -> list[str]:
     titles = {"real_test": "real test images", **SETS}
     rows = [
         [
@@ -615,7 +614,7 @@ def _physics_blocks(result: dict[str, Any], picture: Callable[[str, str, str], s
     ]
 
 
-def _bits_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str]) -> list[str]:
+def _bits_blocks(result: dict[str, Any], picture: Picture) -> list[str]:
     bits = result["bits_per_token"]
     if not bits:
         return [paragraph("Left out: these images are of a generator without our tokens.")]
@@ -640,7 +639,7 @@ def _bits_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str]
     ]
 
 
-def _sweep_blocks(result: dict[str, Any], picture: Callable[[str, str, str], str]) -> list[str]:
+def _sweep_blocks(result: dict[str, Any], picture: Picture) -> list[str]:
     sweep = result["sweep"]
     if not sweep:
         return [paragraph("By hand: no sweep was given (sweep_var.py, then --settings-from chosen.json).")]
