@@ -401,21 +401,18 @@ def frequency_scores(train: TokenMaps, other: TokenMaps) -> dict[str, tuple[np.n
         model's most likely code.
     """
     vocab, classes = train.vocab_size, len(train.classes)
-    per_scale: dict[str, list[tuple[float, float]]] = {"unigram": [], "class_position": []}
     rows_C = np.maximum(1, np.bincount(train.label_N, minlength=classes))
     positions_at_once = max(1, MAX_COUNTS // (classes * vocab))
+    unigram_S2, class_position_S2 = [], []
     for first, end in scale_spans(train.patch_nums):
         counts_V = np.ones(vocab)
         for _, idx_Ml in _blocks(train, slice(first, end)):
             counts_V += np.bincount(idx_Ml.ravel(), minlength=vocab)
         unigram_V = counts_V / counts_V.sum()
-        nats, hits, tokens = np.zeros(2), np.zeros(2), 0
+        nats_2, hits_2, tokens = np.zeros(2), np.zeros(2), 0
         for start in range(first, end, positions_at_once):
-            part = slice(start, min(start + positions_at_once, end))
-            positions = np.arange(part.stop - part.start)
-            counts_ClV = np.zeros((classes, len(positions), vocab), dtype=np.int32)
-            for label_M, idx_Ml in _blocks(train, part):
-                np.add.at(counts_ClV, (label_M[:, None], positions, idx_Ml), 1)
+            columns = slice(start, min(start + positions_at_once, end))
+            counts_ClV = _count_class_positions(train, columns)
             # Class by class: all at once would be a table of doubles.
             best_Cl = np.stack(
                 [
@@ -423,16 +420,47 @@ def frequency_scores(train: TokenMaps, other: TokenMaps) -> dict[str, tuple[np.n
                     for counts_lV, rows in zip(counts_ClV, rows_C, strict=True)
                 ]
             )
-            for label_M, idx_Ml in _blocks(other, part, views=1):
-                seen_Ml = counts_ClV[label_M[:, None], positions, idx_Ml]
-                unigram_Ml = unigram_V[idx_Ml]
-                position_Ml = 0.5 * seen_Ml / rows_C[label_M][:, None] + 0.5 * unigram_Ml
-                nats -= np.log(unigram_Ml).sum(), np.log(position_Ml).sum()
-                hits += (idx_Ml == unigram_V.argmax()).sum(), (idx_Ml == best_Cl[label_M]).sum()
-                tokens += idx_Ml.size
-        for name, scores in zip(per_scale, zip(nats / tokens, hits / tokens, strict=True), strict=True):
-            per_scale[name].append(scores)
-    return {name: tuple(np.array(scores_S2).T) for name, scores_S2 in per_scale.items()}
+            for label_M, idx_Ml in _blocks(other, columns, views=1):
+                nats, hits = _score_block(label_M, idx_Ml, unigram_V, counts_ClV, rows_C, best_Cl)
+                nats_2, hits_2, tokens = nats_2 + nats, hits_2 + hits, tokens + idx_Ml.size
+        unigram_S2.append((nats_2[0] / tokens, hits_2[0] / tokens))
+        class_position_S2.append((nats_2[1] / tokens, hits_2[1] / tokens))
+    return {
+        "unigram": tuple(np.array(unigram_S2).T),
+        "class_position": tuple(np.array(class_position_S2).T),
+    }
+
+
+def _count_class_positions(train: TokenMaps, columns: slice) -> np.ndarray:
+    """How many images of each class have each code at each of some positions: int32 (classes, l, V)."""
+    positions = np.arange(columns.stop - columns.start)
+    counts_ClV = np.zeros((len(train.classes), len(positions), train.vocab_size), dtype=np.int32)
+    for label_M, idx_Ml in _blocks(train, columns):
+        np.add.at(counts_ClV, (label_M[:, None], positions, idx_Ml), 1)
+    return counts_ClV
+
+
+def _score_block(
+    label_M: np.ndarray,
+    idx_Ml: np.ndarray,
+    unigram_V: np.ndarray,
+    counts_ClV: np.ndarray,
+    rows_C: np.ndarray,
+    best_Cl: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nats and hits of `unigram` and `class_position`, (2,) each: sums over the tokens of a block of rows.
+
+    Args:
+        label_M, idx_Ml: classes and tokens of the rows.
+        unigram_V: probability of each code.
+        counts_ClV, rows_C: training images with a code at a position, and in all, by class.
+        best_Cl: the most likely code of each class and position.
+    """
+    seen_Ml = counts_ClV[label_M[:, None], np.arange(idx_Ml.shape[1]), idx_Ml]
+    unigram_Ml = unigram_V[idx_Ml]
+    position_Ml = 0.5 * seen_Ml / rows_C[label_M][:, None] + 0.5 * unigram_Ml
+    hits = (idx_Ml == unigram_V.argmax()).sum(), (idx_Ml == best_Cl[label_M]).sum()
+    return -np.array([np.log(unigram_Ml).sum(), np.log(position_Ml).sum()]), np.array(hits)
 
 
 def _blocks(
