@@ -28,6 +28,10 @@ from usvar.errors import InputError
 from usvar.files import lock_folder, new_memmap, remove_stale_temporaries, write_json
 from usvar.threads import in_order
 
+# In a split's folder until its archive is whole: tokens, which rows are done, names, what decides tokens.
+PARTIAL_IDX, PARTIAL_DONE, PARTIAL_PATH, PARTIAL_STAMP = PARTIALS = tuple(
+    f"partial_{name}" for name in ("idx.npy", "done.npy", "path.npy", "stamp.json")
+)
 # Rows between two marks of what is done: as much as a killed run loses.
 ROWS_PER_MARK = 256
 
@@ -65,6 +69,8 @@ def view_parameters(files: images.ImageFiles, rows: np.ndarray, views: int, seed
     """Augmentation of each row (image, view), by the image's name: new images change no other's views."""
     parameters = []
     for row in rows:
+        # The CRC stands in place of a numbered stream: one name in 860 million meets one of those five, and
+        # would only draw what a trainer draws for another use.
         name = zlib.crc32(files.paths[row // views].encode())
         generator = torch.Generator().manual_seed(training.step_seed(seed, name, int(row % views)))
         parameters.append(draw_parameters(1, generator))
@@ -99,48 +105,77 @@ def tokenise_split(
     s: Settings, files: images.ImageFiles, vqvae: checkpoints.Loaded, world: distributed.World, record: dict
 ) -> None:
     """Tokenise a split into one archive, going on where an earlier run stopped."""
-    split, folder, size = files.split, s.out_dir / files.split, images.image_size(files)
-    patch_nums = vqvae.model.quantize.v_patch_nums
+    split, folder, patch_nums = files.split, s.out_dir / files.split, vqvae.model.quantize.v_patch_nums
     views = s.views if split == "train" else 1
     made_by = record | {
         "split": split,
         "vocab_size": vqvae.model.vocab_size,
-        "image_size": size,
+        "image_size": images.image_size(files),
         "views": views,
         "listing_sha256": images.listing_sha256(files),
     }
-    if is_finished(folder, files.classes, made_by):
+    if is_finished(folder, files.classes, made_by, world):
         if world.is_main:
+            remove_partials(folder)  # of a run that died after it had written the archive
             print(f"{split}: nothing to do, {folder / tokens.FILE_NAME} is made by these settings")
         return
-
-    count, length = len(files) * views, scale_boundaries(patch_nums)[-1]
-    idx_path, done_path, path_path, stamp_path = (
-        folder / f"partial_{name}" for name in ("idx.npy", "done.npy", "path.npy", "stamp.json")
-    )
     if world.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_stale_temporaries(folder)
-        decisive = what_decides_tokens(made_by)
-        is_whole = all(path.is_file() for path in (idx_path, done_path, stamp_path))
-        if not is_whole or json.loads(stamp_path.read_text(encoding="utf-8")) != decisive:
-            stamp_path.unlink(missing_ok=True)
-            dtype = np.uint16 if vqvae.model.vocab_size <= 65536 else np.int32
-            new_memmap(idx_path, dtype, (count, length)).flush()
-            new_memmap(done_path, np.bool_, (count,)).flush()
-            write_json(stamp_path, decisive)
+        prepare_partials(folder, (len(files) * views, scale_boundaries(patch_nums)[-1]), made_by)
     world.barrier()
-    idx_NL, done_N = np.load(idx_path, mmap_mode="r+"), np.load(done_path, mmap_mode="r+")
-    share = np.array_split(np.arange(count), world.size)[world.rank]
-    share = share[~done_N[share]]
-    step = max(1, s.batch_size // world.size)
-    progress = tqdm(total=len(share), desc=f"tokenise {split}", disable=not world.is_main, file=sys.stdout)
-    batches = [share[i : i + step] for i in range(0, len(share), step)]
+    idx_NL, done_N = (np.load(folder / name, mmap_mode="r+") for name in (PARTIAL_IDX, PARTIAL_DONE))
+    tokenise_rows(s, files, vqvae.model, views, world, idx_NL, done_N)
+    world.barrier()
+    if world.is_main:
+        write_archive(folder, files, idx_NL, patch_nums, made_by)
+        remove_partials(folder)
+        report(split, idx_NL, patch_nums, vqvae.model.vocab_size)
+    world.barrier()
+
+
+def prepare_partials(folder: Path, shape: tuple[int, int], made_by: dict) -> None:
+    """Make the files that tokens are collected in, unless a stopped run of the same settings left its own.
+
+    Args:
+        folder: of the split; made if missing.
+        shape: rows (image, view) and tokens of each, (N, L).
+        made_by: what makes the tokens.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_stale_temporaries(folder)
+    stamp_path, decisive = folder / PARTIAL_STAMP, what_decides_tokens(made_by)
+    is_whole = all((folder / name).is_file() for name in (PARTIAL_IDX, PARTIAL_DONE, PARTIAL_STAMP))
+    if not is_whole or json.loads(stamp_path.read_text(encoding="utf-8")) != decisive:
+        stamp_path.unlink(missing_ok=True)
+        dtype = np.uint16 if made_by["vocab_size"] <= 65536 else np.int32
+        new_memmap(folder / PARTIAL_IDX, dtype, shape).flush()
+        new_memmap(folder / PARTIAL_DONE, np.bool_, shape[:1]).flush()
+        write_json(stamp_path, decisive)
+
+
+def remove_partials(folder: Path) -> None:
+    """Delete what a run would go on from."""
+    for name in PARTIALS:
+        (folder / name).unlink(missing_ok=True)
+
+
+def tokenise_rows(
+    s: Settings,
+    files: images.ImageFiles,
+    model: VQVAE,
+    views: int,
+    world: distributed.World,
+    idx_NL: np.ndarray,
+    done_N: np.ndarray,
+) -> None:
+    """Fill this process's rows of idx_NL that are not done yet, and mark them in done_N; both are on disk."""
+    own_rows = np.array_split(np.arange(len(done_N)), world.size)[world.rank]
+    remaining_rows = own_rows[~done_N[own_rows]]
+    batches = list(training.batches(remaining_rows, max(1, s.batch_size // world.size)))
 
     def read_rows(rows: np.ndarray) -> np.ndarray:
         # The views of an image follow each other: it is read once.
         chosen, place_B = np.unique(rows // views, return_inverse=True)
-        return images.read_images(files, chosen.tolist(), size)[place_B]
+        return images.read_images(files, chosen.tolist(), model.image_side)[place_B]
 
     # Images are read in a thread while the device works on the batch before.
     read = in_order(
@@ -151,9 +186,12 @@ def tokenise_split(
         limit_s=s.read_limit_s,
         name=lambda rows: " or ".join(str(files.root / files.paths[i]) for i in dict.fromkeys(rows // views)),
     )
+    progress = tqdm(
+        total=len(remaining_rows), desc=f"tokenise {files.split}", disable=not world.is_main, file=sys.stdout
+    )
     unmarked: list[np.ndarray] = []
     for number, (rows, grey_BHW) in enumerate(zip(batches, read, strict=True), 1):
-        idx_NL[rows] = tokenise(vqvae.model, files, rows, grey_BHW, views, s.seed, world.device)
+        idx_NL[rows] = tokenise(model, files, rows, grey_BHW, views, s.seed, world.device)
         progress.update(len(rows))
         unmarked.append(rows)
         if sum(map(len, unmarked)) >= ROWS_PER_MARK or number == len(batches):
@@ -163,41 +201,44 @@ def tokenise_split(
             done_N.flush()
             unmarked.clear()
     progress.close()
-    world.barrier()
-    if world.is_main:
-        # On disk, because the names of a million images fill memory.
-        path_N = new_memmap(path_path, f"<U{max(map(len, files.paths))}", (count,))
-        for i, name in enumerate(files.paths):
-            path_N[i * views : (i + 1) * views] = name
-        tokens.write_token_maps(
-            folder,
-            idx_NL,
-            np.repeat(files.label_N, views),
-            path_N,
-            np.tile(np.arange(views), len(files)),
-            patch_nums,
-            files.classes,
-            made_by,
-        )
-        for path in (idx_path, done_path, path_path, stamp_path):
-            path.unlink()
-        report(split, idx_NL, patch_nums, vqvae.model.vocab_size)
-    world.barrier()
 
 
-def is_finished(folder: Path, classes: tuple[str, ...], made_by: dict) -> bool:
+def write_archive(
+    folder: Path, files: images.ImageFiles, idx_NL: np.ndarray, patch_nums: tuple[int, ...], made_by: dict
+) -> None:
+    """Write the tokens of all rows with their class, picture and view."""
+    views = made_by["views"]
+    # On disk, because the names of a million images fill memory.
+    path_N = new_memmap(folder / PARTIAL_PATH, f"<U{max(map(len, files.paths))}", (len(idx_NL),))
+    for i, name in enumerate(files.paths):
+        path_N[i * views : (i + 1) * views] = name
+    tokens.write_token_maps(
+        folder,
+        idx_NL,
+        np.repeat(files.label_N, views),
+        path_N,
+        np.tile(np.arange(views), len(files)),
+        patch_nums,
+        files.classes,
+        made_by,
+    )
+
+
+def is_finished(folder: Path, classes: tuple[str, ...], made_by: dict, world: distributed.World) -> bool:
     """Whether the split's archive is there and holds the tokens and labels that this run would make."""
     if not (folder / tokens.FILE_NAME).is_file() or not (folder / "classes.json").is_file():
         return False
     try:
         before = tokens.read_token_maps(folder)
     except InputError as error:
-        print(f"note: {error}; it is made anew")
+        if world.is_main:
+            print(f"note: {error}; it is made anew")
         return False
     # Labels count on from the first class: one more in train moves them in val and test as well.
     then, now = what_decides_tokens(before.made_by), what_decides_tokens(made_by)
     then["classes"], now["classes"] = before.classes, classes
-    if changed := [name for name in now if then[name] != now[name]]:
+    changed = [name for name in now if then[name] != now[name]]
+    if changed and world.is_main:
         print(f"note: {before.file} is of another {' and '.join(changed)}; it is made anew")
     return not changed
 

@@ -97,8 +97,8 @@ def _largest(values_BlV: Tensor, count: int) -> Tensor:
     return values_BlV.topk(count, dim=-1).values
 
 
-def _places_at_once(vocab_size: int, device: torch.device) -> int:
-    """How many places of V numbers are worked on together: on a CPU so few that they stay in its cache.
+def _positions_at_once(vocab_size: int, device: torch.device) -> int:
+    """How many positions of V numbers are worked on together: on a CPU so few that they stay in its cache.
 
     Noise and filter pass over the same numbers some twenty times. Through the memory that took two to five
     times as long; the result is the same.
@@ -153,7 +153,7 @@ def filter_top_k_top_p(logits_BlV: Tensor, top_k: int = 0, top_p: float = 0.0) -
 def head_cross_entropy(
     head: nn.Module, h_BLD: Tensor, target_BL: Tensor, label_smoothing: float = 0.0, chunk: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give loss, cross-entropy and hit of each token, without ever holding the logits of all of them.
+    """Give loss, cross-entropy and correctness of each token, without ever holding all of their logits.
 
     Logits are the largest tensor of a training step: 64 images of 680 tokens and 2,048 codes are 356 MB, and
     as much again for each of softmax and gradients. In chunks each lives for its chunk alone; the backward
@@ -171,7 +171,7 @@ def head_cross_entropy(
             too.
         nats_BL: the same without smoothing, which is what compares with other splits and settings; without
             gradient.
-        hit_BL: bool, whether the most likely code is the target.
+        correct_BL: bool, whether the most likely code is the target.
 
     Raises:
         ValueError: a negative chunk, or targets that do not fit.
@@ -198,8 +198,10 @@ def head_cross_entropy(
             checkpoint(scores, *part, use_reentrant=False, preserve_rng_state=False)
             for part in zip(h_ND.split(chunk), target_N.split(chunk), strict=True)
         ]
-    loss_BL, nats_BL, hit_BL = (torch.cat(values).view_as(target_BL) for values in zip(*parts, strict=True))
-    return loss_BL, nats_BL, hit_BL
+    loss_BL, nats_BL, correct_BL = (
+        torch.cat(values).view_as(target_BL) for values in zip(*parts, strict=True)
+    )
+    return loss_BL, nats_BL, correct_BL
 
 
 def _signed(number: int) -> int:
@@ -223,17 +225,16 @@ def _scramble(state: Tensor) -> Tensor:
 
 
 def gumbel_noise(
-    seeds: Sequence[int], places: Sequence[int], vocab_size: int, device: torch.device
+    seeds: Sequence[int], positions: Sequence[int], vocab_size: int, device: torch.device
 ) -> Tensor:
-    """Give the Gumbel noise of each image, place and code: a hash of these three, not the next number of a
-    stream.
+    """Give the Gumbel noise of each image, position and code: a hash of them, not a stream's next number.
 
     So it is the same on every device, in every batch, and whatever else is drawn; and it is made where it is
     used.
 
     Args:
         seeds: one an image, any integers.
-        places: numbers of the places, such as range(start, end).
+        positions: numbers of the positions, such as range(start, end).
         vocab_size: V.
         device: where the noise goes.
 
@@ -242,11 +243,11 @@ def gumbel_noise(
     """
     # Copies of so few numbers need not wait for the device.
     seed_B = torch.tensor([_signed(int(seed)) for seed in seeds]).to(device, torch.int64, non_blocking=True)
-    place_l = torch.tensor(list(places)).to(device, torch.int64, non_blocking=True)
+    position_l = torch.tensor(list(positions)).to(device, torch.int64, non_blocking=True)
     code_V = torch.arange(1, vocab_size + 1, device=device)
-    key_Bl = _scramble(_scramble(seed_B + GAMMA)[:, None] + (place_l + 1) * GAMMA)
+    key_Bl = _scramble(_scramble(seed_B + GAMMA)[:, None] + (position_l + 1) * GAMMA)
     noise_BlV = torch.empty(*key_Bl.shape, vocab_size, device=device)
-    count = _places_at_once(vocab_size, device)
+    count = _positions_at_once(vocab_size, device)
     for key_N, noise_NV in zip(
         key_Bl.flatten().split(count), noise_BlV.flatten(0, 1).split(count), strict=True
     ):
@@ -260,11 +261,11 @@ def gumbel_noise(
 def sample_with_top_k_top_p(
     logits_BlV: Tensor, gumbel_BlV: Tensor, top_k: int = 0, top_p: float = 0.0
 ) -> Tensor:
-    """Filter, then draw one token a place: the largest sum of logit and Gumbel noise.
+    """Filter, then draw one token a position: the largest sum of logit and Gumbel noise.
 
     This draws from the softmax exactly. Another rounding of the logits (another batch size, another machine)
     changes the token only where the two best are as near as that rounding; inverting the cumulative
-    distribution, which needs one number a place only, was measured to change tens of times more.
+    distribution, which needs one number a position only, was measured to change tens of times more.
 
     Args:
         logits_BlV: float.
@@ -274,7 +275,7 @@ def sample_with_top_k_top_p(
     Returns:
         long (B, l).
     """
-    count = _places_at_once(logits_BlV.shape[-1], logits_BlV.device)
+    count = _positions_at_once(logits_BlV.shape[-1], logits_BlV.device)
     parts = zip(*(x.flatten(0, -2).split(count) for x in (logits_BlV, gumbel_BlV)), strict=True)
     drawn = [
         (filter_top_k_top_p(logits_NV, top_k, top_p) + gumbel_NV).argmax(dim=-1)
@@ -298,7 +299,7 @@ def sample_with_top_k_top_p_(
         logits_BlV: float; filtered in place.
         top_k, top_p: see filter_top_k_top_p.
         rng: on the device of the logits.
-        num_samples: tokens a place; negative draws as many without putting back.
+        num_samples: tokens a position; negative draws as many without putting back.
 
     Returns:
         long (B, l, |num_samples|).

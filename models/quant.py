@@ -1,7 +1,7 @@
 """Multi-scale residual quantiser: a latent map becomes one token map a scale, coarse to fine.
 
-Each scale looks up, at its own resolution, what the coarser scales left over, and adds its share at full
-resolution.
+Each scale looks up, at its own resolution, what the coarser scales left over, and adds its contribution at
+full resolution.
 Source: K. Tian et al., "Visual Autoregressive Modeling" (2024), section 3.3, algorithms 1 and 2;
 data-dependent start and revival of codes after P. Dhariwal et al., "Jukebox" (2020), section 3.1.
 
@@ -387,12 +387,12 @@ class VectorQuantizer2(nn.Module):
             for si, h_BChw in enumerate(ms_h_BChw):
                 h_BChw = h_BChw.float()
                 if all_to_max_scale:
-                    share = self._share(h_BChw, si, S, full)
+                    contribution = self._contribution(h_BChw, si, S, full)
                 else:
-                    share = self.quant_resi.at(scale_position(si, S))(h_BChw)
+                    contribution = self.quant_resi.at(scale_position(si, S))(h_BChw)
                     if f_hat is not None:
-                        f_hat = upsample(f_hat, share.shape[-2:])
-                f_hat = share if f_hat is None else f_hat + share
+                        f_hat = upsample(f_hat, contribution.shape[-2:])
+                f_hat = contribution if f_hat is None else f_hat + contribution
                 sums.append(f_hat)
             return sums[-1] if last_one else sums
 
@@ -437,8 +437,8 @@ class VectorQuantizer2(nn.Module):
             the new sum, and the same at the size of scale si + 1 (itself after the last scale).
         """
         with self._float32():
-            share = self._share(h_BChw.float(), si, SN, _side(self.v_patch_nums[-1]))
-            f_hat = share if f_hat is None else f_hat + share
+            contribution = self._contribution(h_BChw.float(), si, SN, _side(self.v_patch_nums[-1]))
+            f_hat = contribution if f_hat is None else f_hat + contribution
             if si == SN - 1:
                 return f_hat, f_hat
             return f_hat, F.interpolate(f_hat, size=_side(self.v_patch_nums[si + 1]), mode="area")
@@ -477,16 +477,16 @@ class VectorQuantizer2(nn.Module):
     def _walk(self, f_BChw: Tensor, patch_nums: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield, for each scale, vectors looked up (N, C), token ids (B, l), the sum so far (B, C, h, w)."""
         S, B, size = len(patch_nums), f_BChw.shape[0], f_BChw.shape[-2:]
-        rest_BChw, f_hat = f_BChw, 0.0
+        residual_BChw, f_hat = f_BChw, 0.0
         for si, (h, w) in enumerate(map(_side, patch_nums)):
-            z_BChw = rest_BChw if si == S - 1 else F.interpolate(rest_BChw, size=(h, w), mode="area")
+            z_BChw = residual_BChw if si == S - 1 else F.interpolate(residual_BChw, size=(h, w), mode="area")
             z_NC = rearrange(z_BChw, "B C h w -> (B h w) C")
             idx_Bl = self._nearest(z_NC).view(B, h * w)
             codes_BChw = rearrange(self.embedding(idx_Bl), "B (h w) C -> B C h w", h=h)
-            share = self._share(codes_BChw, si, S, size)
-            f_hat = f_hat + share
+            contribution = self._contribution(codes_BChw, si, S, size)
+            f_hat = f_hat + contribution
             # Which code is nearest has no gradient, so what is left over needs none.
-            rest_BChw = rest_BChw - share.detach()
+            residual_BChw = residual_BChw - contribution.detach()
             yield z_NC, idx_Bl, f_hat
 
     @torch.no_grad()
@@ -497,7 +497,7 @@ class VectorQuantizer2(nn.Module):
         # |z - e|^2 without |z|^2, which is the same for all codes.
         return torch.addmm(codes_VC.square().sum(dim=1), z_NC, codes_VC.T, alpha=-2).argmin(dim=1)
 
-    def _share(self, h_BChw: Tensor, si: int, S: int, size: tuple[int, int]) -> Tensor:
+    def _contribution(self, h_BChw: Tensor, si: int, S: int, size: tuple[int, int]) -> Tensor:
         """Bring one scale's codes to full size, except the last scale's, and pass them through its phi."""
         if si < S - 1:
             h_BChw = upsample(h_BChw, size)

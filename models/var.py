@@ -91,10 +91,6 @@ class VAR(nn.Module):
                 f"found patch_nums={patch_nums}, but the VQ-VAE has {vae_local.quantize.v_patch_nums}: "
                 "give both the same"
             )
-        if embed_dim % num_heads:
-            raise ValueError(
-                f"found embed_dim={embed_dim}, num_heads={num_heads}: the heads must divide the width"
-            )
         self.Cvae, self.V = vae_local.Cvae, vae_local.vocab_size
         self.depth, self.C, self.D, self.num_heads = depth, embed_dim, embed_dim, num_heads
         self.num_classes = num_classes
@@ -170,7 +166,7 @@ class VAR(nn.Module):
 
         Args:
             label_B: long; -1 or num_classes means "no class".
-            x_BLCv_wo_first_l: from quantize.idxBl_to_var_input; with prog_si, what lies behind is not used.
+            x_BLCv_wo_first_l: from quantize.idxBl_to_var_input; with prog_si, what comes after is not used.
                 None where only the first scale is run.
             class_drop_B: bool, True where an image loses its class. None draws it here with cond_drop_rate,
                 in training mode only. A trainer of several processes gives its part of a mask drawn for the
@@ -184,8 +180,8 @@ class VAR(nn.Module):
                 in training. None draws it here; a trainer of several processes gives it, as class_drop_B.
 
         Returns:
-            float32 logits (B, L, V), or with target_BL loss, cross-entropy in nats and hit of each token, all
-            (B, L); L is that of the first prog_si + 1 scales where prog_si is set.
+            float32 logits (B, L, V), or with target_BL loss_BL, nats_BL and correct_BL of
+            helpers.head_cross_entropy; L is that of the first prog_si + 1 scales where prog_si is set.
 
         Raises:
             ValueError: wrong shapes; on a CPU also labels out of range (a GPU says so itself).
@@ -208,20 +204,20 @@ class VAR(nn.Module):
         else:
             # Gives word_embed a gradient of 0, for DistributedDataParallel waits for every parameter.
             x_BLD = x_BLD + 0 * (self.word_embed.weight.sum() + self.word_embed.bias.sum())
-        x_BLD = x_BLD + self._place_embedding()[:, :end]
+        x_BLD = x_BLD + self._position_embedding()[:, :end]
         if self.attend_by_scale:
-            more = {"spans": [span for span in self.begin_ends if span[1] <= end]}
+            block_kwargs = {"spans": [span for span in self.begin_ends if span[1] <= end]}
         else:
-            more = {"attn_bias": self.attn_bias_for_masking[:, :, :end, :end]}
+            block_kwargs = {"attn_bias": self.attn_bias_for_masking[:, :, :end, :end]}
         shared = self.shared_ada_lin(cond_BD)
         for i, block in enumerate(self.blocks):
             modulation_B16D = block.modulation(shared)
             if path_drop_BN2 is not None:
-                more["path_drop_B2"] = path_drop_BN2[:, i]
+                block_kwargs["path_drop_B2"] = path_drop_BN2[:, i]
             if self.recompute_blocks and torch.is_grad_enabled():
-                x_BLD = checkpoint(block, x_BLD, modulation_B16D, use_reentrant=False, **more)
+                x_BLD = checkpoint(block, x_BLD, modulation_B16D, use_reentrant=False, **block_kwargs)
             else:
-                x_BLD = block(x_BLD, modulation_B16D, **more)
+                x_BLD = block(x_BLD, modulation_B16D, **block_kwargs)
         if target_BL is None:
             return self.get_logits(x_BLD, cond_BD)
         h_BLD = self.head_nm(x_BLD.float(), cond_BD).float()
@@ -232,10 +228,10 @@ class VAR(nn.Module):
         return self.head(self.head_nm(h_BlD.float(), cond_BD).float()).float()
 
     def _first_tokens(self, cond_BD: Tensor) -> Tensor:
-        """Input of the first scale: the class embedding at each of its places."""
+        """Input of the first scale: the class embedding at each of its positions."""
         return cond_BD[:, None] + self.pos_start
 
-    def _place_embedding(self) -> Tensor:
+    def _position_embedding(self) -> Tensor:
         """What tells the model where a token lies: (1, L, D)."""
         return self.lvl_embed(self.lvl_1L) + self.pos_1LC
 
@@ -321,7 +317,7 @@ class VAR(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Draw token maps, coarse to fine, with a key/value cache; dropout is off whatever the mode.
 
-        Every image, place and code has its own random number, a hash of the image's seed. So a sample does
+        Every image, position and code has its own random number, a hash of the image's seed. So a sample does
         not depend on the batch, the device, or which other tokens are given: only rounding of the arithmetic
         differs, which changes a token when its two best codes are that near.
 
@@ -371,48 +367,61 @@ class VAR(nn.Module):
             shared = self.shared_ada_lin(cond_BD)
             modulations = [block.modulation(shared) for block in self.blocks]
             caches = [KeyValueCache(self.begin_ends[last_free][1]) for _ in self.blocks]
-            place_1LD = self._place_embedding()
+            position_1LD = self._position_embedding()
             x_BlD = self._first_tokens(cond_BD)
             for si, (start, end) in enumerate(self.begin_ends):
-                # Scales that are given are still run, for finer ones look at them; behind the last free one
+                # Scales that are given are still run, for finer ones look at them; after the last free one
                 # none does.
                 if si <= last_free:
-                    x_BlD = x_BlD + place_1LD[:, start:end]
+                    x_BlD = x_BlD + position_1LD[:, start:end]
                     for block, modulation, cache in zip(self.blocks, modulations, caches, strict=True):
                         x_BlD = block(x_BlD, modulation, cache=cache)
-                known_Bl = known_BL[:, start:end]
+                idx_Bl = known_BL[:, start:end]
+                is_free_Bl = idx_Bl < 0
                 if free_S[si]:
-                    t = cfg * scale_position(si, S)
-                    # At the first scale t is 0: the half without class ran for the cache alone.
-                    rows = slice(None) if t else slice(B)
-                    logits_BlV = self.get_logits(x_BlD[rows], cond_BD[rows])
-                    if t:
-                        logits_BlV = (1 + t) * logits_BlV[:B] - t * logits_BlV[B:]
+                    logits_BlV = self._guided_logits(x_BlD, cond_BD, B, cfg * scale_position(si, S))
                     logits_BlV = logits_BlV / temperatures[si]
                     if greedy:
                         drawn_Bl = logits_BlV.argmax(dim=-1)
                     else:
-                        gumbel_BlV = gumbel_noise(seeds, range(start, end), self.V, device)
-                        drawn_Bl = sample_with_top_k_top_p(logits_BlV, gumbel_BlV, top_k, top_p)
-                    idx_Bl = torch.where(known_Bl < 0, drawn_Bl, known_Bl)
-                else:
-                    idx_Bl = known_Bl
+                        drawn_Bl = self._draw(logits_BlV, si, seeds, top_k, top_p)
+                    idx_Bl = torch.where(is_free_Bl, drawn_Bl, idx_Bl)
                 idx_list.append(idx_Bl)
                 h_BChw = quantize.codes_to_map(idx_Bl, self.patch_nums[si])
                 if more_smooth and free_S[si]:
-                    # Places beyond L give noise that is unrelated to that of the tokens.
-                    gumbel_BlV = gumbel_noise(seeds, range(self.L + start, self.L + end), self.V, device)
-                    logits_BlV = filter_top_k_top_p(logits_BlV, top_k, top_p) * (1 + scale_position(si, S))
-                    weights_BlV = ((logits_BlV + gumbel_BlV) / smooth_temperature(si, S)).softmax(dim=-1)
-                    smooth_BChw = quantize.blend_to_map(weights_BlV, self.patch_nums[si])
-                    free_B1hw = rearrange(known_Bl < 0, "B (h w) -> B 1 h w", h=self.patch_nums[si])
-                    h_BChw = torch.where(free_B1hw, smooth_BChw, h_BChw)
+                    smooth_BChw = self._smooth_codes(logits_BlV, si, seeds, top_k, top_p)
+                    is_free_B1hw = rearrange(is_free_Bl, "B (h w) -> B 1 h w", h=self.patch_nums[si])
+                    h_BChw = torch.where(is_free_B1hw, smooth_BChw, h_BChw)
                 f_hat, next_BChw = quantize.get_next_autoregressive_input(si, S, f_hat, h_BChw)
                 if si < last_free:
                     x_BlD = self.word_embed(rearrange(next_BChw, "B C h w -> B (h w) C"))
                     if guided:
                         x_BlD = x_BlD.repeat(2, 1, 1)
         return torch.cat(idx_list, dim=1), f_hat
+
+    def _guided_logits(self, x_BlD: Tensor, cond_BD: Tensor, B: int, t: float) -> Tensor:
+        """Logits (B, l, V) of a scale: (1 + t) * those of the first B rows - t * those of the rest."""
+        # At the first scale t is 0: the half without class ran for the cache alone.
+        rows = slice(None) if t else slice(B)
+        logits_BlV = self.get_logits(x_BlD[rows], cond_BD[rows])
+        return (1 + t) * logits_BlV[:B] - t * logits_BlV[B:] if t else logits_BlV
+
+    def _draw(self, logits_BlV: Tensor, si: int, seeds: Sequence[int], top_k: int, top_p: float) -> Tensor:
+        """Tokens (B, l) of scale si, drawn from its logits."""
+        gumbel_BlV = gumbel_noise(seeds, range(*self.begin_ends[si]), self.V, logits_BlV.device)
+        return sample_with_top_k_top_p(logits_BlV, gumbel_BlV, top_k, top_p)
+
+    def _smooth_codes(
+        self, logits_BlV: Tensor, si: int, seeds: Sequence[int], top_k: int, top_p: float
+    ) -> Tensor:
+        """Codes of scale si blended by a Gumbel-softmax of its logits, as a map (B, C, h, w)."""
+        # Positions beyond L give noise that is unrelated to that of the tokens.
+        start, end = self.begin_ends[si]
+        gumbel_BlV = gumbel_noise(seeds, range(self.L + start, self.L + end), self.V, logits_BlV.device)
+        S = len(self.patch_nums)
+        logits_BlV = filter_top_k_top_p(logits_BlV, top_k, top_p) * (1 + scale_position(si, S))
+        weights_BlV = ((logits_BlV + gumbel_BlV) / smooth_temperature(si, S)).softmax(dim=-1)
+        return self.vae_quant_proxy[0].blend_to_map(weights_BlV, self.patch_nums[si])
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Compile the blocks by torch.compile, for shapes that stay: one graph a scale for all blocks.

@@ -103,7 +103,7 @@ def test_the_hash_is_splitmix64():
     ]
 
 
-def test_noise_belongs_to_image_place_and_code_alone():
+def test_noise_belongs_to_image_position_and_code_alone():
     device = torch.device("cpu")
     whole = gumbel_noise([3, -4, 2**70], range(20), 64, device)
     assert whole.dtype == torch.float32
@@ -136,11 +136,13 @@ def test_each_token_is_drawn_as_often_as_it_should():
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.0), (7, 0.0), (0, 0.9), (7, 0.8)])
-def test_noise_and_tokens_do_not_depend_on_how_many_places_are_worked_on_at_once(top_k, top_p, monkeypatch):
+def test_noise_and_tokens_do_not_depend_on_how_many_positions_are_worked_on_at_once(
+    top_k, top_p, monkeypatch
+):
     logits_BlV = torch.randn(3, 5, 40, generator=torch.Generator().manual_seed(0)).round(decimals=1)
     found = []
     for count in (1, 4, 100):
-        monkeypatch.setattr(helpers, "_places_at_once", lambda *_, count=count: count)
+        monkeypatch.setattr(helpers, "_positions_at_once", lambda *_, count=count: count)
         noise = gumbel_noise(range(3), range(5), 40, torch.device("cpu"))
         found.append((noise, sample_with_top_k_top_p(logits_BlV, noise, top_k, top_p)))
     for noise, drawn in found:
@@ -260,12 +262,12 @@ def test_the_loss_in_chunks_is_the_loss(chunk, label_smoothing):
     results = []
     for size in (0, chunk):
         h_BLD = torch.linspace(-2, 2, 3 * 7 * 8).view(3, 7, 8).requires_grad_()
-        loss_BL, nats_BL, hit_BL = head_cross_entropy(head, h_BLD, target_BL, label_smoothing, size)
+        loss_BL, nats_BL, correct_BL = head_cross_entropy(head, h_BLD, target_BL, label_smoothing, size)
         assert not nats_BL.requires_grad
         head.zero_grad()
         (weight_BL * loss_BL).sum().backward()
         gradients = [h_BLD.grad, head.weight.grad.clone(), head.bias.grad.clone()]
-        results.append([loss_BL.detach(), nats_BL, hit_BL, *gradients])
+        results.append([loss_BL.detach(), nats_BL, correct_BL, *gradients])
     logits_BLV = head(h_BLD).detach()
     for found_BL, smoothing in zip(results[0], (label_smoothing, 0.0), strict=False):
         plain = torch.nn.functional.cross_entropy(

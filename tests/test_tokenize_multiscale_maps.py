@@ -12,7 +12,7 @@ import torch
 from test_train_vqvae import ROOT
 
 import tokenize_multiscale_maps as script
-from usvar import images, provenance, tokens
+from usvar import distributed, images, provenance, tokens
 from usvar.checkpoints import load_vqvae
 from usvar.errors import InputError
 
@@ -105,6 +105,37 @@ def test_a_stopped_run_goes_on_and_a_finished_one_says_so(
     capsys.readouterr()
     script.main(settings(tiny_data, tiny_vqvae, tmp_path))
     assert capsys.readouterr().out.count("nothing to do") == 3
+
+
+def test_what_a_run_that_died_in_its_last_words_left_is_removed(
+    made, tiny_data, tiny_vqvae, tmp_path, monkeypatch
+):
+    """The archive was whole, so the next run had nothing to do, and partial_* stayed for ever."""
+    write = tokens.write_token_maps
+
+    def write_and_die(*arguments):
+        write(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokens, "write_token_maps", write_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            script.main(settings(tiny_data, tiny_vqvae, tmp_path))
+    assert (tmp_path / "train" / tokens.FILE_NAME).is_file() and list(tmp_path.glob("train/partial_*"))
+    script.main(settings(tiny_data, tiny_vqvae, tmp_path))
+    assert not list(tmp_path.glob("*/partial_*"))
+
+
+def test_one_process_alone_says_why_a_split_is_made_anew(made, tmp_path, capsys):
+    """Each of them did."""
+    before = tokens.read_token_maps(made / "val")
+    (tmp_path / tokens.FILE_NAME).write_bytes(b"cut")
+    (tmp_path / "classes.json").write_text("[]")
+    for rank in (0, 1):
+        world = distributed.World(rank, 2, torch.device("cpu"))
+        assert not script.is_finished(made / "val", before.classes, before.made_by | {"views": 9}, world)
+        assert not script.is_finished(tmp_path, before.classes, before.made_by, world)
+        assert capsys.readouterr().out.count("it is made anew") == (2 if rank == 0 else 0)
 
 
 def test_only_what_decides_the_tokens_makes_them_anew(tiny_data, tiny_vqvae, tmp_path, monkeypatch, capsys):

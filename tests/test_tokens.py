@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -70,12 +71,12 @@ def test_an_archive_compressed_by_others_is_read(tmp_path):
     assert np.array_equal(tokens.read_token_maps(tmp_path).idx_NL, maps()["idx_NL"])
 
 
-def broken(folder: Path, **changes) -> None:
+def broken(folder: Path, save: Callable = np.savez, **changes) -> None:
     """An archive with some arrays changed; None leaves one out."""
     tokens.write_token_maps(folder, **maps())
     with np.load(folder / tokens.FILE_NAME) as archive:
         arrays = dict(archive) | changes
-    np.savez(folder / tokens.FILE_NAME, **{k: v for k, v in arrays.items() if v is not None})
+    save(folder / tokens.FILE_NAME, **{k: v for k, v in arrays.items() if v is not None})
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,38 @@ def test_maps_that_do_not_fit_are_refused(tmp_path, changes, named):
     broken(tmp_path, **changes)
     with pytest.raises(InputError, match=named):
         tokens.read_token_maps(tmp_path)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (
+            {"tok_2x2": np.zeros((6, 2, 2), dtype=np.uint16)},
+            r"tok_2x2 has other tokens, wanted .* 1 to 4 of idx",
+        ),
+        ({"tok_3x3": maps()["idx_NL"][:, 5:]}, r"tok_3x3 has shape \(6, 9\), wanted .* shape \(6, 3, 3\)"),
+        ({"tok_1x1": maps()["idx_NL"][:5, :1, None]}, r"tok_1x1 has shape \(5, 1, 1\)"),
+        ({"tok_1x1": np.array(3)}, r"tok_1x1 has shape \(\)"),
+        ({"idx": maps(seed=1)["idx_NL"]}, "tok_1x1 has other tokens"),
+        ({"tok_2x2": np.array([{"run": "me"}] * 6, dtype=object)}, "cannot be read"),
+    ],
+)
+def test_maps_of_scales_that_are_not_those_of_idx_are_refused(tmp_path, save, changes, named):
+    """They were not compared, so who reads them could get other tokens than who reads idx."""
+    broken(tmp_path, save, **changes)
+    with pytest.raises(InputError, match=named):
+        tokens.read_token_maps(tmp_path)
+
+
+def test_maps_of_scales_may_be_missing_and_their_first_rows_are_compared_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens, "BLOCK", 3)
+    changed_NL = maps()["idx_NL"].copy()
+    changed_NL[3:] = 0
+    for changes in ({"tok_2x2": None}, {"idx": changed_NL}):
+        broken(tmp_path, **changes)
+        assert len(tokens.read_token_maps(tmp_path)) == 6
+        (tmp_path / tokens.FILE_NAME).unlink()
 
 
 @pytest.mark.parametrize("name", ["../../x", "a/b", "..", "", 3])

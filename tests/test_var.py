@@ -20,7 +20,7 @@ SEEDS = [5, 6, 7]
 
 
 def tiny(patch_nums=PATCH_NUMS, **changes) -> VAR:
-    """A model whose tokens depend on class, place and coarser tokens, unlike one fresh from init_weights."""
+    """A model whose tokens depend on class, position and coarser ones, unlike one fresh from init_weights."""
     torch.manual_seed(0)
     vae = VQVAE(vocab_size=32, z_channels=8, ch=32, v_patch_nums=patch_nums)
     arguments = {"num_classes": 4, "depth": 2, "embed_dim": 32, "num_heads": 2, "patch_nums": patch_nums}
@@ -264,11 +264,11 @@ def test_given_tokens_replace_drawn_ones_at_every_scale_and_finer_scales_see_the
     var = tiny()
     free, _ = var.generate_tokens(1, seeds=SEEDS, greedy=True)
     known_BL = torch.full_like(free, -1)
-    places = [0, 3, 9]
-    known_BL[:, places] = (free[:, places] + 1) % 32
+    positions = [0, 3, 9]
+    known_BL[:, positions] = (free[:, positions] + 1) % 32
     forced, f_hat = var.generate_tokens(1, seeds=SEEDS, greedy=True, known_BL=known_BL)
-    assert torch.equal(forced[:, places], known_BL[:, places])
-    others = [place for place in range(14) if place not in places]
+    assert torch.equal(forced[:, positions], known_BL[:, positions])
+    others = [position for position in range(14) if position not in positions]
     assert not torch.equal(forced[:, others], free[:, others])
     maps = [
         var.vae_quant_proxy[0].codes_to_map(t, pn)
@@ -470,10 +470,10 @@ def test_forward_with_targets_gives_the_cross_entropy_of_its_logits(prog_si, chu
     wanted.mean().backward()
     gradients = [p.grad.clone() for p in var.parameters()]
     var.zero_grad()
-    found, _, hit_BL = var(label_B, x_BLC, target_BL=idx_BL, label_smoothing=0.1, chunk=chunk)
+    found, _, correct_BL = var(label_B, x_BLC, target_BL=idx_BL, label_smoothing=0.1, chunk=chunk)
     found.mean().backward()
     torch.testing.assert_close(found, wanted.view(3, length))
-    assert torch.equal(hit_BL, logits.argmax(-1) == idx_BL[:, :length])
+    assert torch.equal(correct_BL, logits.argmax(-1) == idx_BL[:, :length])
     for parameter, gradient in zip(var.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
 

@@ -9,6 +9,7 @@ import json
 import struct
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def read_token_maps(folder: Path) -> TokenMaps:
     path = folder / FILE_NAME
     if not path.is_file():
         raise InputError(f"{path} is missing: run tokenize_multiscale_maps.py and give its --out-dir")
-    try:
+    with _damage_named(path):
         with zipfile.ZipFile(path) as archive:
             names = {info.filename.removesuffix(".npy") for info in archive.infolist()}
             needed = ("vnums", "idx", "label", "path", "view", "made_by")
@@ -141,12 +142,6 @@ def read_token_maps(folder: Path) -> TokenMaps:
         made_by = json.loads(str(arrays["made_by"]))
         if not isinstance(made_by, dict):
             raise TypeError(f"made_by is a {type(made_by).__name__}")
-    except InputError:
-        raise
-    # A damaged archive makes zipfile, zlib and numpy raise nearly anything.
-    except (Exception, MemoryError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"{path} or its classes.json cannot be read ({reason}): tokenise again") from error
     _check_arrays(path, arrays)
     refuse_class_names(folder / "classes.json", classes)
     if made_by.get("classes", classes) != classes:
@@ -165,6 +160,7 @@ def read_token_maps(folder: Path) -> TokenMaps:
         made_by=made_by,
     )
     _check(maps)
+    _check_maps_of_scales(maps)
     return maps
 
 
@@ -227,10 +223,23 @@ def refuse_other_training(path: Path, var: Loaded, train: TokenMaps) -> None:
         )
 
 
-def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turn an error into one clear line: a damaged archive makes zipfile, zlib and numpy raise nearly any."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (Exception, MemoryError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path} or its classes.json cannot be read ({reason}): tokenise again") from error
+
+
+def _read_member(path: Path, archive: zipfile.ZipFile, name: str, is_checked: bool = True) -> np.ndarray:
     """One array of the archive: memory-mapped when it is stored plainly, else read (compressed by others).
 
-    Either way its bytes are compared with the archive's checksum: once, a block at a time.
+    Its bytes are compared with the archive's checksum: once, a block at a time; with is_checked False only
+    those of compressed arrays, which are read anyway.
     """
     info = archive.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED:
@@ -242,7 +251,7 @@ def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
                 raise ValueError(f"{name} is longer than its array")
             return array
     with archive.open(name) as file:
-        while file.read(1 << 20):  # BadZipFile at the end when the checksum is wrong
+        while is_checked and file.read(1 << 20):  # BadZipFile at the end when the checksum is wrong
             pass
     with open(path, "rb") as file:
         file.seek(info.header_offset)
@@ -309,6 +318,27 @@ def _check(maps: TokenMaps) -> None:
                 f"{maps.file}: tokens go from {block.min()} to {block.max()}, the codebook has "
                 f"{maps.vocab_size} codes: tokenise again with the VQ-VAE that you train with"
             )
+
+
+def _check_maps_of_scales(maps: TokenMaps) -> None:
+    """Refuse tok_ arrays, which are for other readers, that are not the columns of idx.
+
+    Shapes and a first block of rows: to read all rows would double the time that opening an archive takes.
+    """
+    spans = dict(zip(maps.patch_nums, scale_spans(maps.patch_nums), strict=True))
+    with _damage_named(maps.file), zipfile.ZipFile(maps.file) as archive:
+        for side, (start, end) in spans.items():
+            name, shape = f"tok_{side}x{side}", (len(maps), side, side)
+            if f"{name}.npy" not in archive.namelist():
+                continue
+            tok_Nvv = _read_member(maps.file, archive, f"{name}.npy", is_checked=False)
+            idx_Ml, has_shape = maps.idx_NL[:BLOCK, start:end], tok_Nvv.shape == shape
+            if not has_shape or not np.array_equal(tok_Nvv[:BLOCK].reshape(idx_Ml.shape), idx_Ml):
+                found = "other tokens" if has_shape else f"shape {tok_Nvv.shape}"
+                raise InputError(
+                    f"{maps.file}: {name} has {found}, wanted columns {start} to {end - 1} of idx "
+                    f"in shape {shape}: tokenise again"
+                )
 
 
 def check_drawing(cfg: float, top_k: int, top_p: float, temperature: float) -> None:
@@ -401,21 +431,18 @@ def frequency_scores(train: TokenMaps, other: TokenMaps) -> dict[str, tuple[np.n
         model's most likely code.
     """
     vocab, classes = train.vocab_size, len(train.classes)
-    per_scale: dict[str, list[tuple[float, float]]] = {"unigram": [], "class_position": []}
     rows_C = np.maximum(1, np.bincount(train.label_N, minlength=classes))
     positions_at_once = max(1, MAX_COUNTS // (classes * vocab))
+    unigram_S2, class_position_S2 = [], []
     for first, end in scale_spans(train.patch_nums):
         counts_V = np.ones(vocab)
         for _, idx_Ml in _blocks(train, slice(first, end)):
             counts_V += np.bincount(idx_Ml.ravel(), minlength=vocab)
         unigram_V = counts_V / counts_V.sum()
-        nats, hits, tokens = np.zeros(2), np.zeros(2), 0
+        nats_2, hits_2, tokens = np.zeros(2), np.zeros(2), 0
         for start in range(first, end, positions_at_once):
-            part = slice(start, min(start + positions_at_once, end))
-            positions = np.arange(part.stop - part.start)
-            counts_ClV = np.zeros((classes, len(positions), vocab), dtype=np.int32)
-            for label_M, idx_Ml in _blocks(train, part):
-                np.add.at(counts_ClV, (label_M[:, None], positions, idx_Ml), 1)
+            columns = slice(start, min(start + positions_at_once, end))
+            counts_ClV = _count_class_positions(train, columns)
             # Class by class: all at once would be a table of doubles.
             best_Cl = np.stack(
                 [
@@ -423,16 +450,47 @@ def frequency_scores(train: TokenMaps, other: TokenMaps) -> dict[str, tuple[np.n
                     for counts_lV, rows in zip(counts_ClV, rows_C, strict=True)
                 ]
             )
-            for label_M, idx_Ml in _blocks(other, part, views=1):
-                seen_Ml = counts_ClV[label_M[:, None], positions, idx_Ml]
-                unigram_Ml = unigram_V[idx_Ml]
-                position_Ml = 0.5 * seen_Ml / rows_C[label_M][:, None] + 0.5 * unigram_Ml
-                nats -= np.log(unigram_Ml).sum(), np.log(position_Ml).sum()
-                hits += (idx_Ml == unigram_V.argmax()).sum(), (idx_Ml == best_Cl[label_M]).sum()
-                tokens += idx_Ml.size
-        for name, scores in zip(per_scale, zip(nats / tokens, hits / tokens, strict=True), strict=True):
-            per_scale[name].append(scores)
-    return {name: tuple(np.array(scores_S2).T) for name, scores_S2 in per_scale.items()}
+            for label_M, idx_Ml in _blocks(other, columns, views=1):
+                nats, hits = _score_block(label_M, idx_Ml, unigram_V, counts_ClV, rows_C, best_Cl)
+                nats_2, hits_2, tokens = nats_2 + nats, hits_2 + hits, tokens + idx_Ml.size
+        unigram_S2.append((nats_2[0] / tokens, hits_2[0] / tokens))
+        class_position_S2.append((nats_2[1] / tokens, hits_2[1] / tokens))
+    return {
+        "unigram": tuple(np.array(unigram_S2).T),
+        "class_position": tuple(np.array(class_position_S2).T),
+    }
+
+
+def _count_class_positions(train: TokenMaps, columns: slice) -> np.ndarray:
+    """How many images of each class have each code at each of some positions: int32 (classes, l, V)."""
+    positions = np.arange(columns.stop - columns.start)
+    counts_ClV = np.zeros((len(train.classes), len(positions), train.vocab_size), dtype=np.int32)
+    for label_M, idx_Ml in _blocks(train, columns):
+        np.add.at(counts_ClV, (label_M[:, None], positions, idx_Ml), 1)
+    return counts_ClV
+
+
+def _score_block(
+    label_M: np.ndarray,
+    idx_Ml: np.ndarray,
+    unigram_V: np.ndarray,
+    counts_ClV: np.ndarray,
+    rows_C: np.ndarray,
+    best_Cl: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nats and hits of `unigram` and `class_position`, (2,) each: sums over the tokens of a block of rows.
+
+    Args:
+        label_M, idx_Ml: classes and tokens of the rows.
+        unigram_V: probability of each code.
+        counts_ClV, rows_C: training images with a code at a position, and in all, by class.
+        best_Cl: the most likely code of each class and position.
+    """
+    seen_Ml = counts_ClV[label_M[:, None], np.arange(idx_Ml.shape[1]), idx_Ml]
+    unigram_Ml = unigram_V[idx_Ml]
+    position_Ml = 0.5 * seen_Ml / rows_C[label_M][:, None] + 0.5 * unigram_Ml
+    hits = (idx_Ml == unigram_V.argmax()).sum(), (idx_Ml == best_Cl[label_M]).sum()
+    return -np.array([np.log(unigram_Ml).sum(), np.log(position_Ml).sum()]), np.array(hits)
 
 
 def _blocks(
