@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from models import VAR, VQVAE
 from models.helpers import image_seeds, split_scales
-from usvar import checkpoints, images, tokens
+from usvar import checkpoints, images, tokens, training
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet, share_interval
 from usvar.extractor import (
@@ -235,11 +235,11 @@ def encode(vae: VQVAE, grey_NHW: np.ndarray, batch: int) -> np.ndarray:
 def rebuild(vae: VQVAE, grey_NHW: np.ndarray, batch: int) -> np.ndarray:
     """Images through the VQ-VAE and back, uint8."""
     device = next(vae.parameters()).device
-    rows = [
-        vae.img_to_reconstructed_img(images.to_model_range(grey_NHW[i : i + batch], device), last_one=True)
-        for i in range(0, len(grey_NHW), batch)
-    ]
-    return np.concatenate([images.to_uint8(rebuilt_B3HW) for rebuilt_B3HW in rows])
+    parts = (images.to_model_range(grey_BHW, device) for grey_BHW in training.batches(grey_NHW, batch))
+    # To uint8 at once: floats of all images would fill the memory of a GPU.
+    return np.concatenate(
+        [images.to_uint8(vae.img_to_reconstructed_img(part_B3HW, last_one=True)) for part_B3HW in parts]
+    )
 
 
 # --- networks that judge ---
