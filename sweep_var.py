@@ -206,6 +206,10 @@ def main(s: Settings) -> None:
     if earlier:
         runs.refuse_other_settings(s.out_dir / "sweep.json", earlier["made_by"], record, MAY_CHANGE)
         points = earlier["points"]
+    own = s.out_dir / "judges.pth"
+    given = s.judges or (own if own.is_file() else None)
+    if given and not s.judges:
+        judging.refuse_other_judges(own, JudgeTraining.of(s))
     run = runs.RunFolder(s.out_dir, record)
     cache, group_of = s.out_dir / "cache", judging.read_groups(s.data_root)
     (train, train_files), (val, _) = (
@@ -229,10 +233,7 @@ def main(s: Settings) -> None:
     # From here on the folder belongs to these settings, its judges as well.
     write_json(s.out_dir / "sweep.json", {"made_by": record, "points": points})
     known = len(points)
-    kept = s.judges or s.out_dir / "judges.pth"
-    judges = judging.read_or_train(
-        kept if kept.is_file() else None, kept, train, train_files, JudgeTraining.of(s), device, record
-    )
+    judges = judging.read_or_train(given, own, train, train_files, JudgeTraining.of(s), device, record)
     judges.describe(val)
     stamps, said = {name: judges.stamp(name) for name in judges.extractors}, set()
 

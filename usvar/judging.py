@@ -37,6 +37,14 @@ from usvar.extractor import (
 FEATURE_DIMS = 64
 # The extractors trained here; the first is the primary one.
 SUPERVISED, SELF_SUPERVISED = "US", "US-SSL"
+# Field of JudgeTraining -> the setting of the sweep and the evaluation.
+JUDGE_SETTINGS = {
+    "pixels": "extractor_pixels",
+    "steps": "extractor_steps",
+    "classifier_steps": "classifier_steps",
+    "classifiers": "classifier_seeds",
+    "seed": "seed",
+}
 
 
 # --- models and images ---
@@ -262,13 +270,18 @@ class JudgeTraining:
     @classmethod
     def of(cls, settings: Any) -> "JudgeTraining":
         """As the settings of the sweep or the evaluation say."""
-        return cls(
-            pixels=settings.extractor_pixels,
-            steps=settings.extractor_steps,
-            classifier_steps=settings.classifier_steps,
-            classifiers=settings.classifier_seeds,
-            seed=settings.seed,
-        )
+        return cls(**{name: getattr(settings, setting) for name, setting in JUDGE_SETTINGS.items()})
+
+    @classmethod
+    def in_file(cls, path: Path) -> "JudgeTraining":
+        """As a judges.pth says.
+
+        Raises:
+            InputError: when the file holds something else.
+        """
+        content = _content_of_judges(path)
+        numbers = content["config"] | {"classifiers": len(content["classifiers"])}
+        return cls(**{name: numbers[name] for name in JUDGE_SETTINGS})
 
 
 @dataclass(frozen=True)
@@ -421,19 +434,37 @@ def _content_of_judges(path: Path) -> dict[str, Any]:
 def with_their_training(settings: Any, path: Path | None) -> Any:
     """Settings that say how the judges of a file were trained, for they are not trained anew.
 
+    The seed stays: samples are drawn from it too.
+
     Raises:
         InputError: when the file holds something else.
     """
     if path is None:
         return settings
-    content = _content_of_judges(path)
+    how = JudgeTraining.in_file(path)
     return replace(
         settings,
-        extractor_pixels=content["config"]["pixels"],
-        extractor_steps=content["config"]["steps"],
-        classifier_steps=content["config"]["classifier_steps"],
-        classifier_seeds=len(content["classifiers"]),
+        **{setting: getattr(how, name) for name, setting in JUDGE_SETTINGS.items() if name != "seed"},
     )
+
+
+def refuse_other_judges(path: Path, wanted: JudgeTraining) -> None:
+    """Refuse a judges.pth that lies where a run would train its own, if it was trained in another way.
+
+    Raises:
+        InputError: names what differs.
+    """
+    found = JudgeTraining.in_file(path)
+    differ = [
+        f"--{setting.replace('_', '-')} {getattr(found, name)} (now {getattr(wanted, name)})"
+        for name, setting in JUDGE_SETTINGS.items()
+        if getattr(found, name) != getattr(wanted, name)
+    ]
+    if differ:
+        raise InputError(
+            f"{path} was trained with {', '.join(differ)}: set it as it was, give the file as --judges to "
+            "use it all the same, or delete it to train anew"
+        )
 
 
 def read_or_train(
