@@ -455,12 +455,16 @@ def main(s: Settings) -> None:
     }
     check(s, var, maps)
     samples = plan(s, maps)
-    files = {"var": s.var, "vqvae": s.vqvae, "train_tokens": maps["train"].file}
-    record = provenance.made_by("sample_var.py", s, files | {"real_tokens": maps[s.split].file})
+    inputs = {"var": s.var, "vqvae": s.vqvae, "train_tokens": maps["train"].file}
+    inputs |= {"real_tokens": maps[s.split].file}
+    inputs |= {"chosen_settings": s.settings_from} if s.settings_from else {}
+    record = provenance.made_by("sample_var.py", s, inputs)
     listing_path = s.out_dir / "samples.json"
     earlier = read_record(listing_path, "made_by", "complete", "samples")
     if earlier:
-        runs.refuse_other_settings(listing_path, earlier["made_by"], record, MAY_CHANGE)
+        # What chosen.json says is compared as settings, so that it need not be the same file.
+        same = {role: file for role, file in record["inputs"].items() if role != "chosen_settings"}
+        runs.refuse_other_settings(listing_path, earlier["made_by"], record | {"inputs": same}, MAY_CHANGE)
     missing = [sample for sample in samples if not is_there(s, sample)]
     figures = figure_paths(s, samples)
     is_same = earlier and earlier["complete"] and earlier["made_by"]["settings"] == record["settings"]

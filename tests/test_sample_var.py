@@ -18,6 +18,7 @@ from sample_var import Settings
 from usvar import cli, images, tokens
 from usvar.checkpoints import load_var, load_vqvae
 from usvar.errors import InputError
+from usvar.provenance import sha256_file
 from usvar.tokens import read_token_maps, write_token_maps
 
 BOUNDARIES = (0, 1, 5, 21)
@@ -283,6 +284,35 @@ def test_more_images_are_added_and_those_of_other_classes_stay_listed(base, tmp_
     assert [(e["class_name"], e["index"]) for e in listing["samples"]] == [
         ("Heart", 0), ("Liver", 0), ("Liver", 1)
     ]  # fmt: skip
+
+
+def test_chosen_settings_are_on_record_and_do_not_keep_a_run_from_going_on(base, tmp_path, capsys):
+    """Past fault: samples.json did not say which chosen.json the settings were taken from."""
+    path = tmp_path / "chosen.json"
+    content = {"chosen": {"cfg": 2.0, "top_k": 8, "top_p": 0.9, "temperature": 1.0}}
+    content["var_sha256"] = sha256_file(base.var)
+    plain = {"modes": ("plain",), "classes": ("Heart",), "variety": 0}
+    s = replace(base, out_dir=tmp_path / "out", settings_from=path, images_per_class=1, **plain)
+
+    def recorded() -> dict:
+        return json.loads((s.out_dir / "samples.json").read_text())
+
+    path.write_text(json.dumps(content))
+    sample_var.main(s)
+    wanted = {"path": "chosen.json", "sha256": sha256_file(path)}
+    assert recorded()["made_by"]["inputs"]["chosen_settings"] == wanted
+    # A file of before, which lacks the role; then the same choice in other bytes.
+    earlier = recorded()
+    del earlier["made_by"]["inputs"]["chosen_settings"]
+    (s.out_dir / "samples.json").write_text(json.dumps(earlier))
+    sample_var.main(replace(s, images_per_class=2))
+    path.write_text(json.dumps(content, indent=1))
+    sample_var.main(replace(s, images_per_class=3))
+    assert capsys.readouterr().out.count("1 new of") == 3
+    # Other numbers are still refused.
+    path.write_text(json.dumps(content | {"chosen": content["chosen"] | {"cfg": 3.0}}))
+    with pytest.raises(InputError, match="was made with cfg = 2"):
+        sample_var.main(replace(s, images_per_class=4))
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"cfg": 3.0}, {"split": "test"}])
