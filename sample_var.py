@@ -361,9 +361,9 @@ def real_images(
         By their row in the token file, (H, W) uint8 each; and whether they are the images themselves.
     """
     rows = sorted({sample.real_row for sample in samples if sample.index < s.figure_rows} - {None})
-    root = s.data_root or Path(str(real.made_by.get("settings", {}).get("data_root")))
-    paths = {row: root / str(real.path_N[row]) for row in rows}
-    if s.data_root or all(path.is_file() for path in paths.values()):
+    root = s.data_root or real.made_by.get("settings", {}).get("data_root")
+    paths = {row: Path(root, str(real.path_N[row])) for row in rows} if root else {}
+    if s.data_root or all(row in paths and paths[row].is_file() for row in rows):
         return {row: images.read_image(path) for row, path in paths.items()}, True
     idx_BL = tokens.as_tensor(real.idx_NL, rows).to(next(vae.parameters()).device)
     grey_BHW = images.to_uint8(

@@ -1,6 +1,7 @@
 """sample_var.py: what is given and what is generated, own seeds, restart, the record, figures, refusals."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -243,6 +244,22 @@ def test_figures_have_K_rising_and_the_real_image_of_the_row_at_the_right(
     sample_var.draw_figure(base, base.out_dir / "tp_Kidney.png", shown, decoded, as_prepared)
     assert "decoded from its tokens" in drawn["tp_Kidney.png"][3]
     assert drawn["tp_Kidney.png"][2][-1] == "real, rebuilt\n(val)"
+
+
+def test_token_maps_that_do_not_say_where_their_images_lie_have_them_decoded(
+    base, tiny_data, tmp_path, monkeypatch
+):
+    """Past fault: the missing folder became one of the name None, and was looked for here."""
+    maps = {split: read_token_maps(base.tokens_dir / split) for split in ("train", "val")}
+    samples, vae = sample_var.plan(base, maps), load_vqvae(base.vqvae).model
+    shutil.copytree(tiny_data, tmp_path / "None")
+    monkeypatch.chdir(tmp_path)
+    for made_by in ({}, {"settings": {}}, {"settings": {"data_root": None}}):
+        val = replace(maps["val"], made_by=made_by)
+        real, as_prepared = sample_var.real_images(base, vae, val, samples)
+        assert len(real) == 2 * len(CLASSES) and not as_prepared
+    plain = [replace(sample, real_row=None) for sample in samples]
+    assert sample_var.real_images(base, vae, val, plain)[0] == {}
 
 
 def test_plain_samples_need_no_real_image_of_the_class(base):
