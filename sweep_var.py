@@ -213,7 +213,7 @@ def main(s: Settings) -> None:
     run = runs.RunFolder(s.out_dir, record)
     cache, group_of = s.out_dir / "cache", judging.read_groups(s.data_root)
     (train, train_files), (val, _) = (
-        judging.read_split(s.data_root, split, models.classes, models.size, cache, group_of)
+        judging.read_split(s.data_root, split, models.classes, models.size, cache, group_of, str(s.vqvae))
         for split in ("train", "val")
     )
     least = evaluation.least_images(s.neighbours)

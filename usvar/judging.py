@@ -148,14 +148,24 @@ def read_split(
     size: int,
     cache: Path,
     group_of: dict[str, str] | None = None,
+    wanted_by: str = "the evaluation",
 ) -> tuple[ImageSet, images.ImageFiles]:
     """The images of a split, memory-mapped, with their groups from `read_groups`; and their files.
+
+    Args:
+        data_root: the prepared folder.
+        split: "train", "val" or "test".
+        classes: names in label order.
+        size: wanted side in pixels.
+        cache: folder for the decoded images.
+        group_of: group of each image; None: not known.
+        wanted_by: what wants images of this size, in words for the message.
 
     Raises:
         InputError: when the split is missing, or its images have another size or no group.
     """
     files = images.find_images(data_root, split, classes)
-    images.require_size(files, size, "the VQ-VAE")
+    images.require_size(files, size, wanted_by, f"prepare all splits with --size {size}")
     group_N = numbers_of_groups(files.paths, group_of)
     return ImageSet(images.decoded(files, size, cache), files.label_N, group_N=group_N), files
 
