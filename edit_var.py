@@ -245,9 +245,9 @@ def show_region(image_HW: np.ndarray, change_HW: np.ndarray) -> np.ndarray:
 def main(s: Settings) -> None:
     """Read, edit, write."""
     check(s)
-    world = distributed.start(s.device)
-    vqvae = checkpoints.load_vqvae(s.vqvae, world.device)
-    loaded = checkpoints.load_var(s.var, vqvae, world.device)
+    device = distributed.choose_device(s.device)
+    vqvae = checkpoints.load_vqvae(s.vqvae, device)
+    loaded = checkpoints.load_var(s.var, vqvae, device)
     vae, model = vqvae.model, loaded.model
     label = class_label(s, loaded)
     s = with_chosen(s, s.settings_from, loaded.sha256)
@@ -263,7 +263,7 @@ def main(s: Settings) -> None:
     change_HW = region_to_change(s, size)
     lock = lock_folder(s.out_dir)
 
-    idx_Bl = vae.img_to_idxBl(images.to_model_range(image_HW[None], world.device))
+    idx_Bl = vae.img_to_idxBl(images.to_model_range(image_HW[None], device))
     known_1L = known_tokens(idx_Bl, change_HW, model.patch_nums, s.overlap)
     seeds = image_seeds(s.seed, s.variants, "edit")
     sampling = {name: getattr(s, name) for name in ("cfg", "top_k", "top_p", "temperature")}

@@ -444,7 +444,7 @@ def draw_figure(
 
 def main(s: Settings) -> None:
     """Generate what is missing, then draw."""
-    device = distributed.start(s.device).device
+    device = distributed.choose_device(s.device)
     vqvae = load_vqvae(s.vqvae, device)
     var = load_var(s.var, vqvae, device)
     model, vae = var.model, vqvae.model

@@ -267,7 +267,7 @@ def print_table(splits: dict[str, dict]) -> None:
 
 def main(s: Settings) -> None:
     """Measure every split, then draw."""
-    device = distributed.start(s.device).device
+    device = distributed.choose_device(s.device)
     vqvae = load_vqvae(s.vqvae, device)
     model: VQVAE = vqvae.model
     found = check(s, vqvae)

@@ -195,7 +195,7 @@ def best_of(rows: list[dict[str, Any]]) -> int:
 
 def main(s: Settings) -> None:
     """Vary one setting after the other, keep the best, then show K."""
-    device = distributed.start(s.device).device
+    device = distributed.choose_device(s.device)
     models = judging.load_models(s.data_root, s.var, s.vqvae, s.tokens_dir, ("train", "val"), device)
     boundaries = scale_boundaries(models.var.patch_nums)
     check(s, boundaries)
