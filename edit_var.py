@@ -24,7 +24,7 @@ from torch import Tensor
 from models import VAR, VQVAE
 from models.helpers import image_seeds, split_scales
 from usvar import checkpoints, checks, cli, distributed, images, plots, provenance, tokens, training
-from usvar.chosen import with_chosen
+from usvar.chosen import DRAWING, with_chosen
 from usvar.errors import InputError
 from usvar.files import lock_folder, write_json
 
@@ -266,7 +266,7 @@ def main(s: Settings) -> None:
     idx_Bl = vae.img_to_idxBl(images.to_model_range(image_HW[None], device))
     known_1L = known_tokens(idx_Bl, change_HW, model.patch_nums, s.overlap)
     seeds = image_seeds(s.seed, s.variants, "edit")
-    sampling = {name: getattr(s, name) for name in ("cfg", "top_k", "top_p", "temperature")}
+    sampling = {name: getattr(s, name) for name in DRAWING}
     decoded_BHW = np.concatenate(
         [
             draw_variants(model, vae, known_1L, label, some, **sampling)

@@ -34,11 +34,11 @@ from usvar import (
     runs,
     tokens,
 )
-from usvar.chosen import DRAWING
+from usvar.chosen import DRAWING, Drawing
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet
 from usvar.files import read_record, write_json
-from usvar.judging import Drawing, Judges, JudgeTraining, Models
+from usvar.judging import Judges, JudgeTraining, Models
 
 # Settings that do not change a point: they may differ when a sweep goes on.
 MAY_CHANGE = ("data_root", "var", "vqvae", "tokens_dir", "out_dir", "judges", "batch_size", "device")
@@ -127,7 +127,7 @@ def check(s: Settings, boundaries: list[int]) -> None:
         if not getattr(s, name):
             raise InputError(f"--{name.replace('_', '-')} was given without a value: give one or more")
         for value in getattr(s, name):
-            tokens.check_drawing(**{k: getattr(START, k) for k in DRAWING} | {name: value})
+            tokens.check_drawing(**vars(START) | {name: value})
     if wrong := [K for K in s.prefix_tokens if K not in boundaries[:-1]]:
         raise InputError(
             f"--prefix-tokens {wrong[0]} was given, wanted some of {' '.join(map(str, boundaries[:-1]))}"
@@ -280,7 +280,7 @@ def main(s: Settings) -> None:
         f"{judging.SUPERVISED}-KD to {len(val)} validation images whose classes are not surely worse"
         + (f" (without {', '.join(left)}: under {least} validation images)." if left else ".")
     )
-    chosen = {name: getattr(drawing, name) for name in DRAWING}
+    chosen = vars(drawing)
     sweep = {"why": why, "stamps": stamps, "rows": rows}
     evaluation_figures.draw_sweep(s.out_dir / "sweep.png", sweep)
     write_json(

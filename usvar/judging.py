@@ -18,6 +18,7 @@ from tqdm import tqdm
 from models import VAR, VQVAE
 from models.helpers import image_seeds, split_scales
 from usvar import checkpoints, images, tokens, training
+from usvar.chosen import Drawing
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet, share_interval
 from usvar.extractor import (
@@ -173,16 +174,6 @@ def read_split(
 # --- drawing ---
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """How tokens are drawn."""
-
-    cfg: float
-    top_k: int
-    top_p: float
-    temperature: float
-
-
 def draw_samples(
     models: Models,
     drawing: Drawing,
@@ -217,11 +208,8 @@ def draw_samples(
         idx_BL, f_hat = models.var.generate_tokens(
             torch.from_numpy(label_N[rows]).to(device),
             seeds=seeds[rows],
-            cfg=drawing.cfg,
-            top_k=drawing.top_k,
-            top_p=drawing.top_p,
-            temperature=drawing.temperature,
             known_BL=given_BL,
+            **vars(drawing),
         )
         grey.append(images.to_uint8(models.vae.fhat_to_img(f_hat)))
         idx.append(idx_BL.cpu().numpy())
