@@ -45,7 +45,7 @@ class Settings:
     # Class that the changed part is drawn for; that of the image, or another.
     class_name: str
 
-    # The part in pixels, X0 Y0 X1 Y1 from the upper left corner; X1 and Y1 are the first pixels behind it.
+    # The part in pixels, X0 Y0 X1 Y1 from the upper left corner; X1 and Y1 are the first pixels after it.
     box: tuple[int, int, int, int] | None = None
 
     # The part as a second image of the same size, white what is to be changed; instead of a box.
@@ -242,6 +242,61 @@ def show_region(image_HW: np.ndarray, change_HW: np.ndarray) -> np.ndarray:
     return np.where(edge_HW, 255, shown_HW).astype(np.uint8)
 
 
+def write_edits(
+    s: Settings,
+    edited_BHW: np.ndarray,
+    image_HW: np.ndarray,
+    change_HW: np.ndarray,
+    seeds: list[int],
+    kept: int,
+) -> list[dict[str, object]]:
+    """Write edit_<i>.png, in place of those of an earlier run.
+
+    Args:
+        s: where they go, and whether pixels were pasted.
+        edited_BHW: uint8, one for each seed.
+        image_HW: the original, uint8.
+        change_HW: bool, True where the image was made anew.
+        seeds: of the variants.
+        kept: tokens of the original that are in each of them.
+
+    Returns:
+        What edit.json says of each.
+    """
+    # Those of a run with more variants would stand there as if this one had made them.
+    for earlier in s.out_dir.glob("edit_[0-9]*.png"):
+        earlier.unlink()
+    variants = []
+    for i, (seed, variant_HW) in enumerate(zip(seeds, edited_BHW, strict=True)):
+        # Pasted pixels are real as well, even where every token was drawn.
+        images.save_png(s.out_dir / f"edit_{i}.png", variant_HW, max(kept, int(s.paste)))
+        difference_HW = np.abs(variant_HW.astype(np.float32) - image_HW)
+        variants.append(
+            {
+                "file": f"edit_{i}.png",
+                "seed": seed,
+                # Real tokens are in it: it must never be scored as generated.
+                "prefixed": True,
+                "kept_tokens": kept,
+                "mean_change_in_grey_levels": {
+                    "changed_part": float(difference_HW[change_HW].mean()),
+                    "kept_part": float(difference_HW[~change_HW].mean()),
+                },
+            }
+        )
+    return variants
+
+
+def draw_before_after(s: Settings, rows: dict[str, list[np.ndarray]], change_HW: np.ndarray) -> None:
+    """before_after.png: in each named row an image, then the part to change, then its variants."""
+    shown = [[first, show_region(first, change_HW), *variants] for first, *variants in rows.values()]
+    names = ["original" if s.paste else "rebuilt", "to change: bright"]
+    names += [f"seed {i}" for i in range(s.variants)]
+    what = "around the part" if s.outside else "inside the part"
+    title = f"{s.image.stem}: made anew {what} as {s.class_name}, guidance {s.cfg:g}, top-p {s.top_p:g}"
+    plots.image_grid(s.out_dir / "before_after.png", shown, list(rows), names, title)
+
+
 def main(s: Settings) -> None:
     """Read, edit, write."""
     check(s)
@@ -275,41 +330,16 @@ def main(s: Settings) -> None:
     )
     edited_BHW = paste(image_HW, decoded_BHW, change_HW, s.feather) if s.paste else decoded_BHW
 
+    free_S = [int((part < 0).sum()) for part in split_scales(known_1L, model.patch_nums)]
+    variants = write_edits(s, edited_BHW, image_HW, change_HW, seeds, model.L - sum(free_S))
+    rebuilt_HW = images.to_uint8(vae.idxBl_to_img(idx_Bl, same_shape=True, last_one=True))[0]
+    rows = {"as decoded\n(first: rebuilt)": [rebuilt_HW, *decoded_BHW]}
+    if s.paste:
+        rows = {f"kept pixels pasted\n({s.feather} pixels soft)": [image_HW, *edited_BHW]} | rows
+    draw_before_after(s, rows, change_HW)
     inputs = {"var": s.var, "vqvae": s.vqvae, "image": s.image}
     inputs |= {"mask": s.mask} if s.mask else {}
     inputs |= {"chosen_settings": s.settings_from} if s.settings_from else {}
-    free_S = [int((part < 0).sum()) for part in split_scales(known_1L, model.patch_nums)]
-    # Those of a run with more variants would stand there as if this one had made them.
-    for earlier in s.out_dir.glob("edit_[0-9]*.png"):
-        earlier.unlink()
-    kept, variants = int((known_1L >= 0).sum()), []
-    for i, (seed, variant_HW) in enumerate(zip(seeds, edited_BHW, strict=True)):
-        # Pasted pixels are real as well, even where every token was drawn.
-        images.save_png(s.out_dir / f"edit_{i}.png", variant_HW, max(kept, int(s.paste)))
-        difference_HW = np.abs(variant_HW.astype(np.float32) - image_HW)
-        variants.append(
-            {
-                "file": f"edit_{i}.png",
-                "seed": seed,
-                # Real tokens are in it: it must never be scored as generated.
-                "prefixed": True,
-                "kept_tokens": kept,
-                "mean_change_in_grey_levels": {
-                    "changed_part": float(difference_HW[change_HW].mean()),
-                    "kept_part": float(difference_HW[~change_HW].mean()),
-                },
-            }
-        )
-    rebuilt_HW = images.to_uint8(vae.idxBl_to_img(idx_Bl, same_shape=True, last_one=True))[0]
-    rows = {"as decoded\n(first: rebuilt)": [rebuilt_HW, show_region(rebuilt_HW, change_HW), *decoded_BHW]}
-    if s.paste:
-        name = f"kept pixels pasted\n({s.feather} pixels soft)"
-        rows = {name: [image_HW, show_region(image_HW, change_HW), *edited_BHW]} | rows
-    names = ["original" if s.paste else "rebuilt", "to change: bright"]
-    names += [f"seed {i}" for i in range(s.variants)]
-    what = "around the part" if s.outside else "inside the part"
-    title = f"{s.image.stem}: made anew {what} as {s.class_name}, guidance {s.cfg:g}, top-p {s.top_p:g}"
-    plots.image_grid(s.out_dir / "before_after.png", list(rows.values()), list(rows), names, title)
     write_json(
         s.out_dir / "edit.json",
         {
