@@ -308,7 +308,7 @@ def given_tokens(s: Settings, batch: list[Sample], maps: dict[str, tokens.TokenM
     return given_BL
 
 
-def decode(s: Settings, vae: VQVAE, f_hat_BChw: Tensor) -> np.ndarray:
+def decode_maps(s: Settings, vae: VQVAE, f_hat_BChw: Tensor) -> np.ndarray:
     """Quantised maps to grey images, (B, H, W) uint8."""
     precision = s.precision if s.decode_precision == "same" else s.decode_precision
     channels_last = {"auto": None, "on": True, "off": False}[s.channels_last]
@@ -335,7 +335,7 @@ def generate(
             more_smooth=s.more_smooth,
             known_BL=given_BL,
         )
-    return idx_BL.cpu().numpy(), decode(s, vae, f_hat_BChw)
+    return idx_BL.cpu().numpy(), decode_maps(s, vae, f_hat_BChw)
 
 
 def write_samples(s: Settings, batch: list[Sample], idx_BL: np.ndarray, grey_BHW: np.ndarray) -> None:
@@ -402,7 +402,7 @@ def figure_paths(s: Settings, samples: list[Sample]) -> dict[Path, list[list[Sam
     if s.variety and ("plain", names[0], 0) in row_of:
         for name in names:
             plain = [row_of["plain", name, i][0] for i in range(s.variety)]
-            figures[s.out_dir / f"variety_{name}.png"] = [plain[i : i + 4] for i in range(0, len(plain), 4)]
+            figures[s.out_dir / f"variety_{name}.png"] = list(training.batches(plain, 4))
     return figures
 
 

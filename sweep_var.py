@@ -261,13 +261,13 @@ def main(s: Settings) -> None:
     for axis in ("cfg", "top_p", "top_k", "temperature"):
         values = getattr(s, axis)
         varied = [replace(drawing, **{axis: value}) for value in values]
-        found = [point(one) for one in varied]
+        measured = [point(one) for one in varied]
         drawings |= set(varied)
-        best = best_of(found)
+        best = best_of(measured)
         drawing = replace(drawing, **{axis: values[best]})
         rows += [
             row | {"axis": axis, "value": value, "mode": "plain", "chosen": i == best}
-            for i, (value, row) in enumerate(zip(values, found, strict=True))
+            for i, (value, row) in enumerate(zip(values, measured, strict=True))
         ]
     for mode in ("tp", "nop"):
         for K in s.prefix_tokens or boundaries[:-1]:

@@ -496,7 +496,7 @@ def test_decoding_settings_reach_the_decoder(base, monkeypatch):
     monkeypatch.setattr(vae, "fhat_to_img", lambda f, *rest: given.append(rest) or whole(f, *rest))
     f_hat = torch.zeros(1, 8, 4, 4)
     for change in ({}, {"decode_chunk": 3, "channels_last": "off"}, {"channels_last": "on"}):
-        sample_var.decode(replace(base, **change), vae, f_hat)
+        sample_var.decode_maps(replace(base, **change), vae, f_hat)
     assert given == [(None, None), (3, False), (None, True)]
 
 
