@@ -26,6 +26,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -296,16 +297,15 @@ def given_tokens(s: Settings, batch: list[Sample], maps: dict[str, tokens.TokenM
     mode, K, real = batch[0].mode, batch[0].K, maps[s.split]
     if mode == "plain":
         return None
-    given_BL = torch.full((len(batch), real.idx_NL.shape[1]), -1)
     if mode == "tp":
-        given_BL[:, :K] = tokens.as_tensor(real.idx_NL, [sample.real_row for sample in batch])[:, :K]
+        prefix_BK = real.idx_NL[[sample.real_row for sample in batch], :K].astype(np.int64)
     elif s.nop_prefix == "mode":
         modes = {label: prior_mode(maps["train"], label, K) for label in {sample.label for sample in batch}}
-        given_BL[:, :K] = torch.from_numpy(np.stack([modes[sample.label] for sample in batch]))
+        prefix_BK = np.stack([modes[sample.label] for sample in batch])
     else:
         labels, seeds = ([getattr(sample, name) for sample in batch] for name in ("label", "seed"))
-        given_BL[:, :K] = torch.from_numpy(tokens.draw_from_position_prior(maps["train"], labels, K, seeds))
-    return given_BL
+        prefix_BK = tokens.draw_from_position_prior(maps["train"], labels, K, seeds)
+    return F.pad(torch.from_numpy(prefix_BK), (0, real.idx_NL.shape[1] - K), value=-1)
 
 
 def decode_maps(s: Settings, vae: VQVAE, f_hat_BChw: Tensor) -> np.ndarray:

@@ -142,20 +142,16 @@ def measure(
     Real prefixes are of training images: pictures that start from those of val would be scored against the
     very images that they start from.
     """
-    labels = np.unique(val.label_N)
+    labels, real = np.unique(val.label_N), models.maps["train"]
 
     def known(label_B: np.ndarray, seeds: list[int]) -> np.ndarray:
-        known_BL = np.full((len(label_B), models.var.L), -1, np.int64)
         if mode == "nop":
-            known_BL[:, :K] = tokens.draw_from_position_prior(
-                models.maps["train"], label_B.tolist(), K, seeds
-            )
+            prefix_BK = tokens.draw_from_position_prior(real, label_B.tolist(), K, seeds)
         else:
-            real = models.maps["train"]
-            for row, (label, seed) in enumerate(zip(label_B, seeds, strict=True)):
-                rows = tokens.rows_of_class(real, int(label))
-                known_BL[row, :K] = real.idx_NL[rows[seed % len(rows)], :K]
-        return known_BL
+            rows_B = [tokens.rows_of_class(real, int(label)) for label in label_B]
+            rows = [rows[seed % len(rows)] for rows, seed in zip(rows_B, seeds, strict=True)]
+            prefix_BK = real.idx_NL[rows, :K].astype(np.int64)
+        return np.pad(prefix_BK, ((0, 0), (0, models.var.L - K)), constant_values=-1)
 
     given = None if mode == "plain" else known
     # Seeds of its own: what is chosen by its luck must not be scored by the evaluation with the same luck.
