@@ -24,7 +24,7 @@ from torch import Tensor
 from models import VAR, VQVAE
 from models.helpers import image_seeds, split_scales
 from usvar import checkpoints, checks, cli, distributed, images, plots, provenance, tokens, training
-from usvar.chosen import with_chosen
+from usvar.chosen import DRAWING, with_chosen
 from usvar.errors import InputError
 from usvar.files import lock_folder, write_json
 
@@ -45,7 +45,7 @@ class Settings:
     # Class that the changed part is drawn for; that of the image, or another.
     class_name: str
 
-    # The part in pixels, X0 Y0 X1 Y1 from the upper left corner; X1 and Y1 are the first pixels behind it.
+    # The part in pixels, X0 Y0 X1 Y1 from the upper left corner; X1 and Y1 are the first pixels after it.
     box: tuple[int, int, int, int] | None = None
 
     # The part as a second image of the same size, white what is to be changed; instead of a box.
@@ -242,47 +242,31 @@ def show_region(image_HW: np.ndarray, change_HW: np.ndarray) -> np.ndarray:
     return np.where(edge_HW, 255, shown_HW).astype(np.uint8)
 
 
-def main(s: Settings) -> None:
-    """Read, edit, write."""
-    check(s)
-    world = distributed.start(s.device)
-    vqvae = checkpoints.load_vqvae(s.vqvae, world.device)
-    loaded = checkpoints.load_var(s.var, vqvae, world.device)
-    vae, model = vqvae.model, loaded.model
-    label = class_label(s, loaded)
-    s = with_chosen(s, s.settings_from, loaded.sha256)
-    size = vae.image_side
-    if not s.image.is_file():
-        raise InputError(f"--image {s.image} is no file: give a prepared image")
-    image_HW = images.read_image(s.image)
-    if image_HW.shape != (size, size):
-        raise InputError(
-            f"{s.image} is {image_HW.shape[1]} x {image_HW.shape[0]}, the models take {size} x {size}: "
-            f"put it into data/raw/<AnyName>/<Class>/ and run prepare_datasets.py with --size {size}"
-        )
-    change_HW = region_to_change(s, size)
-    lock = lock_folder(s.out_dir)
+def write_edits(
+    s: Settings,
+    edited_BHW: np.ndarray,
+    image_HW: np.ndarray,
+    change_HW: np.ndarray,
+    seeds: list[int],
+    kept: int,
+) -> list[dict[str, object]]:
+    """Write edit_<i>.png, in place of those of an earlier run.
 
-    idx_Bl = vae.img_to_idxBl(images.to_model_range(image_HW[None], world.device))
-    known_1L = known_tokens(idx_Bl, change_HW, model.patch_nums, s.overlap)
-    seeds = image_seeds(s.seed, s.variants, "edit")
-    sampling = {name: getattr(s, name) for name in ("cfg", "top_k", "top_p", "temperature")}
-    decoded_BHW = np.concatenate(
-        [
-            draw_variants(model, vae, known_1L, label, some, **sampling)
-            for some in training.batches(seeds, s.batch_size)
-        ]
-    )
-    edited_BHW = paste(image_HW, decoded_BHW, change_HW, s.feather) if s.paste else decoded_BHW
+    Args:
+        s: where they go, and whether pixels were pasted.
+        edited_BHW: uint8, one for each seed.
+        image_HW: the original, uint8.
+        change_HW: bool, True where the image was made anew.
+        seeds: of the variants.
+        kept: tokens of the original that are in each of them.
 
-    inputs = {"var": s.var, "vqvae": s.vqvae, "image": s.image}
-    inputs |= {"mask": s.mask} if s.mask else {}
-    inputs |= {"chosen_settings": s.settings_from} if s.settings_from else {}
-    free_S = [int((part < 0).sum()) for part in split_scales(known_1L, model.patch_nums)]
+    Returns:
+        What edit.json says of each.
+    """
     # Those of a run with more variants would stand there as if this one had made them.
     for earlier in s.out_dir.glob("edit_[0-9]*.png"):
         earlier.unlink()
-    kept, variants = int((known_1L >= 0).sum()), []
+    variants = []
     for i, (seed, variant_HW) in enumerate(zip(seeds, edited_BHW, strict=True)):
         # Pasted pixels are real as well, even where every token was drawn.
         images.save_png(s.out_dir / f"edit_{i}.png", variant_HW, max(kept, int(s.paste)))
@@ -300,16 +284,62 @@ def main(s: Settings) -> None:
                 },
             }
         )
-    rebuilt_HW = images.to_uint8(vae.idxBl_to_img(idx_Bl, same_shape=True, last_one=True))[0]
-    rows = {"as decoded\n(first: rebuilt)": [rebuilt_HW, show_region(rebuilt_HW, change_HW), *decoded_BHW]}
-    if s.paste:
-        name = f"kept pixels pasted\n({s.feather} pixels soft)"
-        rows = {name: [image_HW, show_region(image_HW, change_HW), *edited_BHW]} | rows
+    return variants
+
+
+def draw_before_after(s: Settings, rows: dict[str, list[np.ndarray]], change_HW: np.ndarray) -> None:
+    """before_after.png: in each named row an image, then the part to change, then its variants."""
+    shown = [[first, show_region(first, change_HW), *variants] for first, *variants in rows.values()]
     names = ["original" if s.paste else "rebuilt", "to change: bright"]
     names += [f"seed {i}" for i in range(s.variants)]
     what = "around the part" if s.outside else "inside the part"
     title = f"{s.image.stem}: made anew {what} as {s.class_name}, guidance {s.cfg:g}, top-p {s.top_p:g}"
-    plots.image_grid(s.out_dir / "before_after.png", list(rows.values()), list(rows), names, title)
+    plots.image_grid(s.out_dir / "before_after.png", shown, list(rows), names, title)
+
+
+def main(s: Settings) -> None:
+    """Read, edit, write."""
+    check(s)
+    device = distributed.choose_device(s.device)
+    vqvae = checkpoints.load_vqvae(s.vqvae, device)
+    loaded = checkpoints.load_var(s.var, vqvae, device)
+    vae, model = vqvae.model, loaded.model
+    label = class_label(s, loaded)
+    s = with_chosen(s, s.settings_from, loaded.sha256)
+    size = vae.image_side
+    if not s.image.is_file():
+        raise InputError(f"--image {s.image} is no file: give a prepared image")
+    image_HW = images.read_image(s.image)
+    if image_HW.shape != (size, size):
+        raise InputError(
+            f"{s.image} is {image_HW.shape[1]} x {image_HW.shape[0]}, the models take {size} x {size}: "
+            f"put it into data/raw/<AnyName>/<Class>/ and run prepare_datasets.py with --size {size}"
+        )
+    change_HW = region_to_change(s, size)
+    lock = lock_folder(s.out_dir)
+
+    idx_Bl = vae.img_to_idxBl(images.to_model_range(image_HW[None], device))
+    known_1L = known_tokens(idx_Bl, change_HW, model.patch_nums, s.overlap)
+    seeds = image_seeds(s.seed, s.variants, "edit")
+    sampling = {name: getattr(s, name) for name in DRAWING}
+    decoded_BHW = np.concatenate(
+        [
+            draw_variants(model, vae, known_1L, label, some, **sampling)
+            for some in training.batches(seeds, s.batch_size)
+        ]
+    )
+    edited_BHW = paste(image_HW, decoded_BHW, change_HW, s.feather) if s.paste else decoded_BHW
+
+    free_S = [int((part < 0).sum()) for part in split_scales(known_1L, model.patch_nums)]
+    variants = write_edits(s, edited_BHW, image_HW, change_HW, seeds, model.L - sum(free_S))
+    rebuilt_HW = images.to_uint8(vae.idxBl_to_img(idx_Bl, same_shape=True, last_one=True))[0]
+    rows = {"as decoded\n(first: rebuilt)": [rebuilt_HW, *decoded_BHW]}
+    if s.paste:
+        rows = {f"kept pixels pasted\n({s.feather} pixels soft)": [image_HW, *edited_BHW]} | rows
+    draw_before_after(s, rows, change_HW)
+    inputs = {"var": s.var, "vqvae": s.vqvae, "image": s.image}
+    inputs |= {"mask": s.mask} if s.mask else {}
+    inputs |= {"chosen_settings": s.settings_from} if s.settings_from else {}
     write_json(
         s.out_dir / "edit.json",
         {

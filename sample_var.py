@@ -26,6 +26,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -296,19 +297,18 @@ def given_tokens(s: Settings, batch: list[Sample], maps: dict[str, tokens.TokenM
     mode, K, real = batch[0].mode, batch[0].K, maps[s.split]
     if mode == "plain":
         return None
-    given_BL = torch.full((len(batch), real.idx_NL.shape[1]), -1)
     if mode == "tp":
-        given_BL[:, :K] = tokens.as_tensor(real.idx_NL, [sample.real_row for sample in batch])[:, :K]
+        prefix_BK = real.idx_NL[[sample.real_row for sample in batch], :K].astype(np.int64)
     elif s.nop_prefix == "mode":
         modes = {label: prior_mode(maps["train"], label, K) for label in {sample.label for sample in batch}}
-        given_BL[:, :K] = torch.from_numpy(np.stack([modes[sample.label] for sample in batch]))
+        prefix_BK = np.stack([modes[sample.label] for sample in batch])
     else:
         labels, seeds = ([getattr(sample, name) for sample in batch] for name in ("label", "seed"))
-        given_BL[:, :K] = torch.from_numpy(tokens.draw_from_position_prior(maps["train"], labels, K, seeds))
-    return given_BL
+        prefix_BK = tokens.draw_from_position_prior(maps["train"], labels, K, seeds)
+    return F.pad(torch.from_numpy(prefix_BK), (0, real.idx_NL.shape[1] - K), value=-1)
 
 
-def decode(s: Settings, vae: VQVAE, f_hat_BChw: Tensor) -> np.ndarray:
+def decode_maps(s: Settings, vae: VQVAE, f_hat_BChw: Tensor) -> np.ndarray:
     """Quantised maps to grey images, (B, H, W) uint8."""
     precision = s.precision if s.decode_precision == "same" else s.decode_precision
     channels_last = {"auto": None, "on": True, "off": False}[s.channels_last]
@@ -335,7 +335,7 @@ def generate(
             more_smooth=s.more_smooth,
             known_BL=given_BL,
         )
-    return idx_BL.cpu().numpy(), decode(s, vae, f_hat_BChw)
+    return idx_BL.cpu().numpy(), decode_maps(s, vae, f_hat_BChw)
 
 
 def write_samples(s: Settings, batch: list[Sample], idx_BL: np.ndarray, grey_BHW: np.ndarray) -> None:
@@ -361,9 +361,9 @@ def real_images(
         By their row in the token file, (H, W) uint8 each; and whether they are the images themselves.
     """
     rows = sorted({sample.real_row for sample in samples if sample.index < s.figure_rows} - {None})
-    root = s.data_root or Path(str(real.made_by.get("settings", {}).get("data_root")))
-    paths = {row: root / str(real.path_N[row]) for row in rows}
-    if s.data_root or all(path.is_file() for path in paths.values()):
+    root = s.data_root or real.made_by.get("settings", {}).get("data_root")
+    paths = {row: Path(root, str(real.path_N[row])) for row in rows} if root else {}
+    if s.data_root or all(row in paths and paths[row].is_file() for row in rows):
         return {row: images.read_image(path) for row, path in paths.items()}, True
     idx_BL = tokens.as_tensor(real.idx_NL, rows).to(next(vae.parameters()).device)
     grey_BHW = images.to_uint8(
@@ -402,7 +402,7 @@ def figure_paths(s: Settings, samples: list[Sample]) -> dict[Path, list[list[Sam
     if s.variety and ("plain", names[0], 0) in row_of:
         for name in names:
             plain = [row_of["plain", name, i][0] for i in range(s.variety)]
-            figures[s.out_dir / f"variety_{name}.png"] = [plain[i : i + 4] for i in range(0, len(plain), 4)]
+            figures[s.out_dir / f"variety_{name}.png"] = list(training.batches(plain, 4))
     return figures
 
 
@@ -444,7 +444,7 @@ def draw_figure(
 
 def main(s: Settings) -> None:
     """Generate what is missing, then draw."""
-    device = distributed.start(s.device).device
+    device = distributed.choose_device(s.device)
     vqvae = load_vqvae(s.vqvae, device)
     var = load_var(s.var, vqvae, device)
     model, vae = var.model, vqvae.model
@@ -455,12 +455,16 @@ def main(s: Settings) -> None:
     }
     check(s, var, maps)
     samples = plan(s, maps)
-    files = {"var": s.var, "vqvae": s.vqvae, "train_tokens": maps["train"].file}
-    record = provenance.made_by("sample_var.py", s, files | {"real_tokens": maps[s.split].file})
+    inputs = {"var": s.var, "vqvae": s.vqvae, "train_tokens": maps["train"].file}
+    inputs |= {"real_tokens": maps[s.split].file}
+    inputs |= {"chosen_settings": s.settings_from} if s.settings_from else {}
+    record = provenance.made_by("sample_var.py", s, inputs)
     listing_path = s.out_dir / "samples.json"
     earlier = read_record(listing_path, "made_by", "complete", "samples")
     if earlier:
-        runs.refuse_other_settings(listing_path, earlier["made_by"], record, MAY_CHANGE)
+        # What chosen.json says is compared as settings, so that it need not be the same file.
+        same = {role: file for role, file in record["inputs"].items() if role != "chosen_settings"}
+        runs.refuse_other_settings(listing_path, earlier["made_by"], record | {"inputs": same}, MAY_CHANGE)
     missing = [sample for sample in samples if not is_there(s, sample)]
     figures = figure_paths(s, samples)
     is_same = earlier and earlier["complete"] and earlier["made_by"]["settings"] == record["settings"]

@@ -66,7 +66,7 @@ class Settings:
     device: str = "auto"
 
 
-def check(s: Settings, vqvae: Loaded) -> list[images.ImageFiles]:
+def files_to_measure(s: Settings, vqvae: Loaded) -> list[images.ImageFiles]:
     """The splits' images, after refusing settings and images that do not fit, before anything is written."""
     checks.require(s, "1 or more", "images_per_class", "worst", "batch_size")
     checks.require(s, "0 or more", "by_scale")
@@ -76,7 +76,7 @@ def check(s: Settings, vqvae: Loaded) -> list[images.ImageFiles]:
     return images.find_images_of_side(s.data_root, dict.fromkeys(s.splits), side, s.vqvae)
 
 
-def rebuild(model: VQVAE, grey_BHW: np.ndarray, every_scale: bool) -> tuple[Tensor, list[Tensor]]:
+def seen_and_rebuilt(model: VQVAE, grey_BHW: np.ndarray, every_scale: bool) -> tuple[Tensor, list[Tensor]]:
     """Images as the network sees them, and rebuilt from 1, 2, ... all scales (or only from all)."""
     image_B3HW = images.to_model_range(grey_BHW, next(model.parameters()).device)
     rebuilt = model.img_to_reconstructed_img(image_B3HW, last_one=not every_scale)
@@ -111,30 +111,30 @@ def measure(
     s: Settings, model: VQVAE, files: images.ImageFiles
 ) -> tuple[dict[str, np.ndarray], dict[str, Speckle]]:
     """Errors of every image of a split, metric -> (N,), and the speckle of real and of rebuilt images."""
-    side, found = images.image_size(files), []
+    side, parts = images.image_size(files), []
     speckle = {"real": Speckle(), "rebuilt": Speckle()}
     with tqdm(total=len(files), desc=f"rebuild {files.split}", file=sys.stdout) as progress:
         for rows in batches(range(len(files)), s.batch_size):
             grey_BHW = images.read_images(files, rows, side)
-            image_B3HW, rebuilt = rebuild(model, grey_BHW, every_scale=False)
+            image_B3HW, rebuilt = seen_and_rebuilt(model, grey_BHW, every_scale=False)
             errors = metrics.image_errors(image_B3HW, rebuilt[-1])
-            found.append(torch.stack([errors[name] for name in metrics.METRICS]).cpu())
+            parts.append(torch.stack([errors[name] for name in metrics.METRICS]).cpu())
             speckle["real"].add(grey_BHW)
             speckle["rebuilt"].add(images.to_uint8(rebuilt[-1]))
             progress.update(len(rows))
-    return dict(zip(metrics.METRICS, torch.cat(found, dim=1).numpy(), strict=True)), speckle
+    return dict(zip(metrics.METRICS, torch.cat(parts, dim=1).numpy(), strict=True)), speckle
 
 
 def compare_speckle(speckle: dict[str, Speckle]) -> dict[str, object]:
     """Curves of real and rebuilt images, and how far they lie apart."""
     real, rebuilt = speckle["real"], speckle["rebuilt"]
-    shares = {name: found.grey_256 / found.images for name, found in speckle.items()}
+    shares = {name: summed.grey_256 / summed.images for name, summed in speckle.items()}
     return {
         **physics.detail_difference(
             real.frequency_F, rebuilt.power_db_F - real.power_db_F, shares["rebuilt"] - shares["real"]
         ),
         "cycles_a_pixel": real.frequency_F.tolist(),
-        "power_db": {name: found.power_db_F.tolist() for name, found in speckle.items()},
+        "power_db": {name: summed.power_db_F.tolist() for name, summed in speckle.items()},
         "grey_shares": {name: share_256.tolist() for name, share_256 in shares.items()},
     }
 
@@ -149,7 +149,7 @@ def measure_by_scale(s: Settings, model: VQVAE, files: images.ImageFiles) -> dic
     with tqdm(total=count, desc=f"scale by scale, {files.split}", file=sys.stdout) as progress:
         for rows in batches(chosen, s.batch_size):
             grey_BHW = images.read_images(files, rows.tolist(), side)
-            image_B3HW, rebuilt = rebuild(model, grey_BHW, every_scale=True)
+            image_B3HW, rebuilt = seen_and_rebuilt(model, grey_BHW, every_scale=True)
             for scale, rebuilt_B3HW in enumerate(rebuilt):
                 errors = metrics.image_errors(image_B3HW, rebuilt_B3HW)
                 sums_2S[:, scale] += torch.stack([errors["psnr_db"].sum(), errors["ssim"].sum()]).cpu()
@@ -181,7 +181,7 @@ def draw_scales(s: Settings, model: VQVAE, files: images.ImageFiles) -> None:
             continue
         rows = rows[np.linspace(0, len(rows) - 1, min(s.images_per_class, len(rows))).round().astype(int)]
         grey_BHW = images.read_images(files, rows.tolist(), images.image_size(files))
-        _, rebuilt = rebuild(model, grey_BHW, every_scale=True)
+        _, rebuilt = seen_and_rebuilt(model, grey_BHW, every_scale=True)
         shown = [*map(images.to_uint8, rebuilt), grey_BHW]
         plots.image_grid(
             s.out_dir / f"scales_{name}.png",
@@ -198,17 +198,18 @@ def draw_worst(s: Settings, model: VQVAE, worst: list[tuple[float, images.ImageF
     pairs, names = [], []
     for psnr_db, files, row in worst:
         grey_BHW = images.read_images(files, [row], images.image_size(files))
-        _, rebuilt = rebuild(model, grey_BHW, every_scale=False)
+        _, rebuilt = seen_and_rebuilt(model, grey_BHW, every_scale=False)
         pairs.append(np.hstack([grey_BHW[0], images.to_uint8(rebuilt[-1])[0]]))
         names.append(f"{files.split}, {files.classes[files.label_N[row]]}, {psnr_db:.1f} dB")
     columns = min(4, len(pairs))
+    rows = list(batches(pairs, columns))
     plots.image_grid(
         s.out_dir / f"worst_{s.worst}.png",
-        [pairs[i : i + columns] for i in range(0, len(pairs), columns)],
-        [""] * -(-len(pairs) // columns),
+        rows,
+        [""] * len(rows),
         [""] * columns,
         f"The {len(pairs)} images with the lowest PSNR: original at the left, rebuilt at the right",
-        cell_names=[names[i : i + columns] for i in range(0, len(pairs), columns)],
+        cell_names=list(batches(names, columns)),
     )
 
 
@@ -216,8 +217,8 @@ def draw_by_scale(s: Settings, by_scale: dict[str, dict]) -> None:
     """PSNR and SSIM over the number of scales, a curve a split."""
     panels = {
         title: {
-            f"{split} ({found['images']} images)": (range(1, len(found[name]) + 1), found[name])
-            for split, found in by_scale.items()
+            f"{split} ({means['images']} images)": (range(1, len(means[name]) + 1), means[name])
+            for split, means in by_scale.items()
         }
         for title, name in (("PSNR, dB", "psnr_db"), ("SSIM", "ssim"))
     }
@@ -232,11 +233,11 @@ def draw_by_scale(s: Settings, by_scale: dict[str, dict]) -> None:
 def draw_speckle(s: Settings, speckle: dict[str, dict]) -> None:
     """A row a split: power over spatial frequency, and the histogram of grey levels."""
     panels = {}
-    for split, found in speckle.items():
-        power_db, shares = found["power_db"], found["grey_shares"]
-        difference = f"{found['spectrum_difference_rms_db']:.1f} dB apart"
+    for split, compared in speckle.items():
+        power_db, shares = compared["power_db"], compared["grey_shares"]
+        difference = f"{compared['spectrum_difference_rms_db']:.1f} dB apart"
         panels[f"{split}: power, dB ({difference})"] = {
-            name: (found["cycles_a_pixel"], power_db[name]) for name in power_db
+            name: (compared["cycles_a_pixel"], power_db[name]) for name in power_db
         }
         # Level 0 is the outside of the scan, half of all pixels: it would flatten the rest.
         panels[f"{split}: share of pixels, %, black left out"] = {
@@ -253,11 +254,11 @@ def draw_speckle(s: Settings, speckle: dict[str, dict]) -> None:
 
 def print_table(splits: dict[str, dict]) -> None:
     """One line a class and split: count, and mean and spread of each metric."""
-    width = max(len(name) for found in splits.values() for name in ("all classes", *found["classes"]))
+    width = max(len(name) for errors in splits.values() for name in ("all classes", *errors["classes"]))
     heads = "".join(f"  {head:>18}" for head, _ in TABLE.values())
     print(f"{'split':5}  {'class':{width}}  {'images':>6}{heads}   (mean ± standard deviation)")
-    for split, found in splits.items():
-        for name, row in (*found["classes"].items(), ("all classes", found["all"])):
+    for split, errors in splits.items():
+        for name, row in (*errors["classes"].items(), ("all classes", errors["all"])):
             cells = [
                 f"{row[metric]['mean']:.{digits}f} ± {row[metric]['std']:.{digits}f}" if row["count"] else "-"
                 for metric, (_, digits) in TABLE.items()
@@ -267,16 +268,16 @@ def print_table(splits: dict[str, dict]) -> None:
 
 def main(s: Settings) -> None:
     """Measure every split, then draw."""
-    device = distributed.start(s.device).device
+    device = distributed.choose_device(s.device)
     vqvae = load_vqvae(s.vqvae, device)
     model: VQVAE = vqvae.model
-    found = check(s, vqvae)
+    files_of_splits = files_to_measure(s, vqvae)
     lock = lock_folder(s.out_dir)
 
     splits, speckle, by_scale, ranked = {}, {}, {}, []
-    for files in found:
-        errors, found_speckle = measure(s, model, files)
-        speckle[files.split] = compare_speckle(found_speckle)
+    for files in files_of_splits:
+        errors, summed = measure(s, model, files)
+        speckle[files.split] = compare_speckle(summed)
         of_class = {name: files.label_N == label for label, name in enumerate(files.classes)}
         splits[files.split] = {
             "all": summary(errors, np.ones(len(files), dtype=bool)),
@@ -303,7 +304,7 @@ def main(s: Settings) -> None:
             ],
         },
     )
-    examples = next((files for files in found if files.split == EXAMPLE_SPLIT), found[0])
+    examples = next((files for files in files_of_splits if files.split == EXAMPLE_SPLIT), files_of_splits[0])
     draw_scales(s, model, examples)
     draw_worst(s, model, worst)
     draw_speckle(s, speckle)

@@ -34,11 +34,11 @@ from usvar import (
     runs,
     tokens,
 )
-from usvar.chosen import DRAWING
+from usvar.chosen import DRAWING, Drawing
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet
 from usvar.files import read_record, write_json
-from usvar.judging import Drawing, Judges, JudgeTraining, Models
+from usvar.judging import Judges, JudgeTraining, Models
 
 # Settings that do not change a point: they may differ when a sweep goes on.
 MAY_CHANGE = ("data_root", "var", "vqvae", "tokens_dir", "out_dir", "judges", "batch_size", "device")
@@ -127,7 +127,7 @@ def check(s: Settings, boundaries: list[int]) -> None:
         if not getattr(s, name):
             raise InputError(f"--{name.replace('_', '-')} was given without a value: give one or more")
         for value in getattr(s, name):
-            tokens.check_drawing(**{k: getattr(START, k) for k in DRAWING} | {name: value})
+            tokens.check_drawing(**vars(START) | {name: value})
     if wrong := [K for K in s.prefix_tokens if K not in boundaries[:-1]]:
         raise InputError(
             f"--prefix-tokens {wrong[0]} was given, wanted some of {' '.join(map(str, boundaries[:-1]))}"
@@ -142,20 +142,16 @@ def measure(
     Real prefixes are of training images: pictures that start from those of val would be scored against the
     very images that they start from.
     """
-    labels = np.unique(val.label_N)
+    labels, real = np.unique(val.label_N), models.maps["train"]
 
     def known(label_B: np.ndarray, seeds: list[int]) -> np.ndarray:
-        known_BL = np.full((len(label_B), models.var.L), -1, np.int64)
         if mode == "nop":
-            known_BL[:, :K] = tokens.draw_from_position_prior(
-                models.maps["train"], label_B.tolist(), K, seeds
-            )
+            prefix_BK = tokens.draw_from_position_prior(real, label_B.tolist(), K, seeds)
         else:
-            real = models.maps["train"]
-            for row, (label, seed) in enumerate(zip(label_B, seeds, strict=True)):
-                rows = tokens.rows_of_class(real, int(label))
-                known_BL[row, :K] = real.idx_NL[rows[seed % len(rows)], :K]
-        return known_BL
+            rows_B = [tokens.rows_of_class(real, int(label)) for label in label_B]
+            rows = [rows[seed % len(rows)] for rows, seed in zip(rows_B, seeds, strict=True)]
+            prefix_BK = real.idx_NL[rows, :K].astype(np.int64)
+        return np.pad(prefix_BK, ((0, 0), (0, models.var.L - K)), constant_values=-1)
 
     given = None if mode == "plain" else known
     # Seeds of its own: what is chosen by its luck must not be scored by the evaluation with the same luck.
@@ -195,7 +191,7 @@ def best_of(rows: list[dict[str, Any]]) -> int:
 
 def main(s: Settings) -> None:
     """Vary one setting after the other, keep the best, then show K."""
-    device = distributed.start(s.device).device
+    device = distributed.choose_device(s.device)
     models = judging.load_models(s.data_root, s.var, s.vqvae, s.tokens_dir, ("train", "val"), device)
     boundaries = scale_boundaries(models.var.patch_nums)
     check(s, boundaries)
@@ -206,10 +202,14 @@ def main(s: Settings) -> None:
     if earlier:
         runs.refuse_other_settings(s.out_dir / "sweep.json", earlier["made_by"], record, MAY_CHANGE)
         points = earlier["points"]
+    own = s.out_dir / "judges.pth"
+    given = s.judges or (own if own.is_file() else None)
+    if given and not s.judges:
+        judging.refuse_other_judges(own, JudgeTraining.of(s))
     run = runs.RunFolder(s.out_dir, record)
     cache, group_of = s.out_dir / "cache", judging.read_groups(s.data_root)
     (train, train_files), (val, _) = (
-        judging.read_split(s.data_root, split, models.classes, models.size, cache, group_of)
+        judging.read_split(s.data_root, split, models.classes, models.size, cache, group_of, str(s.vqvae))
         for split in ("train", "val")
     )
     least = evaluation.least_images(s.neighbours)
@@ -229,10 +229,7 @@ def main(s: Settings) -> None:
     # From here on the folder belongs to these settings, its judges as well.
     write_json(s.out_dir / "sweep.json", {"made_by": record, "points": points})
     known = len(points)
-    kept = s.judges or s.out_dir / "judges.pth"
-    judges = judging.read_or_train(
-        kept if kept.is_file() else None, kept, train, train_files, JudgeTraining.of(s), device, record
-    )
+    judges = judging.read_or_train(given, own, train, train_files, JudgeTraining.of(s), device, record)
     judges.describe(val)
     stamps, said = {name: judges.stamp(name) for name in judges.extractors}, set()
 
@@ -260,13 +257,13 @@ def main(s: Settings) -> None:
     for axis in ("cfg", "top_p", "top_k", "temperature"):
         values = getattr(s, axis)
         varied = [replace(drawing, **{axis: value}) for value in values]
-        found = [point(one) for one in varied]
+        measured = [point(one) for one in varied]
         drawings |= set(varied)
-        best = best_of(found)
+        best = best_of(measured)
         drawing = replace(drawing, **{axis: values[best]})
         rows += [
             row | {"axis": axis, "value": value, "mode": "plain", "chosen": i == best}
-            for i, (value, row) in enumerate(zip(values, found, strict=True))
+            for i, (value, row) in enumerate(zip(values, measured, strict=True))
         ]
     for mode in ("tp", "nop"):
         for K in s.prefix_tokens or boundaries[:-1]:
@@ -279,7 +276,7 @@ def main(s: Settings) -> None:
         f"{judging.SUPERVISED}-KD to {len(val)} validation images whose classes are not surely worse"
         + (f" (without {', '.join(left)}: under {least} validation images)." if left else ".")
     )
-    chosen = {name: getattr(drawing, name) for name in DRAWING}
+    chosen = vars(drawing)
     sweep = {"why": why, "stamps": stamps, "rows": rows}
     evaluation_figures.draw_sweep(s.out_dir / "sweep.png", sweep)
     write_json(

@@ -1,9 +1,19 @@
-"""Sums and means over processes. What processes do together is tested with the scripts that start them."""
+"""Sums and means over processes, and who joins them. What they do together is tested with their scripts."""
 
+from pathlib import Path
+
+import pytest
 import torch
 import torch.distributed as dist
 
-from usvar.distributed import World
+import edit_var
+import sample_var
+import sample_vqvae
+import sweep_var
+from usvar.distributed import World, choose_device
+from usvar.errors import InputError
+
+NONE = Path("nowhere")
 
 
 def test_the_first_process_decides_in_place(monkeypatch):
@@ -24,3 +34,31 @@ def test_sum_and_mean_leave_their_argument_as_it_is(monkeypatch):
     assert torch.equal(values, before) and torch.equal(total, 2 * before) and torch.equal(mean, before)
     # Processes may lay out their numbers differently; they are added in one order.
     assert total.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("script", "more"),
+    [
+        (sample_var, {"var": NONE, "tokens_dir": NONE}),
+        (sweep_var, {"var": NONE, "tokens_dir": NONE, "data_root": NONE}),
+        (edit_var, {"var": NONE, "image": NONE, "class_name": "Heart", "box": (0, 0, 1, 1)}),
+        (sample_vqvae, {"data_root": NONE}),
+    ],
+)
+def test_a_script_of_one_process_joins_no_group(script, more, monkeypatch):
+    """Past fault: under torchrun it joined one, and never left it."""
+
+    def join(*_, **__):
+        raise AssertionError("it joined")
+
+    monkeypatch.setattr(dist, "init_process_group", join)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"nowhere.* is missing"):
+        script.main(script.Settings(vqvae=NONE, device="cpu", **more))
+
+
+def test_a_device_that_is_not_here_is_refused():
+    assert choose_device("cpu") == torch.device("cpu")
+    for device in ("gpu", "meta"):
+        with pytest.raises(InputError, match=f"--device {device} .*wanted auto, cpu or cuda"):
+            choose_device(device)

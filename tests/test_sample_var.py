@@ -1,6 +1,7 @@
 """sample_var.py: what is given and what is generated, own seeds, restart, the record, figures, refusals."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ from sample_var import Settings
 from usvar import cli, images, tokens
 from usvar.checkpoints import load_var, load_vqvae
 from usvar.errors import InputError
+from usvar.provenance import sha256_file
 from usvar.tokens import read_token_maps, write_token_maps
 
 BOUNDARIES = (0, 1, 5, 21)
@@ -244,6 +246,22 @@ def test_figures_have_K_rising_and_the_real_image_of_the_row_at_the_right(
     assert drawn["tp_Kidney.png"][2][-1] == "real, rebuilt\n(val)"
 
 
+def test_token_maps_that_do_not_say_where_their_images_lie_have_them_decoded(
+    base, tiny_data, tmp_path, monkeypatch
+):
+    """Past fault: the missing folder became one of the name None, and was looked for here."""
+    maps = {split: read_token_maps(base.tokens_dir / split) for split in ("train", "val")}
+    samples, vae = sample_var.plan(base, maps), load_vqvae(base.vqvae).model
+    shutil.copytree(tiny_data, tmp_path / "None")
+    monkeypatch.chdir(tmp_path)
+    for made_by in ({}, {"settings": {}}, {"settings": {"data_root": None}}):
+        val = replace(maps["val"], made_by=made_by)
+        real, as_prepared = sample_var.real_images(base, vae, val, samples)
+        assert len(real) == 2 * len(CLASSES) and not as_prepared
+    plain = [replace(sample, real_row=None) for sample in samples]
+    assert sample_var.real_images(base, vae, val, plain)[0] == {}
+
+
 def test_plain_samples_need_no_real_image_of_the_class(base):
     """All classes were refused when val lacked one."""
     maps = {split: read_token_maps(base.tokens_dir / split) for split in ("train", "val")}
@@ -283,6 +301,35 @@ def test_more_images_are_added_and_those_of_other_classes_stay_listed(base, tmp_
     assert [(e["class_name"], e["index"]) for e in listing["samples"]] == [
         ("Heart", 0), ("Liver", 0), ("Liver", 1)
     ]  # fmt: skip
+
+
+def test_chosen_settings_are_on_record_and_do_not_keep_a_run_from_going_on(base, tmp_path, capsys):
+    """Past fault: samples.json did not say which chosen.json the settings were taken from."""
+    path = tmp_path / "chosen.json"
+    content = {"chosen": {"cfg": 2.0, "top_k": 8, "top_p": 0.9, "temperature": 1.0}}
+    content["var_sha256"] = sha256_file(base.var)
+    plain = {"modes": ("plain",), "classes": ("Heart",), "variety": 0}
+    s = replace(base, out_dir=tmp_path / "out", settings_from=path, images_per_class=1, **plain)
+
+    def recorded() -> dict:
+        return json.loads((s.out_dir / "samples.json").read_text())
+
+    path.write_text(json.dumps(content))
+    sample_var.main(s)
+    wanted = {"path": "chosen.json", "sha256": sha256_file(path)}
+    assert recorded()["made_by"]["inputs"]["chosen_settings"] == wanted
+    # A file of before, which lacks the role; then the same choice in other bytes.
+    earlier = recorded()
+    del earlier["made_by"]["inputs"]["chosen_settings"]
+    (s.out_dir / "samples.json").write_text(json.dumps(earlier))
+    sample_var.main(replace(s, images_per_class=2))
+    path.write_text(json.dumps(content, indent=1))
+    sample_var.main(replace(s, images_per_class=3))
+    assert capsys.readouterr().out.count("1 new of") == 3
+    # Other numbers are still refused.
+    path.write_text(json.dumps(content | {"chosen": content["chosen"] | {"cfg": 3.0}}))
+    with pytest.raises(InputError, match="was made with cfg = 2"):
+        sample_var.main(replace(s, images_per_class=4))
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"cfg": 3.0}, {"split": "test"}])
@@ -449,7 +496,7 @@ def test_decoding_settings_reach_the_decoder(base, monkeypatch):
     monkeypatch.setattr(vae, "fhat_to_img", lambda f, *rest: given.append(rest) or whole(f, *rest))
     f_hat = torch.zeros(1, 8, 4, 4)
     for change in ({}, {"decode_chunk": 3, "channels_last": "off"}, {"channels_last": "on"}):
-        sample_var.decode(replace(base, **change), vae, f_hat)
+        sample_var.decode_maps(replace(base, **change), vae, f_hat)
     assert given == [(None, None), (3, False), (None, True)]
 
 

@@ -214,6 +214,8 @@ def test_the_command_line(tiny_data, tiny_vqvae, tmp_path):
 
 def test_weights_keep_no_gradients(tiny_vqvae):
     model = load_vqvae(tiny_vqvae).model
-    image_B3HW, rebuilt = sample_vqvae.rebuild(model, np.zeros((2, 64, 64), np.uint8), every_scale=True)
+    image_B3HW, rebuilt = sample_vqvae.seen_and_rebuilt(
+        model, np.zeros((2, 64, 64), np.uint8), every_scale=True
+    )
     assert len(rebuilt) == len(PATCH_NUMS) and not any(part.requires_grad for part in rebuilt)
     assert torch.equal(image_B3HW, torch.full_like(image_B3HW, -1.0))

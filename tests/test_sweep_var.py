@@ -112,6 +112,23 @@ def test_judges_of_a_sweep_that_was_stopped_before_its_first_point_are_not_taken
         sweep_var.main(dataclasses.replace(s, extractor_steps=4))
 
 
+@pytest.mark.parametrize("change", [{"extractor_steps": 4}, {"seed": 1}])
+def test_judges_without_their_sweep_are_used_only_when_trained_as_the_settings_say(
+    settings, chosen, tmp_path, change, monkeypatch
+):
+    """Past fault: without sweep.json any judges.pth in the folder was used, and the record told otherwise."""
+    shutil.copy(settings.out_dir / "judges.pth", tmp_path)
+    s = dataclasses.replace(settings, out_dir=tmp_path)
+    ((name, value),) = change.items()
+    message = rf"judges.pth was trained with --{name.replace('_', '-')} {getattr(s, name)} \(now {value}\): "
+    with pytest.raises(InputError, match=message) as error:
+        sweep_var.main(dataclasses.replace(s, **change))
+    assert "\n" not in str(error.value) and [path.name for path in tmp_path.iterdir()] == ["judges.pth"]
+    monkeypatch.setattr(judging, "train_judges", None)
+    sweep_var.main(s)
+    assert json.loads((tmp_path / "chosen.json").read_text(encoding="utf-8"))["stamps"] == chosen["stamps"]
+
+
 def test_a_finished_sweep_says_so(settings, chosen, capsys):
     sweep_var.main(settings)
     assert "nothing to do: all 7 points are in" in capsys.readouterr().out

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,8 +11,19 @@ from usvar.errors import InputError
 
 S = TypeVar("S")
 
-# What is chosen.
-DRAWING = ("cfg", "top_k", "top_p", "temperature")
+
+@dataclass(frozen=True)
+class Drawing:
+    """How tokens are drawn: the sampler's settings that are chosen."""
+
+    cfg: float
+    top_k: int
+    top_p: float
+    temperature: float
+
+
+# Their names, in this order.
+DRAWING = tuple(field.name for field in fields(Drawing))
 
 
 def with_chosen(settings: S, path: Path | None, var_sha256: str) -> S:

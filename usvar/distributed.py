@@ -140,16 +140,15 @@ def set_up_convolutions() -> None:
     torch.backends.cudnn.benchmark = True
 
 
-def start(device: str = "auto") -> World:
-    """Join the other processes if `torchrun` started this one, and choose the device.
+def choose_device(device: str = "auto") -> torch.device:
+    """The device that this process runs on; all that a script of one process needs.
 
     Args:
-        device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1".
+        device: "auto" (a GPU if there is one), "cpu", "cuda" (the GPU of this process) or "cuda:1".
 
     Raises:
         InputError: for a device that this machine does not have.
     """
-    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -167,6 +166,20 @@ def start(device: str = "auto") -> World:
         torch.cuda.set_device(local)
         chosen = torch.device("cuda", local)
         set_up_convolutions()
+    return chosen
+
+
+def start(device: str = "auto") -> World:
+    """Join the other processes if `torchrun` started this one, and choose the device.
+
+    Args:
+        device: see `choose_device`.
+
+    Raises:
+        InputError: for a device that this machine does not have.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    chosen = choose_device(device)
     if size > 1:
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         # The others wait while the first process decodes a large data set, or draws figures.

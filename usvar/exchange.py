@@ -26,6 +26,7 @@ from usvar.checkpoints import Loaded, build_var, build_vqvae, load_var, load_vqv
 from usvar.errors import InputError
 from usvar.files import atomic_path, write_json, write_text
 from usvar.images import to_model_range
+from usvar.training import batches
 
 FILE_NAME = "model.safetensors"
 # Name of the settings in the file's metadata; the number rises when older files can no longer be read.
@@ -228,9 +229,8 @@ def generate(
     seeds, images = image_seeds(seed, len(numbers)), []
     # As in the scripts: TF32 on a GPU would make other tokens.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        for start in range(0, len(numbers), batch_size):
-            rows = slice(start, start + batch_size)
-            _, f_hat = model.generate_tokens(numbers[rows], seeds=seeds[rows], **sampling)
+        for some, seeds_B in zip(batches(numbers, batch_size), batches(seeds, batch_size), strict=True):
+            _, f_hat = model.generate_tokens(some, seeds=seeds_B, **sampling)
             images.append(vae.fhat_to_img(f_hat))
     return torch.cat(images)
 
@@ -257,10 +257,12 @@ def tokenise(models: Models, grey_BHW: np.ndarray | Tensor, *, batch_size: int =
             f"images are {dtype} of shape {tuple(grey_BHW.shape)}, wanted uint8 of shape (B, {side}, {side})"
         )
     device = next(vae.parameters()).device
-    parts = [grey_BHW[start : start + batch_size] for start in range(0, len(grey_BHW), batch_size)]
     # As in the scripts: TF32 on a GPU would make other tokens of the same image.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        idx = [torch.cat(vae.img_to_idxBl(to_model_range(part, device)), dim=1) for part in parts]
+        idx = [
+            torch.cat(vae.img_to_idxBl(to_model_range(part, device)), dim=1)
+            for part in batches(grey_BHW, batch_size)
+        ]
     return torch.cat(idx)
 
 

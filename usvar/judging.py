@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from models import VAR, VQVAE
 from models.helpers import image_seeds, split_scales
-from usvar import checkpoints, images, tokens
+from usvar import checkpoints, images, tokens, training
+from usvar.chosen import Drawing
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet, share_interval
 from usvar.extractor import (
@@ -37,6 +38,14 @@ from usvar.extractor import (
 FEATURE_DIMS = 64
 # The extractors trained here; the first is the primary one.
 SUPERVISED, SELF_SUPERVISED = "US", "US-SSL"
+# Field of JudgeTraining -> the setting of the sweep and the evaluation.
+JUDGE_SETTINGS = {
+    "pixels": "extractor_pixels",
+    "steps": "extractor_steps",
+    "classifier_steps": "classifier_steps",
+    "classifiers": "classifier_seeds",
+    "seed": "seed",
+}
 
 
 # --- models and images ---
@@ -74,20 +83,18 @@ def load_models(
     maps = {split: tokens.read_token_maps_of(vqvae, vqvae_path, tokens_dir / split) for split in splits}
     # A published transformer has no names, only a number of classes.
     unnamed = classes if number == len(classes) else (f"{number} without names",)
-    classes_of = {var_path: loaded.classes or unnamed} | {
-        found.file: found.classes for found in maps.values()
-    }
+    classes_of = {var_path: loaded.classes or unnamed} | {one.file: one.classes for one in maps.values()}
     for path, names in classes_of.items():
         if names != classes:
             raise InputError(
                 f"{path} has the classes {', '.join(names)}, {data_root} has {', '.join(classes)}: give the "
                 "images that it was made from"
             )
-    for split, found in maps.items():
-        made_from = found.made_by.get("listing_sha256")
+    for split, one in maps.items():
+        made_from = one.made_by.get("listing_sha256")
         if made_from and made_from != images.listing_sha256(images.find_images(data_root, split, classes)):
             raise InputError(
-                f"{found.file} was made from other images than {data_root / split} has: give the images that "
+                f"{one.file} was made from other images than {data_root / split} has: give the images that "
                 "it was made from, or tokenise these and train again"
             )
     tokens.refuse_other_training(var_path, loaded, maps["train"])
@@ -140,14 +147,24 @@ def read_split(
     size: int,
     cache: Path,
     group_of: dict[str, str] | None = None,
+    wanted_by: str = "the evaluation",
 ) -> tuple[ImageSet, images.ImageFiles]:
     """The images of a split, memory-mapped, with their groups from `read_groups`; and their files.
+
+    Args:
+        data_root: the prepared folder.
+        split: "train", "val" or "test".
+        classes: names in label order.
+        size: wanted side in pixels.
+        cache: folder for the decoded images.
+        group_of: group of each image; None: not known.
+        wanted_by: what wants images of this size, in words for the message.
 
     Raises:
         InputError: when the split is missing, or its images have another size or no group.
     """
     files = images.find_images(data_root, split, classes)
-    images.require_size(files, size, "the VQ-VAE")
+    images.require_size(files, size, wanted_by, f"prepare all splits with --size {size}")
     group_N = numbers_of_groups(files.paths, group_of)
     return ImageSet(images.decoded(files, size, cache), files.label_N, group_N=group_N), files
 
@@ -155,22 +172,12 @@ def read_split(
 # --- drawing ---
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """How tokens are drawn."""
-
-    cfg: float
-    top_k: int
-    top_p: float
-    temperature: float
-
-
 def draw_samples(
     models: Models,
     drawing: Drawing,
     per_class: int,
     seed: int,
-    batch: int,
+    batch_size: int,
     known: Callable[[np.ndarray, Sequence[int]], np.ndarray] | None = None,
     *,
     labels: Sequence[int] | None = None,
@@ -183,7 +190,7 @@ def draw_samples(
         drawing: how tokens are drawn.
         per_class: images of each class.
         seed: of all images.
-        batch: images at once.
+        batch_size: images at once.
         known: labels and seeds of a batch -> (B, L) tokens that are given, -1 where one is free; None: no
             token is given.
         labels: classes that are drawn; None: all.
@@ -193,53 +200,48 @@ def draw_samples(
     seeds = [s for i in labels for s in image_seeds(seed, per_class, f"{stream} {models.classes[i]}")]
     label_N = np.repeat(np.array(labels, np.int64), per_class)
     device, grey, idx = next(models.var.parameters()).device, [], []
-    for start in tqdm(range(0, len(label_N), batch), "sample", leave=False, file=sys.stdout):
-        rows = slice(start, start + batch)
-        given_BL = None if known is None else torch.from_numpy(known(label_N[rows], seeds[rows]))
+    parts = zip(*(training.batches(each, batch_size) for each in (label_N, seeds)), strict=True)
+    for label_B, seeds_B in tqdm(list(parts), "sample", leave=False, file=sys.stdout):
+        given_BL = None if known is None else torch.from_numpy(known(label_B, seeds_B))
         idx_BL, f_hat = models.var.generate_tokens(
-            torch.from_numpy(label_N[rows]).to(device),
-            seeds=seeds[rows],
-            cfg=drawing.cfg,
-            top_k=drawing.top_k,
-            top_p=drawing.top_p,
-            temperature=drawing.temperature,
+            torch.from_numpy(label_B).to(device),
+            seeds=seeds_B,
             known_BL=given_BL,
+            **vars(drawing),
         )
         grey.append(images.to_uint8(models.vae.fhat_to_img(f_hat)))
         idx.append(idx_BL.cpu().numpy())
     return ImageSet(np.concatenate(grey), label_N, idx_NL=np.concatenate(idx))
 
 
-def decode(vae: VQVAE, idx_NL: np.ndarray, batch: int) -> np.ndarray:
+def decode(vae: VQVAE, idx_NL: np.ndarray, batch_size: int) -> np.ndarray:
     """Token maps (N, L) to images (N, H, W) uint8."""
     device, grey = next(vae.parameters()).device, []
-    for start in tqdm(range(0, len(idx_NL), batch), "decode", leave=False, file=sys.stdout):
-        idx_BL = torch.from_numpy(idx_NL[start : start + batch].astype(np.int64)).to(device)
+    parts = list(training.batches(idx_NL, batch_size))
+    for part_BL in tqdm(parts, "decode", leave=False, file=sys.stdout):
+        idx_BL = torch.from_numpy(part_BL.astype(np.int64)).to(device)
         maps = split_scales(idx_BL, vae.quantize.v_patch_nums)
         grey.append(images.to_uint8(vae.idxBl_to_img(maps, same_shape=True, last_one=True)))
     return np.concatenate(grey)
 
 
 @torch.no_grad()
-def encode(vae: VQVAE, grey_NHW: np.ndarray, batch: int) -> np.ndarray:
+def encode(vae: VQVAE, grey_NHW: np.ndarray, batch_size: int) -> np.ndarray:
     """Images to token maps (N, L)."""
     device = next(vae.parameters()).device
-    rows = [
-        torch.cat(vae.img_to_idxBl(images.to_model_range(grey_NHW[i : i + batch], device)), dim=1)
-        for i in range(0, len(grey_NHW), batch)
-    ]
-    return torch.cat(rows).cpu().numpy()
+    parts = (images.to_model_range(grey_BHW, device) for grey_BHW in training.batches(grey_NHW, batch_size))
+    return torch.cat([torch.cat(vae.img_to_idxBl(part_B3HW), dim=1) for part_B3HW in parts]).cpu().numpy()
 
 
 @torch.no_grad()
-def rebuild(vae: VQVAE, grey_NHW: np.ndarray, batch: int) -> np.ndarray:
+def rebuild(vae: VQVAE, grey_NHW: np.ndarray, batch_size: int) -> np.ndarray:
     """Images through the VQ-VAE and back, uint8."""
     device = next(vae.parameters()).device
-    rows = [
-        vae.img_to_reconstructed_img(images.to_model_range(grey_NHW[i : i + batch], device), last_one=True)
-        for i in range(0, len(grey_NHW), batch)
-    ]
-    return np.concatenate([images.to_uint8(rebuilt_B3HW) for rebuilt_B3HW in rows])
+    parts = (images.to_model_range(grey_BHW, device) for grey_BHW in training.batches(grey_NHW, batch_size))
+    # To uint8 at once: floats of all images would fill the memory of a GPU.
+    return np.concatenate(
+        [images.to_uint8(vae.img_to_reconstructed_img(part_B3HW, last_one=True)) for part_B3HW in parts]
+    )
 
 
 # --- networks that judge ---
@@ -262,13 +264,18 @@ class JudgeTraining:
     @classmethod
     def of(cls, settings: Any) -> "JudgeTraining":
         """As the settings of the sweep or the evaluation say."""
-        return cls(
-            pixels=settings.extractor_pixels,
-            steps=settings.extractor_steps,
-            classifier_steps=settings.classifier_steps,
-            classifiers=settings.classifier_seeds,
-            seed=settings.seed,
-        )
+        return cls(**{name: getattr(settings, setting) for name, setting in JUDGE_SETTINGS.items()})
+
+    @classmethod
+    def in_file(cls, path: Path) -> "JudgeTraining":
+        """As a judges.pth says.
+
+        Raises:
+            InputError: when the file holds something else.
+        """
+        content = _content_of_judges(path)
+        numbers = content["config"] | {"classifiers": len(content["classifiers"])}
+        return cls(**{name: numbers[name] for name in JUDGE_SETTINGS})
 
 
 @dataclass(frozen=True)
@@ -297,11 +304,11 @@ class Judges:
         """What stands beside every number of an extractor."""
         return f"{name} {self.config['sha256'][name][:12]}"
 
-    def describe(self, found: ImageSet) -> None:
+    def describe(self, image_set: ImageSet) -> None:
         """Compute the features of a set that it lacks."""
         for name, extractor in self.extractors.items():
-            if name not in found.features:
-                found.features[name] = features(extractor, found.grey_NHW)
+            if name not in image_set.features:
+                image_set.features[name] = features(extractor, image_set.grey_NHW)
 
 
 def train_judges(
@@ -360,13 +367,13 @@ def train_judges(
 
 
 def train_use_classifier(
-    found: ImageSet, num_classes: int, how: JudgeTraining, number: int, device: torch.device
+    image_set: ImageSet, num_classes: int, how: JudgeTraining, number: int, device: torch.device
 ) -> SmallNet:
     """One of the classifiers that stand for use: the same recipe whatever the images, real or generated."""
     return train_classifier(
         CLASSIFIER_SHAPE,
-        found.grey_NHW,
-        found.label_N,
+        image_set.grey_NHW,
+        image_set.label_N,
         num_classes,
         how.pixels,
         how.classifier_steps,
@@ -421,19 +428,37 @@ def _content_of_judges(path: Path) -> dict[str, Any]:
 def with_their_training(settings: Any, path: Path | None) -> Any:
     """Settings that say how the judges of a file were trained, for they are not trained anew.
 
+    The seed stays: samples are drawn from it too.
+
     Raises:
         InputError: when the file holds something else.
     """
     if path is None:
         return settings
-    content = _content_of_judges(path)
+    how = JudgeTraining.in_file(path)
     return replace(
         settings,
-        extractor_pixels=content["config"]["pixels"],
-        extractor_steps=content["config"]["steps"],
-        classifier_steps=content["config"]["classifier_steps"],
-        classifier_seeds=len(content["classifiers"]),
+        **{setting: getattr(how, name) for name, setting in JUDGE_SETTINGS.items() if name != "seed"},
     )
+
+
+def refuse_other_judges(path: Path, wanted: JudgeTraining) -> None:
+    """Refuse a judges.pth that lies where a run would train its own, if it was trained in another way.
+
+    Raises:
+        InputError: names what differs.
+    """
+    found = JudgeTraining.in_file(path)
+    differ = [
+        f"--{setting.replace('_', '-')} {getattr(found, name)} (now {getattr(wanted, name)})"
+        for name, setting in JUDGE_SETTINGS.items()
+        if getattr(found, name) != getattr(wanted, name)
+    ]
+    if differ:
+        raise InputError(
+            f"{path} was trained with {', '.join(differ)}: set it as it was, give the file as --judges to "
+            "use it all the same, or delete it to train anew"
+        )
 
 
 def read_or_train(
@@ -475,21 +500,21 @@ def add_outside(
     judges.config["dims"][name] = extractor.dims
 
 
-def class_fidelity(judges: Judges, found: ImageSet, device: torch.device) -> dict[str, Any]:
+def class_fidelity(judges: Judges, image_set: ImageSet, device: torch.device) -> dict[str, Any]:
     """What classifiers that saw only real images take pictures for.
 
     The probabilities of all classifiers are averaged. Counts stand in a table (asked class, predicted class).
     """
     num_classes = len(judges.config["classes"])
     probability_NC = np.mean(
-        [probabilities(net, found.grey_NHW, judges.pixels, device) for net in judges.classifiers], axis=0
+        [probabilities(net, image_set.grey_NHW, judges.pixels, device) for net in judges.classifiers], axis=0
     )
     predicted_N = probability_NC.argmax(1)
-    table_CC = confusion_matrix(found.label_N, predicted_N, labels=range(num_classes))
+    table_CC = confusion_matrix(image_set.label_N, predicted_N, labels=range(num_classes))
     per_class = []
     for label in range(num_classes):
-        members = found.label_N == label
-        right_N, group_N = predicted_N[members] == label, found.group_N[members]
+        members = image_set.label_N == label
+        right_N, group_N = predicted_N[members] == label, image_set.group_N[members]
         row = {"images": len(right_N), "right": int(right_N.sum()), "share": None, "interval_95": None}
         if len(right_N):
             row |= {"share": float(right_N.mean()), "interval_95": share_interval(right_N, group_N)}
@@ -499,5 +524,5 @@ def class_fidelity(judges: Judges, found: ImageSet, device: torch.device) -> dic
         "table": table_CC.tolist(),
         "per_class": per_class,
         "balanced_accuracy": float(np.mean(shares)),
-        "images": len(found),
+        "images": len(image_set),
     }

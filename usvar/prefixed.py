@@ -27,7 +27,7 @@ def listed(folder: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     Raises:
         InputError: when a listing of these scripts cannot be read.
     """
-    found = []
+    pictures = []
     for place in (folder, *list(folder.parents)[:3]):
         for name, script in LISTINGS.items():
             listing = place / name
@@ -37,7 +37,7 @@ def listed(folder: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
                 continue
             try:
                 content = json.loads(text)
-                found += [
+                pictures += [
                     (content["made_by"], {name: entry[name] for name in ("file", "prefixed")})
                     for entry in content["samples"]
                     if (place / entry["file"]).is_relative_to(folder)
@@ -46,7 +46,7 @@ def listed(folder: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
                 raise InputError(
                     f"{listing} does not say which pictures have a prefix ({error!r}): sample again"
                 ) from error
-    return found
+    return pictures
 
 
 def refuse_prefixed(folder: Path) -> None:
