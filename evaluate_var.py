@@ -333,7 +333,7 @@ def main(s: Settings) -> None:
     check(s)
     s = judging.with_their_training(s, s.judges)
     outside = judging.read_outside(s.extractor_file, s.extractor_file_pixels) if s.extractor_file else None
-    device = distributed.start(s.device).device
+    device = distributed.choose_device(s.device)
     models = None
     if s.var:
         models = judging.load_models(s.data_root, s.var, s.vqvae, s.tokens_dir, images.SPLITS, device)
@@ -350,8 +350,10 @@ def main(s: Settings) -> None:
         drawn_by_var = require_drawn_by(s.generated, models.var_sha256, chosen)
     lock = lock_folder(s.out_dir)
     cache, group_of = s.out_dir / "cache", judging.read_groups(s.data_root)
+    wanted_by = str(s.vqvae or "the evaluation")
     (train, train_files), (val, _), (test, _) = (
-        judging.read_split(s.data_root, split, classes, size, cache, group_of) for split in images.SPLITS
+        judging.read_split(s.data_root, split, classes, size, cache, group_of, wanted_by)
+        for split in images.SPLITS
     )
     least, count_C = evaluation.least_images(s.neighbours), np.bincount(test.label_N, minlength=len(classes))
     if few := [f"{name} {count}" for name, count in zip(classes, count_C, strict=True) if count < least]:

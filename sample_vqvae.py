@@ -272,6 +272,8 @@ def main(s: Settings) -> None:
     vqvae = load_vqvae(s.vqvae, device)
     model: VQVAE = vqvae.model
     files_of_splits = files_to_measure(s, vqvae)
+    train_files = images.find_images(s.data_root, "train", images.find_classes(s.data_root))
+    is_trained_on_these = images.note_other_training(s.vqvae, vqvae.made_by, train_files)
     lock = lock_folder(s.out_dir)
 
     splits, speckle, by_scale, ranked = {}, {}, {}, []
@@ -295,6 +297,7 @@ def main(s: Settings) -> None:
         {
             "made_by": provenance.made_by("sample_vqvae.py", s, {"vqvae": s.vqvae}),
             "note": "mean and standard deviation over images; errors on grey values from 0 to 1",
+            "vqvae_is_trained_on_this_train": is_trained_on_these,
             "splits": splits,
             "by_number_of_scales": by_scale,
             "speckle": speckle,

@@ -276,6 +276,14 @@ def main(s: Settings) -> None:
         f"{judging.SUPERVISED}-KD to {len(val)} validation images whose classes are not surely worse"
         + (f" (without {', '.join(left)}: under {least} validation images)." if left else ".")
     )
+    edges = []
+    for axis, value in vars(drawing).items():
+        tried = getattr(s, axis)
+        if value and len(set(tried)) > 1 and value in (min(tried), max(tried)):
+            edges.append(f"--{axis.replace('_', '-')} {value:g}")
+    if edges:
+        why += f" At the edge of what was tried: {', '.join(edges)}; values beyond it may be better."
+        print(f"note: chosen at the edge of what was tried: {', '.join(edges)}; try values beyond it")
     chosen = vars(drawing)
     sweep = {"why": why, "stamps": stamps, "rows": rows}
     evaluation_figures.draw_sweep(s.out_dir / "sweep.png", sweep)

@@ -279,6 +279,8 @@ def main(s: Settings) -> None:
     splits = images.find_images_of_side(s.data_root, images.SPLITS, side, s.vqvae)
     record = provenance.made_by("tokenize_multiscale_maps.py", s, {"vqvae": s.vqvae})
     lock = lock_folder(s.out_dir) if world.is_main else None
+    if world.is_main:
+        images.note_other_training(s.vqvae, vqvae.made_by, splits[images.SPLITS.index("train")])
     for files in splits:
         tokenise_split(s, files, vqvae, world, record)
     world.close()

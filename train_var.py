@@ -367,7 +367,7 @@ def write_baselines(
 def main(s: Settings) -> None:
     """Train, validate, save, and go on from ar-ckpt-last.pth when there is one."""
     world = distributed.start(s.device)
-    device, share = world.device, world.share(s.batch_size)
+    device, shard = world.device, world.shard(s.batch_size)
     training.keep_freed_memory(device)
     dtype = training.amp_dtype(device, s.precision)
 
@@ -403,13 +403,13 @@ def main(s: Settings) -> None:
         return [f"{train.path_N[row]} view {train.view_N[row]}" for row in rows]
 
     def load(step: int) -> tuple[Tensor, ...]:
-        rows = sampler.batch(step, s.batch_size)[share]
+        rows = sampler.batch(step, s.batch_size)[shard]
         # Drawn for the whole batch: the same with any number of processes and pieces.
         generator = training.step_generator(s.seed, training.STREAM_DROP, step)
         drop_B = torch.rand(s.batch_size, generator=generator) < s.class_drop
         path_drop_BN2 = torch.rand(s.batch_size, s.depth, 2, generator=generator) < path_chance_N1
         idx_BL, label_B = tokens.as_tensor(train.idx_NL, rows), torch.from_numpy(train.label_N[rows])
-        return training.pinned((idx_BL, label_B, drop_B[share], path_drop_BN2[share]), device)
+        return training.pinned((idx_BL, label_B, drop_B[shard], path_drop_BN2[shard]), device)
 
     # Where it starts: at a checkpoint or anew.
     meter, start, best, stale, skipped = training.Meter(), 0, float("inf"), 0, 0

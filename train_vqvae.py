@@ -473,7 +473,7 @@ def recent_use(model: VQVAE, images_a_process: int) -> dict[str, list[float]]:
 def main(s: Settings) -> None:
     """Train, validate, save, and go on from last.pth when there is one."""
     world = distributed.start(s.device)
-    device, share = world.device, world.share(s.batch_size)
+    device, shard = world.device, world.shard(s.batch_size)
     training.keep_freed_memory(device)
     dtype = training.amp_dtype(device, s.precision)
 
@@ -519,10 +519,10 @@ def main(s: Settings) -> None:
         return [train_files.paths[row] for row in sampler.batch(step, s.batch_size)]
 
     def load(step: int) -> tuple[Tensor, ...]:
-        rows = sampler.batch(step, s.batch_size)[share]
+        rows = sampler.batch(step, s.batch_size)[shard]
         generator = training.step_generator(s.seed, training.STREAM_AUGMENT, step)
         pixels_BHW = torch.from_numpy(np.stack([train_NHW[row] for row in rows]))
-        return training.pinned((pixels_BHW, draw_parameters(s.batch_size, generator)[share]), device)
+        return training.pinned((pixels_BHW, draw_parameters(s.batch_size, generator)[shard]), device)
 
     def to_device(pixels_BHW: Tensor, parameters_B4: Tensor) -> Tensor:
         image_B3HW = images.to_model_range(pixels_BHW, device)

@@ -349,7 +349,7 @@ def split_anew(s: Settings) -> tuple[list[images.ImageFiles], tuple[str, ...], i
 
 def main(s: Settings) -> None:
     """Train or read the judges, climb, draw, and fail if a measure does not do what it should."""
-    device = distributed.start(s.device).device
+    device = distributed.choose_device(s.device)
     parts, classes, size = split_anew(s)
     (train_files, *_), (train, good, real) = (
         parts,

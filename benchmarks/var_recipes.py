@@ -252,7 +252,7 @@ def draw_table(path: Path, table: dict[str, dict[str, Any]]) -> None:
 def main(s: Settings) -> None:
     """Train and measure row by row; what is done is written at once."""
     chosen = check(s)
-    device = distributed.start(s.device).device
+    device = distributed.choose_device(s.device)
     vqvae = load_vqvae(s.vqvae, device)
     measure, label_N = sample_measure(s, vqvae.model, device)
     label_N = np.repeat(label_N, s.samples_per_image)

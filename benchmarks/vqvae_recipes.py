@@ -162,7 +162,7 @@ class Judged:
 
 def prepare_judging(s: Settings, splits: dict[str, images.ImageFiles], side: int) -> Judged:
     """Decode both splits and train the extractor of the feature distance on the training split."""
-    device = distributed.start(s.device).device
+    device = distributed.choose_device(s.device)
     grey = {name: images.decoded(files, side, s.out_dir / "cache") for name, files in splits.items()}
     train = splits["train"]
     extractor = train_extractor(

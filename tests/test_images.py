@@ -105,3 +105,12 @@ def test_missing_folders_and_classes_are_named(tmp_path):
     files = images.find_images(root, "train", ("Heart", "Kidney"))
     with pytest.raises(InputError, match="class Kidney has no image"):
         images.require_every_class(files)
+
+
+def test_a_vqvae_of_other_training_images_is_named(tiny_data, capsys):
+    """After another preparation its training may have held what is test now."""
+    train = images.find_images(tiny_data, "train", images.find_classes(tiny_data))
+    for sha256, is_same in ((images.listing_sha256(train), True), ("0" * 64, False), (None, None)):
+        made_by = {"inputs": {"train_images": {"sha256": sha256}}} if sha256 else {}
+        assert images.note_other_training(Path("best.pth"), made_by, train) is is_same
+        assert ("best.pth was trained on other images" in capsys.readouterr().out) == (is_same is False)

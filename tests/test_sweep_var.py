@@ -12,7 +12,7 @@ import torch
 import evaluate_var
 import sample_var
 import sweep_var
-from models.helpers import image_seeds
+from models import VAR
 from usvar import images, judging
 from usvar.errors import InputError
 from usvar.prefixed import require_drawn_by
@@ -68,14 +68,6 @@ def test_every_point_is_measured_and_the_choice_is_among_them(settings, chosen):
     with_prefix = [row["US-KD"] for row in rows if row["axis"] == "K"]
     assert with_prefix[0] == with_prefix[2] and len(set(with_prefix)) == 3
     assert (settings.out_dir / "sweep.png").is_file()
-
-
-def test_the_test_split_is_not_read(settings, chosen, monkeypatch):
-    opened = []
-    find_images = images.find_images
-    monkeypatch.setattr(images, "find_images", lambda *a: opened.append(a[1]) or find_images(*a))
-    sweep_var.main(settings)
-    assert "test" not in opened and "val" in opened
 
 
 def test_it_goes_on_with_the_points_that_are_missing(settings, chosen, monkeypatch):
@@ -152,12 +144,18 @@ def test_the_highest_coverage_of_those_that_are_near_and_of_the_right_class():
 
 
 def test_a_class_of_few_validation_images_is_left_out_on_both_sides(settings, chosen, tmp_path):
-    """It would count as a difference of the two sets, and there is no prefix to draw."""
-    shutil.copytree(settings.data_root, tmp_path / "data")
+    """It would count as a difference of the two sets, and there is no prefix to draw.
+
+    The test split is gone, which shows that it is not read.
+    """
+    for folder, name in ((settings.data_root, "data"), (settings.tokens_dir, "tokens")):
+        shutil.copytree(folder, tmp_path / name)
+        shutil.rmtree(tmp_path / name / "test")
     lacking = sorted((tmp_path / "data/val").iterdir())[1]
     for path in lacking.iterdir():
         path.unlink()
-    change = {"data_root": tmp_path / "data", "out_dir": tmp_path / "out"}
+    change = {name: tmp_path / name.removesuffix("_dir") for name in ("tokens_dir", "out_dir")}
+    change["data_root"] = tmp_path / "data"
     sweep_var.main(dataclasses.replace(settings, judges=settings.out_dir / "judges.pth", **change))
     found = json.loads((tmp_path / "out/chosen.json").read_text(encoding="utf-8"))
     assert {(row["images"], row["val_images"]) for row in found["rows"]} == {(10, 8)}
@@ -189,14 +187,39 @@ def test_a_real_prefix_is_of_no_image_that_the_point_is_compared_with(settings, 
         assert is_of == {"train": True, "val": False}
 
 
-def test_the_evaluation_does_not_score_the_images_that_the_choice_was_made_on(settings, chosen, monkeypatch):
-    streams = []
-    draw = sweep_var.judging.draw_samples
-    monkeypatch.setattr(
-        sweep_var.judging, "draw_samples", lambda *a, **k: streams.append(k["stream"]) or draw(*a, **k)
-    )
-    sweep_var.main(dataclasses.replace(settings, out_dir=settings.out_dir / "again"))
-    assert set(streams) == {"sweep"} and image_seeds(0, 1, "sweep Heart") != image_seeds(0, 1, "sample Heart")
+def test_the_evaluation_does_not_score_the_images_that_the_choice_was_made_on(
+    settings, chosen, tmp_path, monkeypatch
+):
+    drawn_from = []
+
+    def stop(_self, _label_B, seeds, **_):
+        drawn_from.append(set(seeds))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(VAR, "generate_tokens", stop)
+    judged = {"judges": settings.out_dir / "judges.pth"}
+    with pytest.raises(KeyboardInterrupt):
+        sweep_var.main(dataclasses.replace(settings, out_dir=tmp_path / "sweep", **judged))
+    names = ("data_root", "var", "vqvae", "tokens_dir", "device", "seed", "images_per_class")
+    same = {name: getattr(settings, name) for name in names}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_var.main(evaluate_var.Settings(**same, **judged, out_dir=tmp_path / "evaluation"))
+    sweep, scored = drawn_from
+    assert sweep and scored and not sweep & scored
+
+
+def test_a_choice_at_the_edge_of_what_was_tried_says_so(settings, chosen, tmp_path, monkeypatch, capsys):
+    """Guidance 3 was the highest tried, and nothing said that more might be better."""
+    shutil.copytree(settings.out_dir, tmp_path / "out")
+    monkeypatch.setattr(sweep_var, "best_of", lambda rows: len(rows) - 1)
+    sweep_var.main(dataclasses.replace(settings, out_dir=tmp_path / "out"))
+    edges = "--cfg 2, --top-k 8, --temperature 1.5"
+    assert f"note: chosen at the edge of what was tried: {edges};" in capsys.readouterr().out
+    assert edges in json.loads((tmp_path / "out/chosen.json").read_text(encoding="utf-8"))["why"]
+    # Guidance 0 is no edge: there is nothing below it.
+    monkeypatch.setattr(sweep_var, "best_of", lambda rows: 0)
+    sweep_var.main(dataclasses.replace(settings, out_dir=tmp_path / "out"))
+    assert "what was tried: --temperature 1;" in capsys.readouterr().out
 
 
 def test_samples_and_evaluation_are_drawn_as_chosen(settings, chosen, tmp_path):

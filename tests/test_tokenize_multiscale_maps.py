@@ -13,7 +13,7 @@ from test_train_vqvae import ROOT
 
 import tokenize_multiscale_maps as script
 from usvar import distributed, images, provenance, tokens
-from usvar.checkpoints import load_vqvae
+from usvar.checkpoints import load_vqvae, read_checkpoint, save_checkpoint
 from usvar.errors import InputError
 
 
@@ -42,6 +42,14 @@ def test_tokens_are_those_of_the_model(made, tiny_data, tiny_vqvae):
         idx_NL = torch.cat(model.img_to_idxBl(image_B3HW), dim=1).numpy()
         assert (maps.idx_NL[own] == idx_NL).mean() > 0.995  # another batch size may round otherwise
     assert maps.made_by["inputs"]["vqvae"]["sha256"] == load_vqvae(tiny_vqvae).sha256
+
+
+def test_a_vqvae_of_other_training_images_is_named(tiny_data, tiny_vqvae, tmp_path, capsys):
+    content = read_checkpoint(tiny_vqvae)
+    content["made_by"] = {"inputs": {"train_images": {"sha256": "0" * 64}}}
+    save_checkpoint(tmp_path / "best.pth", content)
+    script.main(settings(tiny_data, tmp_path / "best.pth", tmp_path / "out", views=1))
+    assert "best.pth was trained on other images" in capsys.readouterr().out
 
 
 def test_views_differ_in_training_only_and_do_not_depend_on_the_batch(made, tiny_data, tiny_vqvae, tmp_path):

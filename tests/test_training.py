@@ -162,9 +162,9 @@ def test_validation_takes_no_more_images_at_once_than_training(processes, accumu
 
 
 def test_a_batch_must_divide_by_the_processes():
-    assert World(1, 2, torch.device("cpu")).share(6) == slice(3, 6)
+    assert World(1, 2, torch.device("cpu")).shard(6) == slice(3, 6)
     with pytest.raises(InputError, match="does not divide by 4 processes"):
-        World(0, 4, torch.device("cpu")).share(6)
+        World(0, 4, torch.device("cpu")).shard(6)
 
 
 @pytest.mark.parametrize(

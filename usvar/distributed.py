@@ -33,7 +33,7 @@ class World:
         """Whether this process writes files and prints."""
         return self.rank == 0
 
-    def share(self, batch: int) -> slice:
+    def shard(self, batch: int) -> slice:
         """This process's rows of a global batch.
 
         Raises:

@@ -146,6 +146,31 @@ def listing_sha256(files: ImageFiles) -> str:
     return digest.hexdigest()
 
 
+def note_other_training(path: Path, made_by: dict, train: ImageFiles) -> bool | None:
+    """Say it when a VQ-VAE learned from other pictures than those of `train`: that is allowed, but no secret.
+
+    After another preparation, what is val or test now may have been in its training, and is rebuilt too well.
+
+    Args:
+        path: its checkpoint.
+        made_by: the checkpoint's record.
+        train: the pictures of the training split.
+
+    Returns:
+        Whether they are the same; None for a published VQ-VAE, which does not say what it learned from.
+    """
+    learned_from = made_by.get("inputs", {}).get("train_images", {}).get("sha256")
+    if learned_from is None:
+        return None
+    if learned_from == listing_sha256(train):
+        return True
+    print(
+        f"note: {path} was trained on other images than {train.root / 'train'} holds: it may have seen what "
+        "is val or test there; to be sure, run train_vqvae.py again"
+    )
+    return False
+
+
 def read_image(path: Path) -> np.ndarray:
     """Read one prepared picture as (H, W) uint8.
 

@@ -98,6 +98,7 @@ def load_models(
                 "it was made from, or tokenise these and train again"
             )
     tokens.refuse_other_training(var_path, loaded, maps["train"])
+    images.note_other_training(vqvae_path, vqvae.made_by, images.find_images(data_root, "train", classes))
     size = vqvae.model.image_side
     return Models(loaded.model, vqvae.model, loaded.sha256, classes, size, maps)
 
