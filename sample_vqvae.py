@@ -50,7 +50,7 @@ class Settings:
     # Splits to measure, out of train, val and test.
     splits: tuple[images.Split, ...] = images.SPLITS
 
-    # Images a split, evenly spread over the classes' images, that are also measured after 1, 2, ... scales.
+    # Images per split, evenly spread over the classes' images, that are also measured after 1, 2, ... scales.
     by_scale: int = 64
 
     # Images in the figure of each class.

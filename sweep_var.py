@@ -271,7 +271,7 @@ def main(s: Settings) -> None:
             rows.append(row | {"axis": "K", "value": K, "mode": mode, "chosen": K == 0})
 
     why = (
-        f"Of {len(drawings)} settings with {s.images_per_class} images a class, varied one after the other: "
+        f"Of {len(drawings)} settings with {s.images_per_class} images per class, varied one after another: "
         f"the highest {judging.SUPERVISED}-coverage among those within one spread of the lowest "
         f"{judging.SUPERVISED}-KD to {len(val)} validation images whose classes are not surely worse"
         + (f" (without {', '.join(left)}: under {least} validation images)." if left else ".")

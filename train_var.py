@@ -444,7 +444,7 @@ def main(s: Settings) -> None:
             f"{len(train)} train and {len(val)} val token maps of {spans[-1][1]} tokens in "
             f"{len(train.classes)} classes; {count:.1f} M parameters; {device}, {dtype}; "
             f"steps {start} to {s.steps}\n"
-            f"to beat on val, nats a token: codes' frequencies {means['unigram']:.3f}, "
+            f"to beat on val, nats per token: codes' frequencies {means['unigram']:.3f}, "
             f"class and position frequencies {means['class_position']:.3f}"
         )
     progress = tqdm(total=s.steps, initial=start, disable=not world.is_main, file=sys.stdout, mininterval=5)
@@ -505,7 +505,7 @@ def main(s: Settings) -> None:
                         if s.samples_per_class:
                             draw_samples(s, averaged, vae, train.classes, done)
                         progress.write(
-                            f"step {done:>6}  val: cross-entropy {scores['val_mean']:.3f} nats a token  "
+                            f"step {done:>6}  val: cross-entropy {scores['val_mean']:.3f} nats per token  "
                             f"last scale {scores['val_last']:.3f}  right {scores['val_accuracy']:.1%}"
                         )
                 if save_due or is_over or stopping:
@@ -526,7 +526,9 @@ def main(s: Settings) -> None:
         early = (
             "" if done == s.steps else f"stopped early at step {done}, {stale} validations after the best; "
         )
-        print(f"done: {early}{best_path} (val cross-entropy {best:.3f} nats a token), figures in {s.out_dir}")
+        print(
+            f"done: {early}{best_path} (val cross-entropy {best:.3f} nats per token), figures in {s.out_dir}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Images a second, memory, and which share of the device's own matrix rate the training steps reach.
+"""Images per second, memory, and which share of the device's own matrix rate the training steps reach.
 
     python benchmarks/matrix_rate.py --device cuda --dtype bfloat16                 # full size
     python benchmarks/matrix_rate.py --batch 2 --vqvae-batch 1 --matrix-side 1024   # two cores

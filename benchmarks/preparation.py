@@ -15,7 +15,7 @@ originals. Ends with exit code 1 when less than 98% are found or a copy is on an
 takes a minute or more, or 1.5 GB of memory.
 
 "load" makes pictures of --width pixels, fans and rectangles with text beside them, and prepares them at
---size pixels, first a tenth of them, then all. Ends with exit code 1 below 60 images a second, or when any
+--size pixels, first a tenth of them, then all. Ends with exit code 1 below 60 images per second, or when any
 process takes 1.5 GB of memory.
 """
 

@@ -74,7 +74,7 @@ class Settings:
     # Optimiser steps of each row.
     steps: int = 400
 
-    # Token maps a step; steps * batch_size are seen by each row.
+    # Token maps per step; steps * batch_size are seen by each row.
     batch_size: int = 32
 
     # Transformer blocks.

@@ -68,7 +68,7 @@ class Settings:
     # Optimiser steps of each row.
     steps: int = 300
 
-    # Images a step; steps * batch_size images are seen by each row.
+    # Images per step; steps * batch_size images are seen by each row.
     batch_size: int = 8
 
     # Width of the first layers.

@@ -12,7 +12,7 @@ and augmented one by one on the CPU, beside the same with one thing changed. Bot
 that the loss, in float32 also its gradient, is the same up to rounding is checked first. The pictures are
 noise.
 
-Prints images a second, how many times as fast, the memory of a step beside what lasts (weights, their
+Prints images per second, how many times as fast, the memory of a step beside what lasts (weights, their
 average, the optimiser) and which share of the time it waited for data. Writes vqvae_training.json to
 <out-dir>.
 """
@@ -84,7 +84,7 @@ class Settings:
     # Tokens a side of each scale; the last is the image's side in pixels / 16.
     patch_nums: tuple[int, ...] = train_vqvae.Settings.patch_nums
 
-    # Images a step.
+    # Images per step.
     batch_size: int = train_vqvae.Settings.batch_size
 
     # Pieces of a batch, in the row that has pieces.

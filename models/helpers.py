@@ -49,7 +49,7 @@ def split_scales(idx_BL: Tensor, patch_nums: Sequence[int]) -> list[Tensor]:
     spans = scale_spans(patch_nums)
     if idx_BL.shape[1] != spans[-1][1]:
         raise ValueError(
-            f"found {idx_BL.shape[1]} tokens an image, patch numbers {tuple(patch_nums)} need {spans[-1][1]}"
+            f"found {idx_BL.shape[1]} tokens per image, patch numbers {tuple(patch_nums)} need {spans[-1][1]}"
         )
     return [idx_BL[:, start:end] for start, end in spans]
 
@@ -299,7 +299,7 @@ def sample_with_top_k_top_p_(
         logits_BlV: float; filtered in place.
         top_k, top_p: see filter_top_k_top_p.
         rng: on the device of the logits.
-        num_samples: tokens a position; negative draws as many without putting back.
+        num_samples: tokens per position; negative draws as many without putting back.
 
     Returns:
         long (B, l, |num_samples|).

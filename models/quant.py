@@ -1,4 +1,4 @@
-"""Multi-scale residual quantiser: a latent map becomes one token map a scale, coarse to fine.
+"""Multi-scale residual quantiser: a latent map becomes one token map per scale, coarse to fine.
 
 Each scale looks up, at its own resolution, what the coarser scales left over, and adds its contribution at
 full resolution.

@@ -41,7 +41,7 @@ FIGURES = (
 
 @pytest.fixture(scope="module")
 def more_data(tiny_data, tmp_path_factory) -> Path:
-    """The tiny images with eight test images a class, two of them of a patient: enough for every measure."""
+    """The tiny images with eight test images per class, two of them of a patient: enough for all measures."""
     root = tmp_path_factory.mktemp("more") / "data"
     shutil.copytree(tiny_data, root)
     stream = np.random.default_rng(1)
@@ -243,7 +243,7 @@ def test_names_of_classes_cannot_inject_markup():
 def test_what_tiny_sets_do_not_carry_is_left_out_with_its_reason(
     settings, result, tiny_data, tmp_path, capsys
 ):
-    """Three test images a class: no distances; a folder without one class: it is missed, not forgotten."""
+    """Three test images per class: no distances; a folder without one class: it is missed, not forgotten."""
     folder = tmp_path / "generated"
     stream = np.random.default_rng(2)
     for label in (0, 2):

@@ -28,7 +28,7 @@ RECIPES = ("real_128_cpu.sh", "real_256_gpu.sh")
 
 @pytest.fixture(scope="session")
 def raw_root(tmp_path_factory) -> Path:
-    """Liver and thyroid in their publishers' layouts, without what is kept back: 42 pictures a class."""
+    """Liver and thyroid in their publishers' layouts, without what is kept back: 42 pictures per class."""
     root, number = tmp_path_factory.mktemp("raw"), 0
     for name in (
         "AUL/Benign/image/{}.jpg",

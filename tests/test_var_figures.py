@@ -31,7 +31,7 @@ def test_panels_lines_and_the_best_step(tmp_path, monkeypatch):
     assert drawn.keys() == {"loss_curves.png", "loss_per_scale.png", "accuracy_per_scale.png"}
 
     panels, lines, more = drawn["loss_curves.png"]
-    whole, last = "all tokens: cross-entropy, nats a token", "last scale: cross-entropy, nats a token"
+    whole, last = "all tokens: cross-entropy, nats per token", "last scale: cross-entropy, nats per token"
     assert panels[whole]["val"] == ([10, 20, 30], [3.0, 2.0, 2.5])
     assert math.isnan(panels[whole]["train"][1][0]) and panels[whole]["train"][1][1:] == [2.0, 2.5]
     assert panels["last scale: share of tokens predicted right"]["val"][1] == [1 / 3, 1 / 2, 1 / 2.5]
@@ -43,7 +43,7 @@ def test_panels_lines_and_the_best_step(tmp_path, monkeypatch):
     )
     assert more["marks"] == {"lowest on val: step 20": 20}
     assert more["right_axes"] == {
-        name: ("bits a token", pytest.approx(1 / math.log(2))) for name in (whole, last)
+        name: ("bits per token", pytest.approx(1 / math.log(2))) for name in (whole, last)
     }
 
     panels, lines, more = drawn["accuracy_per_scale.png"]

@@ -506,7 +506,7 @@ def _var_arguments(path: Path, state: Mapping[str, Tensor], vae: VQVAE) -> dict[
     patch_nums = vae.quantize.v_patch_nums
     length = state["pos_1LC"].shape[1]
     if length != (wanted := scale_boundaries(patch_nums)[-1]):
-        raise InputError(f"{path} has {length} tokens an image, the VQ-VAE {wanted}")
+        raise InputError(f"{path} has {length} tokens per image, the VQ-VAE {wanted}")
     width = state["pos_start"].shape[-1]
     scale_key = "blocks.0.attn.scale_mul_1H11"
     return {

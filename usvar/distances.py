@@ -136,7 +136,7 @@ def compare(
     """All distances of one set from real test images by one extractor.
 
     In the kernel distance classes weigh alike, whatever their counts. The other measures depend on the
-    counts: so of the reconstructions, too, only `most_paired` images a class are looked at.
+    counts: so of the reconstructions, too, only `most_paired` images per class are looked at.
 
     Args:
         fake: N images with features (N, D).
@@ -144,7 +144,7 @@ def compare(
         extractor: whose features.
         components: the first of D, for the Fréchet distance.
         neighbours: k of precision, recall, density and coverage.
-        most_paired: where row i of both sets stems from the same picture: most images a class; else None.
+        most_paired: where row i of both sets stems from the same picture: most images per class; else None.
         seed: of random halves, orders and rows.
         title: of what is compared, for what is left out.
         left_out: what could not be computed is added here.

@@ -324,7 +324,7 @@ def draw_bits(path: Path, bits: dict[str, Any], patch_nums: list[int]) -> None:
         )
     axis.set_xticks(range(len(patch_nums)), [f"{side} x {side}" for side in patch_nums])
     axis.set_ylim(bottom=0)
-    axis.set(title="How surprising real token maps are to VAR", xlabel="scale", ylabel="bits a token")
+    axis.set(title="How surprising real token maps are to VAR", xlabel="scale", ylabel="bits per token")
     axis.legend(fontsize=7)
     plots.save(figure, path)
 
@@ -384,7 +384,7 @@ def draw_sweep(path: Path, sweep: dict[str, Any]) -> None:
         if len({row["mode"] for row in points}) > 1:
             axes[0, column].legend(fontsize=7)
     figure.suptitle(
-        f"Sweep on val, {rows[0]['images']} images a point ({sweep['stamps'][extractors[0]]}); "
+        f"Sweep on val, {rows[0]['images']} images per point ({sweep['stamps'][extractors[0]]}); "
         "dotted: kept for the next column",
         fontsize=9,
     )

@@ -635,7 +635,7 @@ def _bits_blocks(result: dict[str, Any], picture: Picture) -> list[str]:
             + ".",
             "Train below test: the transformer remembers its training images.",
         ),
-        table(header, rows, "bits a token"),
+        table(header, rows, "bits per token"),
     ]
 
 

@@ -417,8 +417,9 @@ def code_counts_of(idx_NL: np.ndarray, patch_nums: Sequence[int], vocab_size: in
 def frequency_scores(train: TokenMaps, other: TokenMaps) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """What two models that know only frequencies would score: lines to beat for the transformer.
 
-    `unigram`: one distribution over codes a scale. `class_position`: one a class and position, mixed half and
-    half with the unigram distribution, because a small training set leaves most codes unseen at a position.
+    `unigram`: one distribution over codes per scale. `class_position`: one per class and position, mixed
+    half and half with the unigram distribution, because a small training set leaves most codes unseen at a
+    position.
     Both are fitted on the training split and scored on another, so they are honest cross-entropies and not
     entropies of a sample, which would be far too low at this number of images.
 

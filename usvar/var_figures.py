@@ -10,7 +10,7 @@ from usvar import plots, runs, tokens
 
 # A measure's names in the log: over all tokens and of each scale; and its unit.
 MEASURES = {
-    "loss": ("mean", "per_scale", "cross-entropy, nats a token"),
+    "loss": ("mean", "per_scale", "cross-entropy, nats per token"),
     "accuracy": ("accuracy", "accuracy_per_scale", "share of tokens predicted right"),
 }
 
@@ -60,7 +60,7 @@ def draw_curves(
             {name: heights for name, (_, heights) in panels.items()},
             title=title,
             columns=columns,
-            right_axes={name: ("bits a token", 1 / math.log(2)) for name in panels if "nats" in name},
+            right_axes={name: ("bits per token", 1 / math.log(2)) for name in panels if "nats" in name},
             marks=marks,
             one_legend=True,
         )
