@@ -434,13 +434,14 @@ def test_other_settings_do_not_go_on_from_a_checkpoint(straight, tiny_data):
 
 @pytest.fixture(scope="module")
 def batch_of_4(tiny_data, tmp_path_factory) -> Path:
-    """Two steps of four images, in one piece and one process."""
+    """Four steps of four images, in one piece and one process."""
     out = tmp_path_factory.mktemp("vqvae") / "batch_of_4"
     train_vqvae.main(settings(tiny_data, out, **BATCH_OF_4))
     return out
 
 
-BATCH_OF_4 = {"batch_size": 4, "steps": 2, "log_every": 1, "eval_every": 2, "learning_rate": 1e-5}
+# After the second step unused codes are replaced, and two more steps see them.
+BATCH_OF_4 = {"batch_size": 4, "steps": 4, "log_every": 1, "eval_every": 4, "learning_rate": 1e-5}
 SAME = (
     "train_sse",
     "train_vq",
