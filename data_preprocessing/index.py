@@ -156,9 +156,6 @@ class Index:
     def place(self, places: Iterable[tuple[str, Place]], out_root: Path, size: int) -> None:
         """Say where pictures go: an output stays when it was made from the same look for that place and size.
 
-        The index forgets all other outputs, which are not to be there or will be overwritten, and saves that:
-        a killed run never leaves it wrong.
-
         Args:
             places: id and place of each kept picture.
             out_root: where the outputs are.
@@ -175,12 +172,15 @@ class Index:
             "AND output.file = place.file AND size = ? AND bytes = length_of(place.file))",
             (size,),
         )
+
+    def stays(self, file: str) -> bool:
+        """Whether an image that is there is as it is wanted."""
+        return self.db.execute("SELECT 1 FROM place WHERE file = ? AND done", (file,)).fetchone() is not None
+
+    def forget_other_outputs(self) -> None:
+        """Keep no output that does not stay, and save that: a killed run never leaves the index wrong."""
         self.db.execute("DELETE FROM output WHERE key NOT IN (SELECT key FROM place WHERE done)")
         self.save()
-
-    def knows_output(self, file: str) -> bool:
-        """Whether an image was written and stays."""
-        return self.db.execute("SELECT 1 FROM output WHERE file = ?", (file,)).fetchone() is not None
 
     def unwritten(self) -> Iterator[list[tuple[Record, Look, str]]]:
         """Pictures whose images are missing, with the image's path; of one raw file at most PART together."""

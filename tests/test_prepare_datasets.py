@@ -676,12 +676,59 @@ def test_two_runs_at_once_and_a_folder_that_cannot_be_written(tmp_path):
         prepare(tmp_path / "raw", tmp_path / "file" / "out")
 
 
+def disk_with(monkeypatch, free: int) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, free))
+
+
 def test_a_disk_without_room_is_refused_before_an_image_is_written(tmp_path, monkeypatch):
     """40 images of 32 x 32 are small, but their lists and contact sheets need room as well."""
     own_pictures(tmp_path / "raw")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    disk_with(monkeypatch, 10**6)
     message = refused(tmp_path)
     assert "40 images of 32 x 32 need up to 0.021 GB, 0.001 GB are free" in message and "make room" in message
+
+
+def test_a_run_refused_for_lack_of_room_leaves_the_old_data_set(tmp_path, monkeypatch, capsys):
+    """Its images were deleted before the room was looked at."""
+    own_pictures(tmp_path / "raw")
+    prepare(tmp_path / "raw", tmp_path / "out")
+    before = everything(tmp_path / "out")
+    needed = 40 * (64 * 64 + 4096) + (20 << 20)
+    disk_with(monkeypatch, 10**6)
+    with pytest.raises(InputError, match="make room"):
+        prepare_datasets.main(Settings(tmp_path / "raw", tmp_path / "out", size=64, workers=1))
+    assert everything(tmp_path / "out") == before
+    capsys.readouterr()
+    prepare(tmp_path / "raw", tmp_path / "out")
+    assert "nothing to do" in capsys.readouterr().out
+    # What the old images take counts as free.
+    disk_with(monkeypatch, needed - 1)
+    prepare_datasets.main(Settings(tmp_path / "raw", tmp_path / "out", size=64, workers=1))
+    assert {row["output_size"] for row in manifest(tmp_path / "out")} == {"64"}
+
+
+def test_there_is_no_manifest_while_images_change(tmp_path, monkeypatch):
+    """It says that the rest is there; that of the run before named images that were gone."""
+    own_pictures(tmp_path / "raw")
+    prepare(tmp_path / "raw", tmp_path / "out", cap=10)
+
+    def stopped(*_):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="killed"):
+        patched.setattr(prepare_datasets.work, "write", stopped)
+        prepare(tmp_path / "raw", tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.csv").exists()
+    assert prepare(tmp_path / "raw", tmp_path / "out") == prepare(tmp_path / "raw", tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("spoiled", [b"a,b\n1,2\n", b"\xff\xfe\x00nonsense", b""])
+def test_a_spoiled_manifest_counts_as_absent(tmp_path, spoiled):
+    """Another header was a KeyError."""
+    own_pictures(tmp_path / "raw", each=5)
+    rows = prepare(tmp_path / "raw", tmp_path / "out")
+    (tmp_path / "out" / "manifest.csv").write_bytes(spoiled)
+    assert prepare(tmp_path / "raw", tmp_path / "out") == rows
 
 
 @pytest.mark.parametrize("name", ["..x", "a:b", " Cat", "a\nb", "é" * 100])
