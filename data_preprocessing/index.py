@@ -79,7 +79,7 @@ class Index:
 
     @contextmanager
     def opened(self, out_root: Path) -> Iterator[None]:
-        """Go on from the index of an out root; an absent, damaged or outdated one counts as empty.
+        """Go on from the index of an out root, less what failed; an absent, damaged or outdated one is empty.
 
         What is known is saved at the end of the block, also of one that fails.
         """
@@ -95,6 +95,9 @@ class Index:
                 self.db.executescript(LASTING)
             # Of videos and volumes, by `frames_key`: numbers of the chosen frames, or why there are none.
             self.frames = DiskDict(self.db, "lasting.frames")
+            # What failed is asked again: a missing file may have come, or a right been given.
+            self.db.execute("DELETE FROM look WHERE reason != ''")
+            self.db.execute("DELETE FROM lasting.frames WHERE json_type(value) = 'text'")
             self.db.executescript(STEPS)
             if not there:
                 # Last: an index without it counts as outdated.
@@ -221,6 +224,7 @@ def key(record: Record) -> bytes:
     return _digest(
         *(record.source, record.bytes, record.modified_ns, record.name, record.number),
         *(record.frame, record.turn, record.outline, record.outline_ns, record.axis, record.array),
+        record.take,
     )
 
 

@@ -117,11 +117,24 @@ def test_what_is_known_serves_the_next_run_while_all_is_the_same(tmp_path):
     assert run(size=48, places=[*places[:3], ("set/3.png", Place("test", "h"))]) == (0, 1)
 
 
+def test_what_failed_is_asked_again_by_the_next_run(tmp_path):
+    """Its cause may be gone: a .raw that was copied after its .mhd, rights, a disk that failed once."""
+    index = Index()
+    with index.opened(tmp_path):
+        for n, each in enumerate(filled(index, 2)):
+            index.add_look(each, Look(reason="cannot be opened") if n else look(n))
+        index.frames["some"], index.frames["none"] = [1, 2], "cannot be opened"
+    index = Index()
+    with index.opened(tmp_path):
+        filled(index, 2)
+        assert list(index.unseen()) == [[record(1)]] and list(index.frames) == ["some"]
+
+
 def test_the_key_covers_all_that_a_look_depends_on():
     first = record(0)
     for name, value in {
         **{"source": "x", "bytes": 9, "modified_ns": 9, "name": "x", "number": 9, "frame": "full"},
-        **{"turn": "transpose", "outline": "x", "outline_ns": 9, "axis": 2, "array": "x"},
+        **{"turn": "transpose", "outline": "x", "outline_ns": 9, "axis": 2, "array": "x", "take": "even"},
     }.items():
         assert key(record(0, **{name: value})) != key(first), name
     # Its class may change without a new look.
