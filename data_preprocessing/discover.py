@@ -187,7 +187,8 @@ class Files:
 def _why_refused(item: os.DirEntry, home: Path) -> str:
     """Why a file or folder below `home` is not read, "" for one that is."""
     if item.is_symlink():
-        target = Path(item.path).resolve()
+        # Unlike `resolve`, it does not fail where links lead round in a circle.
+        target = Path(os.path.realpath(item.path))
         if not target.is_relative_to(home):
             return "a link that leads out of the data set's folder"
         if target.is_dir():
@@ -414,7 +415,12 @@ def _homes(own: list[tuple[str, ...]], others: set[tuple[str, ...]]) -> tuple[st
 
 def _folders_in(folder: Path) -> list[Path]:
     """Its own folders: no links, none of the system's."""
-    return [Path(item.path) for item in _inside(folder) if item.is_dir() and not item.is_symlink()]
+    return [Path(item.path) for item in _inside(folder) if item.is_dir(follow_symlinks=False)]
+
+
+def _linked_folders_in(folder: Path) -> list[Path]:
+    """Its folders and links to folders, sorted."""
+    return sorted(path for item in _inside(folder) if (path := Path(item.path)).is_dir())
 
 
 def _inside(folder: Path) -> Iterator[os.DirEntry]:
@@ -563,7 +569,7 @@ def _record(
 
 def _leads_out(beside: Path, folder: Path) -> bool:
     """Whether a file beside a picture, which `Files` has not looked at, lies elsewhere behind a link."""
-    return not beside.resolve().is_relative_to(folder.resolve())
+    return not Path(os.path.realpath(beside)).is_relative_to(folder.resolve())
 
 
 def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> bool:
@@ -574,12 +580,12 @@ def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> 
     Returns:
         Whether anything was found.
     """
-    inside = sorted(Path(item.path) for item in _inside(folder) if item.is_dir())
+    inside = _linked_folders_in(folder)
     splits = {path: OWN_SPLITS[path.name.lower()] for path in inside if path.name.lower() in OWN_SPLITS}
     homes = splits or {folder: ""}
     class_folders = []
     for home, split in homes.items():
-        for path in sorted(Path(item.path) for item in _inside(home) if item.is_dir()):
+        for path in _linked_folders_in(home):
             if path.is_symlink() and not path.resolve().is_relative_to(raw_root.resolve()):
                 found.rejected[f"{path.relative_to(raw_root)}"] = "a link that leads out of the raw root"
                 continue

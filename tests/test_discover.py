@@ -257,6 +257,22 @@ def test_links(tmp_path):
     }
 
 
+def test_links_that_lead_round_in_a_circle(tmp_path):
+    """Each was a traceback."""
+    plant(tmp_path, "BUSI/benign/benign (1).png", "mine/Cyst/1.png", "AUL/Benign/image/1.jpg")
+    loops = ("BUSI/benign/benign (2).png", "mine/Cyst/2.png", "mine/Two", "own/train", "AUL/loop", "loop")
+    (tmp_path / "AUL/Benign/segmentation/outline").mkdir(parents=True)
+    (tmp_path / "own/train").parent.mkdir()
+    for name in (*loops, "AUL/Benign/segmentation/outline/1.json"):
+        (tmp_path / name).symlink_to(Path(name).name)
+    found = find(tmp_path)
+    assert {record.source: record.outline for record in found.records} == dict.fromkeys(
+        ("BUSI/benign/benign (1).png", "mine/Cyst/1.png", "AUL/Benign/image/1.jpg"), ""
+    )
+    assert found.rejected.keys() >= {*loops[:3], "AUL/loop"}
+    assert set(found.rejected.values()) == {"a link to nothing"}
+
+
 def test_folders_that_cannot_be_opened(tmp_path, monkeypatch):
     """They are listed or named in the warning, and the rest is read. Root may open all, hence the patch."""
     read = {"BUSI/benign/benign (1).png", "mine/Cyst/1.png", "own/train/Cyst/1.png", HOSPITAL}
