@@ -70,6 +70,8 @@ class Record:
     remark: str = ""
     # The frame in the file.
     number: int = 0
+    # The group is a guess, see catalogue.Layout.
+    guessed: bool = False
 
     @property
     def id(self) -> str:
@@ -564,6 +566,7 @@ def _record(
         axis=layout.axis,
         array=layout.array,
         remark=told.get("remark") or "",
+        guessed=layout.guessed and bool(group),
     )
 
 

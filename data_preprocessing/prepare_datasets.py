@@ -174,9 +174,11 @@ def prepare(settings: Settings, found: Found, new_name: dict[str, str], index: I
     plan = decide(settings, found, new_name, index)
     before = classes_in(read_manifest(out / "manifest.csv"), settings.seed)
     written, removed = write_images(settings, index)
-    for image in index.written():
-        index.rows.append(manifest_row(*image))
-    write_leak_report(out, index.rows, plan)
+    guessed = Counter()
+    for file, record, *more in index.written():
+        index.rows.append(manifest_row(file, record, *more))
+        guessed[record.dataset] += record.guessed
+    write_leak_report(out, index.rows, plan, +guessed)
     changed = write_reports(settings, found, index, before)
     say(settings, found, index.rows, plan, Done(seen, unreadable, written, removed, changed))
 
@@ -517,8 +519,12 @@ def manifest_row(
     return dict(zip(MANIFEST, map(str, values), strict=True))
 
 
-def write_leak_report(out: Path, rows: Sequence[dict[str, str]], plan: Plan) -> None:
-    """Write label_conflicts.csv and leak_report.json where they are new, and say the main figures."""
+def write_leak_report(out: Path, rows: Sequence[dict[str, str]], plan: Plan, guessed: Counter) -> None:
+    """Write label_conflicts.csv and leak_report.json where they are new, and say the main figures.
+
+    Args:
+        guessed: by data set, the images whose patient is a guess, such as a block of neighbours.
+    """
     facts = (
         {
             **{name: row[name] for name in ("class", "dataset", "group")},
@@ -531,6 +537,8 @@ def write_leak_report(out: Path, rows: Sequence[dict[str, str]], plan: Plan) -> 
     found = leak_report(plan) | {
         # Images of no named patient or video, by data set: only near copies keep those of one together.
         "patients_unknown": dict(sorted(unknown.items())),
+        # Images whose patient of the manifest is a guess: blocks of neighbours, all of one day, one for all.
+        "patients_guessed": dict(sorted(guessed.items())),
         "shortcut": shortcut_report(facts),
     }
     write_csv(out / "label_conflicts.csv", CONFLICT, plan.conflicts())
@@ -541,8 +549,7 @@ def write_leak_report(out: Path, rows: Sequence[dict[str, str]], plan: Plan) -> 
         f"copies: {found['exact_copies']['found']} exact, {near['near_found']} near, {near['mirror_found']} "
         f"mirrored, {found['label_conflicts']['pictures_dropped']} pictures dropped for two labels; "
         f"{found['across_splits']['groups']} groups across splits; "
-        f"patients of {unknown.total()} images unknown; "
-        f"see {path}"
+        f"patients of {unknown.total()} images unknown, of {guessed.total()} guessed; see {path}"
     )
     print(found["shortcut"]["text"])
 

@@ -250,6 +250,21 @@ def test_unknown_own_patients_are_said_and_can_be_named_later(tmp_path, capsys):
     assert files - {"contact_sheets/Cat.png"} == {row["file"] for row in after} and len(after) == 48
 
 
+def test_guessed_patients_are_counted_by_themselves(tmp_path, capsys):
+    """Blocks of neighbours counted as known patients; a test picture of TN3K is in none."""
+    own_pictures(tmp_path / "raw", classes=("Cat",), each=5)
+    for n in range(12):
+        save(tmp_path / "raw" / "tn3k" / "trainval-image" / f"{n:04}.jpg", speckle(100 + n))
+        save(tmp_path / "raw" / "HC18" / "training_set" / f"{n:03}_HC.png", speckle(200 + n))
+        if n < 3:
+            save(tmp_path / "raw" / "tn3k" / "test-image" / f"{n:04}.jpg", speckle(300 + n))
+    prepare(tmp_path / "raw", tmp_path / "out")
+    leaks = json.loads((tmp_path / "out" / "leak_report.json").read_text())
+    assert leaks["patients_unknown"] == {"TN3K": 3, "mine": 5}
+    assert leaks["patients_guessed"] == {"TN3K": 12}
+    assert "patients of 8 images unknown, of 12 guessed; see" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("own_patients", "why"), [("(", "no regular expression"), ("p1", "has 0 groups"), ("(a)(b)", "has 2")]
 )

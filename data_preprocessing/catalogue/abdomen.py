@@ -137,6 +137,7 @@ ENTRIES = (
                 r"(?P<group>RUS)/images/(?P<key>((train|test)/)?[^/]+)\.(png|jpe?g)",
                 {"": "Abdomen", "liver": "Liver-Normal"},
                 facts=_abdomen_liver,
+                guessed=True,
             ),
             # Ray-cast from CT; the official split is not known to keep a CT on one side.
             Layout(

@@ -74,6 +74,9 @@ class Layout:
     array: str = ""
     # Several patients in one file: what is told of each, with its `frames`.
     parts: Callable[[File, Iterable[File]], list[dict[str, str]]] | None = None
+    # The groups are no patients or videos that a name or list tells, but a guess: blocks of neighbours, all
+    # of one day, one group for all.
+    guessed: bool = False
 
 
 @dataclass(frozen=True, eq=False)

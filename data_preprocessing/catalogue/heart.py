@@ -127,6 +127,7 @@ ENTRIES = (
                 turn="rotate 180",
                 include="copies",
                 take="even",
+                guessed=True,
             ),
         ),
         aliases=("cardiacUDC_dataset", "CardiacUDA"),

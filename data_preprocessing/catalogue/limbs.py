@@ -132,7 +132,7 @@ ENTRIES = (
         "CCAUI",
         "Carotid",
         # Masks have the pictures' names, in `Expert mask images`.
-        (Layout(r"US images/(?P<group>\d{8})[^/]*_slice_\d+\.png", "Carotid"),),
+        (Layout(r"US images/(?P<group>\d{8})[^/]*_slice_\d+\.png", "Carotid", guessed=True),),
         aliases=("Common Carotid Artery Ultrasound Images", "d4xt63mgjm"),
         shape="rectangle",
         licence="CC BY 4.0",
@@ -154,6 +154,7 @@ ENTRIES = (
                 "Muscle",
                 frame="full",
                 facts=_fallmud_blocks,
+                guessed=True,
             ),
         ),
         shape="rectangle",
@@ -175,10 +176,15 @@ ENTRIES = (
                 {"healthy": "Muscle-Healthy", "pathological": "Muscle-Pathological"},
                 frame="full",
                 facts=_stmus_blocks,
+                guessed=True,
             ),
             # Resized for a network, without the condition.
             Layout(
-                r"(?P<group>MuscleCNN)/(train|val|test)/[^/]+\.png", "Muscle", frame="full", include="copies"
+                r"(?P<group>MuscleCNN)/(train|val|test)/[^/]+\.png",
+                "Muscle",
+                frame="full",
+                include="copies",
+                guessed=True,
             ),
         ),
         aliases=(
@@ -207,6 +213,7 @@ ENTRIES = (
                 r"JPEGImages/(?P<key>[^/]+)\.jpe?g",
                 "Nerve",
                 facts=_ubpd_lists,
+                guessed=True,
             ),
         ),
         aliases=("UBPD", "Ultrasound brachial plexus dataset"),
@@ -271,14 +278,21 @@ ENTRIES = (
                 "Carotid",
                 frame="text",
                 facts=_carotids_doppler,
+                guessed=True,
             ),
-            Layout(r"localization_samples/[^/]+/(?P<group>\d{8})\d+VAS\.png", "Carotid", frame="full"),
+            Layout(
+                r"localization_samples/[^/]+/(?P<group>\d{8})\d+VAS\.png",
+                "Carotid",
+                frame="full",
+                guessed=True,
+            ),
             # Cuts of the above around the artery, with a digit before the number.
             Layout(
                 r"segmentation_samples/[^/]+/\d(?P<group>\d{8})\d+\.png",
                 "Carotid",
                 frame="full",
                 include="copies",
+                guessed=True,
             ),
         ),
         shape="rectangle",
