@@ -100,6 +100,8 @@ class Found:
     left_out: MutableMapping[str, str] = field(default_factory=dict)
     # Names of outputs, with the frames of each.
     names: MutableMapping[str, bool] = field(default_factory=dict)
+    # source -> data set, of rejected pictures that a layout of the catalogue knows.
+    rejected_of: MutableMapping[str, str] = field(default_factory=dict)
     # Classes of the records.
     classes: set[str] = field(default_factory=set)
     # How many of them, by data set.
@@ -506,6 +508,7 @@ def _read_entry(
                     why = why if unlisted else record
                     tally.rejected[why] += name not in found.rejected
                     found.rejected[name] = why
+                    found.rejected_of[source] = entry.name
                 else:
                     if record.take == "labelled" and "unlabelled" in include:
                         record = replace(record, take="even", labels="")

@@ -72,7 +72,7 @@ class Index:
         # Filled by discover().
         self.found = Found(
             DiskList(self.db, "found", Record.to_json, Record.from_json),
-            *(DiskDict(self.db, table) for table in ("rejected", "left_out", "names")),
+            *(DiskDict(self.db, table) for table in ("rejected", "left_out", "names", "rejected_of")),
         )
         # The manifest's.
         self.rows = DiskList(self.db, "manifest")
