@@ -230,10 +230,9 @@ def key(record: Record) -> bytes:
 
 def frames_key(record: Record, wanted: int) -> str:
     """What must be unchanged for an earlier choice of frames to hold, as a digest."""
-    labels_ns = Path(record.labels).stat().st_mtime_ns if Path(record.labels).is_file() else 0
     return _digest(
         *(record.source, record.bytes, record.modified_ns, record.take, record.axis, record.array),
-        *(record.frames, record.labels, labels_ns, wanted),
+        *(record.frames, record.labels, record.labels_ns, wanted),
     ).hex()
 
 
