@@ -295,7 +295,7 @@ def check(settings: Settings) -> None:
 def select(found: Found, settings: Settings) -> dict[str, str]:
     """Which classes to keep, as --selection and --exclude-classes say, and their new names."""
     known = found.classes | set(found.empty_classes)
-    if unknown := sorted(set(settings.exclude_classes) - known):
+    if unknown := sorted(set(settings.exclude_classes) - known - catalogue.CLASSES):
         raise InputError(f"--exclude-classes {unknown[0]} is no class here, found {', '.join(sorted(known))}")
     if settings.selection == "all":
         new_name = {name: name for name in known}

@@ -73,7 +73,7 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
         InputError: when a line holds no two values.
     """
     pairs = []
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         separator = next((mark for mark in ",;\t" if mark in line), None)
@@ -165,7 +165,12 @@ def _bytes(path: Path) -> bytes:
         ) from None
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A list as text, whatever its encoding.
+
+    Raises:
+        InputError: when it cannot be read, or is too large for a list.
+    """
     data = _bytes(path)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16", errors="replace")
@@ -179,7 +184,7 @@ def _text(path: Path) -> str:
 
 
 def _text_rows(path: Path) -> list[list[str]]:
-    text = _text(path)
+    text = read_text(path)
     header = text.lstrip().split("\n", 1)[0]
     delimiter = max(",;\t", key=header.count)
     try:

@@ -613,7 +613,8 @@ def test_selection_mapping_and_exclusion(tmp_path):
     choice.write_text(json.dumps({"Cat": "Pet", "Dog": "Pet", "Cow": None, "Fetal-Head": None}))
     rows = prepare(tmp_path / "raw", tmp_path / "out", selection=str(choice))
     assert {row["class"] for row in rows} == {"Pet"} and len(rows) == 10
-    rows = prepare(tmp_path / "raw", tmp_path / "out", exclude_classes=("Dog",))
+    # A class of the catalogue may be named where it is not.
+    rows = prepare(tmp_path / "raw", tmp_path / "out", exclude_classes=("Dog", "Abdomen"))
     assert {row["class"] for row in rows} == {"Cat", "Cow"}
     assert not (tmp_path / "out" / "contact_sheets" / "Pet.png").exists()
     with (tmp_path / "out" / "left_out.csv").open(encoding="utf-8") as file:

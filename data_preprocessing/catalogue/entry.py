@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_preprocessing.tables import read_text
+
 # What the lists beside the pictures tell, by the pattern's `key` in lower case.
 Facts = dict[str, dict[str, str]]
 
@@ -151,7 +153,7 @@ def split_lists(files: Iterable[File], pattern: str) -> Facts:
     facts = {}
     for file in named(files, pattern):
         split = re.search(rf"(?:{pattern})$", file.path.as_posix(), re.IGNORECASE)[1]
-        for line in file.path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
+        for line in read_text(file.path).splitlines():
             if words := line.split():
                 facts[Path(words[0]).stem.lower()] = {"split": split}
     return facts
@@ -196,5 +198,5 @@ def read_outline(path: Path) -> list[tuple[float, float]] | None:
         points = json.loads(path.read_text(encoding="utf-8"))
         outline = [(float(x), float(y)) for x, y in points]
         return outline if all(math.isfinite(value) for point in outline for value in point) else None
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError):
         return None

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 import numpy as np
-from PIL import Image
 
 from data_preprocessing.catalogue.entry import (
     COPIES,
@@ -15,6 +14,7 @@ from data_preprocessing.catalogue.entry import (
     in_blocks,
     named,
 )
+from data_preprocessing.readers import Unreadable, read_frames
 from data_preprocessing.tables import read_json
 from usvar.errors import InputError
 
@@ -79,12 +79,13 @@ def _carotids_doppler(files: Iterable[File]) -> Facts:
     facts = {}
     for file in named(files, r"classification_samples/\d+VAS\.png"):
         try:
-            with Image.open(file.path, formats=("PNG",)) as picture:
-                rgb_HWC = np.asarray(picture.convert("RGB")).astype(np.int16)
-        except (OSError, SyntaxError):
-            # A broken picture is rejected when it is looked at.
+            picture = read_frames(file.path, [0])[0]
+        except Unreadable:
+            # It is rejected when it is looked at.
             continue
-        warm_HW = rgb_HWC[..., 0] - rgb_HWC[..., 2] > 60
+        rgb_HWC = np.atleast_3d(picture).astype(int)
+        # Red less blue, which in a picture of one channel are the same.
+        warm_HW = rgb_HWC[..., 0] - rgb_HWC[..., -1] > 60
         facts[file.path.stem.lower()] = {"leave": "doppler" if warm_HW.mean() > 0.001 else ""}
     return facts
 
