@@ -118,7 +118,8 @@ class Settings:
     own_patients: str = ""
     # Frames taken from each video or volume, evenly spaced.
     frames: int = 4
-    # Largest number of images of one data set, drawn by whole patients; 0 for no cap.
+    # Largest number of images of one data set, a folder of your own pictures too, drawn by whole patients; 0
+    # for no cap.
     cap: int = 1000
     # Changes which patients are drawn and which split they go to.
     seed: int = 0
@@ -130,7 +131,11 @@ class Settings:
 
 def main(settings: Settings) -> None:
     if settings.list:
-        print(report.list_data_sets(settings.raw_root, Index().found))
+        try:
+            print(report.list_data_sets(settings.raw_root, Index().found), flush=True)
+        except BrokenPipeError:
+            # `| head` has read enough; what is left must not fail at the end of the process.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     check(settings)
     with database_faults_named(settings.out_root / INDEX):

@@ -41,20 +41,22 @@ def read_rows(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = 
         InputError: when the file is broken or lacks a column.
     """
     rows = _sheet(path) if path.suffix.lower() == ".xlsx" else _text_rows(path)
-    rows = [cells for row in rows if any(cells := [cell.strip() for cell in row])]
+    numbered = enumerate(rows, 1)
+    rows = [(n, cells) for n, row in numbered if any(cells := [cell.strip() for cell in row])]
     if not rows:
         raise InputError(f"{path} is empty, wanted the columns {', '.join(columns)}: unpack it again")
-    header = [_plain(name) for name in rows[0]]
+    (_, names), *rows = rows
+    header = [_plain(name) for name in names]
     missing = [name for name in columns if _plain(name) not in header]
     if missing:
         raise InputError(
-            f"{path} lacks the column {', '.join(missing)}, found {_found(rows[0])}: "
+            f"{path} lacks the column {', '.join(missing)}, found {_found(names)}: "
             "take the list that its publisher gives, unchanged"
         )
     places = {name: header.index(_plain(name)) for name in columns + optional if _plain(name) in header}
     last = max(places.values(), default=0)
     records = []
-    for number, row in enumerate(rows[1:], 2):
+    for number, row in rows:
         # Excel leaves out empty cells at the end of a row; a row of text that is cut short is another matter.
         if len(row) <= last and path.suffix.lower() != ".xlsx":
             raise InputError(

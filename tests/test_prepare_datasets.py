@@ -321,6 +321,19 @@ def test_list_names_what_is_found_and_how_to_get_the_rest(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_end_of_a_pipe_is_no_fault(tmp_path):
+    """`--list | head` ended with a traceback."""
+    own_pictures(tmp_path / "raw", each=1)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "data_preprocessing/prepare_datasets.py", "--list", "--raw-root"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "raw")], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_second_run_has_nothing_to_do_and_changes_nothing(tmp_path, capsys):
     own_pictures(tmp_path / "raw")
     prepare(tmp_path / "raw", tmp_path / "out")

@@ -68,7 +68,7 @@ def _gist_lists(files: Iterable[File]) -> Facts:
             kinds = {kind["id"]: str(kind["name"]).lower() for kind in coco.get("categories", ())}
             names = {image["id"]: Path(image["file_name"]).stem.lower() for image in coco["images"]}
             for name in names.values():
-                labels[name] |= set()
+                labels.setdefault(name, set())
             for mark in coco["annotations"]:
                 kind = mark["category_id"]
                 known = kinds.get(kind) in EUS
