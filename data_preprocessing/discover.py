@@ -32,8 +32,12 @@ OWN_SPLITS = {
     "test": "test",
 }
 # Words in names of a person's own folders and files that say that these are no pictures of a class:
-# "1_mask.png" and "gt 3.png", but not "unmasked.png".
-MASK_WORDS = re.compile(r"(^|[^a-z])(masks?|gt|annot\w*|labels?|segmentations?)($|[^a-z])", re.IGNORECASE)
+# "1_mask.png" and "gt 3.png", but not "unmasked.png"; "SegmentationClass" is a folder of the VOC format.
+MASK_WORDS = re.compile(
+    r"(^|[^a-z])(masks?|gt|ground[^a-z]?truths?|annot\w*|labels?|segs?|segmentation(s|class|object)?)($|[^a-z])",
+    re.IGNORECASE,
+)
+NO_PICTURE = "no picture, volume or video by its suffix"
 SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx")
 ARCHIVE = re.compile(r"\.(zip|rar|7z|tar|tgz|tar\.gz|z\d\d|change2zip)$", re.IGNORECASE)
 
@@ -55,21 +59,25 @@ class Record:
     name: str
     frame: str = "auto"
     turn: str = ""
-    # File of the published scan area and its time of change, "" and 0 without one.
+    # File of the published scan area, as `source`, and its time of change; "" and 0 without one.
     outline: str = ""
     outline_ns: int = 0
     bytes: int = 0
     modified_ns: int = 0
-    # How frames are chosen, see catalogue.Layout; `labels` is a file, `frames` the numbers that lists name.
+    # How frames are chosen, see catalogue.Layout; `frames` are the numbers that lists name, `labels` is a
+    # file, as `source`, with its time of change, 0 where it is missing.
     take: str = "still"
     frames: tuple[int, ...] = ()
     labels: str = ""
+    labels_ns: int = 0
     axis: int = 0
     array: str = ""
     # What the publisher's lists say beyond the class.
     remark: str = ""
     # The frame in the file.
     number: int = 0
+    # The group is a guess, see catalogue.Layout.
+    guessed: bool = False
 
     @property
     def id(self) -> str:
@@ -98,6 +106,8 @@ class Found:
     left_out: MutableMapping[str, str] = field(default_factory=dict)
     # Names of outputs, with the frames of each.
     names: MutableMapping[str, bool] = field(default_factory=dict)
+    # source -> data set, of rejected pictures that a layout of the catalogue knows.
+    rejected_of: MutableMapping[str, str] = field(default_factory=dict)
     # Classes of the records.
     classes: set[str] = field(default_factory=set)
     # How many of them, by data set.
@@ -187,7 +197,8 @@ class Files:
 def _why_refused(item: os.DirEntry, home: Path) -> str:
     """Why a file or folder below `home` is not read, "" for one that is."""
     if item.is_symlink():
-        target = Path(item.path).resolve()
+        # Unlike `resolve`, it does not fail where links lead round in a circle.
+        target = Path(os.path.realpath(item.path))
         if not target.is_relative_to(home):
             return "a link that leads out of the data set's folder"
         if target.is_dir():
@@ -414,7 +425,12 @@ def _homes(own: list[tuple[str, ...]], others: set[tuple[str, ...]]) -> tuple[st
 
 def _folders_in(folder: Path) -> list[Path]:
     """Its own folders: no links, none of the system's."""
-    return [Path(item.path) for item in _inside(folder) if item.is_dir() and not item.is_symlink()]
+    return [Path(item.path) for item in _inside(folder) if item.is_dir(follow_symlinks=False)]
+
+
+def _linked_folders_in(folder: Path) -> list[Path]:
+    """Its folders and links to folders, sorted."""
+    return sorted(path for item in _inside(folder) if (path := Path(item.path)).is_dir())
 
 
 def _inside(folder: Path) -> Iterator[os.DirEntry]:
@@ -487,7 +503,7 @@ def _read_entry(
                 words = {layout.include, *(told | one).get("leave", "").split()} - {"", *include}
                 record = _record(entry, layout, folder, file, told | one)
                 # Each part of a file has its own line in the lists.
-                name = f"{source}#{one['group']}" if one else source
+                name = f"{source}#part {one['group']}" if one else source
                 if words:
                     why = " and ".join(entry.left_out[word] for word in sorted(words))
                     why += f" (--include {' '.join(sorted(words))} brings them back)"
@@ -498,6 +514,7 @@ def _read_entry(
                     why = why if unlisted else record
                     tally.rejected[why] += name not in found.rejected
                     found.rejected[name] = why
+                    found.rejected_of[source] = entry.name
                 else:
                     if record.take == "labelled" and "unlabelled" in include:
                         record = replace(record, take="even", labels="")
@@ -548,22 +565,24 @@ def _record(
         name=_output_name(entry.name, file.relative),
         frame=layout.frame,
         turn=layout.turn,
-        outline=str(outline) if outline else "",
+        outline=os.path.relpath(outline, folder.parent) if outline else "",
         outline_ns=outline.stat().st_mtime_ns if outline else 0,
         bytes=file.bytes,
         modified_ns=file.modified_ns,
         take=layout.take,
         frames=tuple(map(int, (told.get("frames") or "").split())),
-        labels=str(labels) if labels else "",
+        labels=os.path.relpath(labels, folder.parent) if labels else "",
+        labels_ns=labels.stat().st_mtime_ns if labels and labels.is_file() else 0,
         axis=layout.axis,
         array=layout.array,
         remark=told.get("remark") or "",
+        guessed=layout.guessed and bool(group),
     )
 
 
 def _leads_out(beside: Path, folder: Path) -> bool:
     """Whether a file beside a picture, which `Files` has not looked at, lies elsewhere behind a link."""
-    return not beside.resolve().is_relative_to(folder.resolve())
+    return not Path(os.path.realpath(beside)).is_relative_to(folder.resolve())
 
 
 def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> bool:
@@ -574,12 +593,12 @@ def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> 
     Returns:
         Whether anything was found.
     """
-    inside = sorted(Path(item.path) for item in _inside(folder) if item.is_dir())
+    inside = _linked_folders_in(folder)
     splits = {path: OWN_SPLITS[path.name.lower()] for path in inside if path.name.lower() in OWN_SPLITS}
     homes = splits or {folder: ""}
     class_folders = []
     for home, split in homes.items():
-        for path in sorted(Path(item.path) for item in _inside(home) if item.is_dir()):
+        for path in _linked_folders_in(home):
             if path.is_symlink() and not path.resolve().is_relative_to(raw_root.resolve()):
                 found.rejected[f"{path.relative_to(raw_root)}"] = "a link that leads out of the raw root"
                 continue
@@ -593,7 +612,7 @@ def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> 
         )
         return True
     files, read, unknown, unknown_file, empty_classes = Files(folder), 0, 0, "", []
-    masks, mask_file = 0, ""
+    masks, mask_file, others, other_file = 0, "", 0, ""
     for path, split in class_folders:
         home, empty = f"{path.relative_to(folder).as_posix()}/", True
         for file in files.below(home):
@@ -603,6 +622,10 @@ def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> 
             if "/" in below and (not patient or MASK_WORDS.search(below.rsplit("/", 1)[0])):
                 continue
             source = str(file.path.relative_to(raw_root))
+            if not is_picture_name(file.path.name):
+                found.left_out[source] = NO_PICTURE
+                others, other_file = others + 1, other_file or file.relative
+                continue
             if MASK_WORDS.search(file.path.stem):
                 found.left_out[source] = "named like a mask: rename it if it is a picture"
                 masks, mask_file = masks + 1, mask_file or file.relative
@@ -636,9 +659,10 @@ def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> 
     prefix = "" if folder == raw_root else f"{folder.name}/"
     found.rejected.update({prefix + relative: why for relative, why in files.refused.items()})
     classes = {path.name for path, _ in class_folders}
-    rest = len(files) - read - masks
+    rest = len(files) - read - masks - others
     elsewhere = f" ({rest} files elsewhere left out)" if rest else ""
-    note = f"{title}: own pictures, {read} files in {len(classes)} classes{elsewhere}"
+    suffix = f" ({others} no pictures by their suffix, such as {other_file})" if others else ""
+    note = f"{title}: own pictures, {read} files in {len(classes)} classes{elsewhere}{suffix}"
     if unknown and not splits:
         note += (
             f"; the patients of {unknown} of them are unknown, such as {unknown_file}: where pictures of one "

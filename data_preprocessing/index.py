@@ -72,14 +72,14 @@ class Index:
         # Filled by discover().
         self.found = Found(
             DiskList(self.db, "found", Record.to_json, Record.from_json),
-            *(DiskDict(self.db, table) for table in ("rejected", "left_out", "names")),
+            *(DiskDict(self.db, table) for table in ("rejected", "left_out", "names", "rejected_of")),
         )
         # The manifest's.
         self.rows = DiskList(self.db, "manifest")
 
     @contextmanager
     def opened(self, out_root: Path) -> Iterator[None]:
-        """Go on from the index of an out root; an absent, damaged or outdated one counts as empty.
+        """Go on from the index of an out root, less what failed; an absent, damaged or outdated one is empty.
 
         What is known is saved at the end of the block, also of one that fails.
         """
@@ -95,6 +95,9 @@ class Index:
                 self.db.executescript(LASTING)
             # Of videos and volumes, by `frames_key`: numbers of the chosen frames, or why there are none.
             self.frames = DiskDict(self.db, "lasting.frames")
+            # What failed is asked again: a missing file may have come, or a right been given.
+            self.db.execute("DELETE FROM look WHERE reason != ''")
+            self.db.execute("DELETE FROM lasting.frames WHERE json_type(value) = 'text'")
             self.db.executescript(STEPS)
             if not there:
                 # Last: an index without it counts as outdated.
@@ -156,9 +159,6 @@ class Index:
     def place(self, places: Iterable[tuple[str, Place]], out_root: Path, size: int) -> None:
         """Say where pictures go: an output stays when it was made from the same look for that place and size.
 
-        The index forgets all other outputs, which are not to be there or will be overwritten, and saves that:
-        a killed run never leaves it wrong.
-
         Args:
             places: id and place of each kept picture.
             out_root: where the outputs are.
@@ -175,12 +175,15 @@ class Index:
             "AND output.file = place.file AND size = ? AND bytes = length_of(place.file))",
             (size,),
         )
+
+    def stays(self, file: str) -> bool:
+        """Whether an image that is there is as it is wanted."""
+        return self.db.execute("SELECT 1 FROM place WHERE file = ? AND done", (file,)).fetchone() is not None
+
+    def forget_other_outputs(self) -> None:
+        """Keep no output that does not stay, and save that: a killed run never leaves the index wrong."""
         self.db.execute("DELETE FROM output WHERE key NOT IN (SELECT key FROM place WHERE done)")
         self.save()
-
-    def knows_output(self, file: str) -> bool:
-        """Whether an image was written and stays."""
-        return self.db.execute("SELECT 1 FROM output WHERE file = ?", (file,)).fetchone() is not None
 
     def unwritten(self) -> Iterator[list[tuple[Record, Look, str]]]:
         """Pictures whose images are missing, with the image's path; of one raw file at most PART together."""
@@ -221,15 +224,15 @@ def key(record: Record) -> bytes:
     return _digest(
         *(record.source, record.bytes, record.modified_ns, record.name, record.number),
         *(record.frame, record.turn, record.outline, record.outline_ns, record.axis, record.array),
+        record.take,
     )
 
 
 def frames_key(record: Record, wanted: int) -> str:
     """What must be unchanged for an earlier choice of frames to hold, as a digest."""
-    labels_ns = Path(record.labels).stat().st_mtime_ns if Path(record.labels).is_file() else 0
     return _digest(
         *(record.source, record.bytes, record.modified_ns, record.take, record.axis, record.array),
-        *(record.frames, record.labels, labels_ns, wanted),
+        *(record.frames, record.labels, record.labels_ns, wanted),
     ).hex()
 
 

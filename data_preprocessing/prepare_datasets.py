@@ -118,7 +118,8 @@ class Settings:
     own_patients: str = ""
     # Frames taken from each video or volume, evenly spaced.
     frames: int = 4
-    # Largest number of images of one data set, drawn by whole patients; 0 for no cap.
+    # Largest number of images of one data set, a folder of your own pictures too, drawn by whole patients; 0
+    # for no cap.
     cap: int = 1000
     # Changes which patients are drawn and which split they go to.
     seed: int = 0
@@ -130,7 +131,11 @@ class Settings:
 
 def main(settings: Settings) -> None:
     if settings.list:
-        print(report.list_data_sets(settings.raw_root, Index().found))
+        try:
+            print(report.list_data_sets(settings.raw_root, Index().found), flush=True)
+        except BrokenPipeError:
+            # `| head` has read enough; what is left must not fail at the end of the process.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     check(settings)
     with database_faults_named(settings.out_root / INDEX):
@@ -145,16 +150,46 @@ def main(settings: Settings) -> None:
             prepare(settings, found, new_name, index)
 
 
+@dataclass(frozen=True)
+class Done:
+    """What a run did, for its last words."""
+
+    # Pictures that were looked at or rejected, and how many of them cannot be used.
+    seen: int
+    unreadable: int
+    # Images.
+    written: int
+    removed: int
+    # Whether a list or a contact sheet is new.
+    changed: bool
+
+
 def prepare(settings: Settings, found: Found, new_name: dict[str, str], index: Index) -> None:
-    """Look, plan, write, report: all that happens in the out root."""
+    """Look, decide, write, report: all that happens in the out root."""
+    out = settings.out_root
     for record in found.records:
         if record.class_name not in new_name:
             found.left_out[record.source] = (
                 f"class {record.class_name} is not wanted (--selection, --exclude-classes)"
             )
     choose_frames(settings, found, new_name, index)
+    look_at_pictures(settings, index)
+    # Everything is decided before anything is written.
+    seen, unreadable = refuse_unusable(settings, found, index)
+    plan = decide(settings, found, new_name, index)
+    before = classes_in(read_manifest(out / "manifest.csv"), settings.seed)
+    written, removed = write_images(settings, index)
+    guessed = Counter()
+    for file, record, *more in index.written():
+        index.rows.append(manifest_row(file, record, *more))
+        guessed[record.dataset] += record.guessed
+    write_leak_report(out, index.rows, plan, +guessed)
+    changed = write_reports(settings, found, index, before)
+    say(settings, found, index.rows, plan, Done(seen, unreadable, written, removed, changed))
 
-    # Look at every picture once.
+
+def look_at_pictures(settings: Settings, index: Index) -> None:
+    """Look at every picture once."""
     jobs = ((settings.raw_root, part) for part in index.unseen())
     parts = index.parts("unseen")
     pictures = index.count("picture")
@@ -168,7 +203,10 @@ def prepare(settings: Settings, found: Found, new_name: dict[str, str], index: I
         raise signals.Stopped(stop.signal_number, f"{done}; the same command goes on") from None
     index.forget_other_looks()
 
-    # Decide everything before anything is written.
+
+def refuse_unusable(settings: Settings, found: Found, index: Index) -> tuple[int, int]:
+    """Reject or leave out what the looks say; returns how many pictures there are, and how many unusable."""
+    pictures = index.count("picture")
     seen = len(found.rejected) + pictures
     found.rejected.update(index.unreadable())
     leave_out_flagged(found, index, settings.exclude_flags)
@@ -181,6 +219,11 @@ def prepare(settings: Settings, found: Found, new_name: dict[str, str], index: I
     unreadable = len(found.rejected)
     if unreadable > settings.max_rejected * seen:
         refuse(found.rejected, seen, settings)
+    return seen, unreadable
+
+
+def decide(settings: Settings, found: Found, new_name: dict[str, str], index: Index) -> Plan:
+    """Choose the pictures and their places."""
     # No class goes missing without a word: neither an empty folder nor one of which nothing can be used.
     empty = found.empty_classes if settings.selection == "all" else []
     must_have = tuple(sorted({*new_name.values(), *(set(empty) - set(settings.exclude_classes))}))
@@ -190,30 +233,32 @@ def prepare(settings: Settings, found: Found, new_name: dict[str, str], index: I
     found.rejected.update(plan.dropped())
     found.left_out.update(plan.over_cap())
     index.place(plan.places(), settings.out_root, settings.size)
+    return plan
 
-    # Write what is missing.
-    removed = remove_outputs(settings.out_root, index)
-    todo = index.count("unwritten")
-    check_room(settings, todo)
+
+def write_images(settings: Settings, index: Index) -> tuple[int, int]:
+    """Remove the images that are not wanted and write those that are missing; returns how many of each.
+
+    Nothing is touched where the new ones have no room.
+    """
+    out, todo = settings.out_root, index.count("unwritten")
+    unwanted = [item.stat(follow_symlinks=False).st_size for item in unwanted_outputs(out, index)]
+    check_room(settings, todo, sum(unwanted))
+    if todo or unwanted:
+        # It says that the rest is there.
+        (out / "manifest.csv").unlink(missing_ok=True)
+    index.forget_other_outputs()
+    removed = remove_outputs(out, index)
     jobs = (
-        (
-            settings.raw_root,
-            [(record, look.frame, settings.out_root / file) for record, look, file in part],
-            settings.size,
-        )
+        (settings.raw_root, [(record, look.frame, out / file) for record, look, file in part], settings.size)
         for part in index.unwritten()
     )
     parts = index.parts("unwritten")
     for (_, part, size), written in in_parallel("write", work.write, jobs, parts, settings.workers):
         for (record, _, path), (sha256, length) in zip(part, written, strict=True):
-            index.add_output(record, path.relative_to(settings.out_root).as_posix(), size, sha256, length)
+            index.add_output(record, path.relative_to(out).as_posix(), size, sha256, length)
         index.save_if_due(SAVE_EVERY)
-
-    for image in index.written():
-        index.rows.append(manifest_row(*image))
-    write_leak_report(settings.out_root, index.rows, plan)
-    changed = write_reports(settings, found, index)
-    say(settings, index.rows, found, unreadable, plan, seen, todo, removed, changed)
+    return todo, removed
 
 
 def check(settings: Settings) -> None:
@@ -255,7 +300,7 @@ def check(settings: Settings) -> None:
 def select(found: Found, settings: Settings) -> dict[str, str]:
     """Which classes to keep, as --selection and --exclude-classes say, and their new names."""
     known = found.classes | set(found.empty_classes)
-    if unknown := sorted(set(settings.exclude_classes) - known):
+    if unknown := sorted(set(settings.exclude_classes) - known - catalogue.CLASSES):
         raise InputError(f"--exclude-classes {unknown[0]} is no class here, found {', '.join(sorted(known))}")
     if settings.selection == "all":
         new_name = {name: name for name in known}
@@ -366,10 +411,14 @@ def refuse(rejected: DiskDict, seen: int, settings: Settings) -> NoReturn:
     )
 
 
-def check_room(settings: Settings, images: int) -> None:
+def check_room(settings: Settings, images: int, spare: int) -> None:
     """Stop before the disk runs full: a PNG of grey stored as RGB takes at most about a byte a pixel.
 
     To that come the lists, some 4 kB an image, and the contact sheets.
+
+    Args:
+        images: how many are to be written.
+        spare: bytes of the files that are removed before.
     """
     needed = images * (settings.size**2 + 4096) + (20 << 20) * (images > 0)
     home = next(
@@ -377,7 +426,7 @@ def check_room(settings: Settings, images: int) -> None:
         for path in (settings.out_root.absolute(), *settings.out_root.absolute().parents)
         if path.exists()
     )
-    free = shutil.disk_usage(home).free
+    free = shutil.disk_usage(home).free + spare
     if needed > free:
         raise InputError(
             f"{images} images of {settings.size} x {settings.size} need up to {needed / 1e9:.3f} GB, "
@@ -400,21 +449,27 @@ def picture(record: Record, seen: work.Look) -> Picture:
     )
 
 
-def remove_outputs(out_root: Path, index: Index) -> int:
-    """Delete unwanted images, half-written ones and empty folders; returns how many images went."""
-    removed = 0
+def unwanted_outputs(out_root: Path, index: Index) -> Iterator[os.DirEntry]:
+    """Images that do not stay, and half-written ones."""
     for split in SPLITS:
         for folder in sorted((out_root / split).glob("*/")):
             # One by one: a list of all would be large.
             with os.scandir(folder) as items:
                 for item in items:
-                    half = item.name.startswith(TEMPORARY_PREFIX)
-                    unwanted = not half and item.name.endswith(".png")
-                    if unwanted and index.knows_output(f"{split}/{folder.name}/{item.name}"):
-                        continue
-                    if half or unwanted:
-                        os.unlink(item.path)
-                        removed += unwanted
+                    if item.name.startswith(TEMPORARY_PREFIX) or (
+                        item.name.endswith(".png") and not index.stays(f"{split}/{folder.name}/{item.name}")
+                    ):
+                        yield item
+
+
+def remove_outputs(out_root: Path, index: Index) -> int:
+    """Delete unwanted images, half-written ones and empty folders; returns how many images went."""
+    removed = 0
+    for item in unwanted_outputs(out_root, index):
+        os.unlink(item.path)
+        removed += not item.name.startswith(TEMPORARY_PREFIX)
+    for split in SPLITS:
+        for folder in (out_root / split).glob("*/"):
             with os.scandir(folder) as items:
                 empty = next(items, None) is None
             if empty:
@@ -422,11 +477,13 @@ def remove_outputs(out_root: Path, index: Index) -> int:
     return removed
 
 
-def read_csv(path: Path) -> Iterator[dict[str, str]]:
-    """Rows of a CSV file, none when it is missing."""
+def read_manifest(path: Path) -> Iterator[dict[str, str]]:
+    """Rows of the manifest of an earlier run, none when it is missing or spoiled."""
     if path.is_file():
-        with open(path, newline="", encoding="utf-8") as file:
-            yield from csv.DictReader(file)
+        with open(path, newline="", encoding="utf-8", errors="replace") as file:
+            rows = csv.DictReader(file)
+            if rows.fieldnames == MANIFEST:
+                yield from rows
 
 
 def write_csv(path: Path, header: list[str], rows: Iterable[dict[str, Any]]) -> bool:
@@ -467,8 +524,12 @@ def manifest_row(
     return dict(zip(MANIFEST, map(str, values), strict=True))
 
 
-def write_leak_report(out: Path, rows: Sequence[dict[str, str]], plan: Plan) -> None:
-    """Write label_conflicts.csv and leak_report.json where they are new, and say the main figures."""
+def write_leak_report(out: Path, rows: Sequence[dict[str, str]], plan: Plan, guessed: Counter) -> None:
+    """Write label_conflicts.csv and leak_report.json where they are new, and say the main figures.
+
+    Args:
+        guessed: by data set, the images whose patient is a guess, such as a block of neighbours.
+    """
     facts = (
         {
             **{name: row[name] for name in ("class", "dataset", "group")},
@@ -481,6 +542,8 @@ def write_leak_report(out: Path, rows: Sequence[dict[str, str]], plan: Plan) -> 
     found = leak_report(plan) | {
         # Images of no named patient or video, by data set: only near copies keep those of one together.
         "patients_unknown": dict(sorted(unknown.items())),
+        # Images whose patient of the manifest is a guess: blocks of neighbours, all of one day, one for all.
+        "patients_guessed": dict(sorted(guessed.items())),
         "shortcut": shortcut_report(facts),
     }
     write_csv(out / "label_conflicts.csv", CONFLICT, plan.conflicts())
@@ -491,8 +554,7 @@ def write_leak_report(out: Path, rows: Sequence[dict[str, str]], plan: Plan) -> 
         f"copies: {found['exact_copies']['found']} exact, {near['near_found']} near, {near['mirror_found']} "
         f"mirrored, {found['label_conflicts']['pictures_dropped']} pictures dropped for two labels; "
         f"{found['across_splits']['groups']} groups across splits; "
-        f"patients of {unknown.total()} images unknown; "
-        f"see {path}"
+        f"patients of {unknown.total()} images unknown, of {guessed.total()} guessed; see {path}"
     )
     print(found["shortcut"]["text"])
 
@@ -520,10 +582,13 @@ def classes_in(rows: Iterable[dict[str, str]], seed: int) -> dict[str, ClassRows
     return classes
 
 
-def write_reports(settings: Settings, found: Found, index: Index) -> bool:
-    """Write contact sheets, chart, lists and made_by.json where they are new; returns whether any was."""
+def write_reports(settings: Settings, found: Found, index: Index, old: dict[str, ClassRows]) -> bool:
+    """Write contact sheets, chart, lists and made_by.json where they are new; returns whether any was.
+
+    Args:
+        old: the classes of the manifest that was there before.
+    """
     out = settings.out_root
-    old = classes_in(read_csv(out / "manifest.csv"), settings.seed)
     classes = classes_in(index.rows, settings.seed)
     same = {
         name for name in classes if name in old and classes[name].digest.digest() == old[name].digest.digest()
@@ -561,17 +626,7 @@ def write_reports(settings: Settings, found: Found, index: Index) -> bool:
     return write_csv(out / "manifest.csv", MANIFEST, index.rows) or changed
 
 
-def say(
-    settings: Settings,
-    rows: Sequence[dict[str, str]],
-    found: Found,
-    unreadable: int,
-    plan: Plan,
-    seen: int,
-    written: int,
-    removed: int,
-    changed: bool,
-) -> None:
+def say(settings: Settings, found: Found, rows: Sequence[dict[str, str]], plan: Plan, done: Done) -> None:
     """The last words: table, what was done, and how many were rejected."""
     counts = Counter((row["class"], row["split"]) for row in rows)
     print(report.table(counts, sorted({name for name, _ in counts})))
@@ -579,10 +634,10 @@ def say(
     for dataset, count in zip(*np.unique(datasets, return_counts=True), strict=True):
         print(f"{plan.pictures.datasets[dataset]}: {count} pictures left out by --cap {settings.cap}")
     images = counts.total()
-    if written or removed or changed:
+    if done.written or done.removed or done.changed:
         print(
-            f"{settings.out_root}: {images} images, {written} written, {removed} removed, "
-            f"{images - written} as before"
+            f"{settings.out_root}: {images} images, {done.written} written, {done.removed} removed, "
+            f"{images - done.written} as before"
         )
     else:
         print(f"{settings.out_root}: {images} images, nothing to do")
@@ -590,9 +645,9 @@ def say(
         print(f"{left_out} left out by default or by a setting: see {settings.out_root / 'left_out.csv'}")
     reasons = Counter(map(report.short_reason, found.rejected.values()))
     why = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(4))
-    rejected = reasons.total()
+    rejected, unreadable = reasons.total(), done.unreadable
     print(
-        f"rejected {rejected} of {seen} ({unreadable} unreadable, {rejected - unreadable} copies)"
+        f"rejected {rejected} of {done.seen} ({unreadable} unreadable, {rejected - unreadable} copies)"
         + (f": {why}; see {settings.out_root / 'rejected.csv'}" if why else "")
     )
 

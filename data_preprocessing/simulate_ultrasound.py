@@ -36,7 +36,7 @@ from data_preprocessing.pulse_echo import (
 )
 from usvar import checks, cli
 from usvar.errors import InputError
-from usvar.files import remove_stale_temporaries, write_json, write_text
+from usvar.files import lock_folder, remove_stale_temporaries, write_json, write_text
 from usvar.images import save_png
 from usvar.processes import in_parallel
 from usvar.provenance import made_by
@@ -244,7 +244,7 @@ def check(settings: Settings) -> None:
         raise InputError(f"--classes names {list(s.classes)}, wanted each class once: name 1 to 6 classes")
 
 
-def check_folder(settings: Settings, record: dict, wanted: set[str], missing: int) -> None:
+def check_folder(settings: Settings, record: dict, wanted: set[str], missing: int, complete: bool) -> None:
     """Refuse a folder that holds another data set.
 
     Args:
@@ -252,6 +252,7 @@ def check_folder(settings: Settings, record: dict, wanted: set[str], missing: in
         record: what made_by.json is to hold.
         wanted: the images' paths below the folder.
         missing: how many of them are not there.
+        complete: whether all of them are there, and their table, which is written last.
 
     Raises:
         InputError: what is wrong and what to do.
@@ -279,9 +280,10 @@ def check_folder(settings: Settings, record: dict, wanted: set[str], missing: in
             f"{s.out_root} holds {len(others)} files such as {others[0]} that these settings do not make: "
             f"ask for at least the classes and images that are there, or {fresh}"
         )
-    if missing and simulator != record["inputs"]:
+    if not complete and simulator != record["inputs"]:
         raise InputError(
-            f"{s.out_root} was begun by another version of the simulator and lacks {missing} images: {fresh}"
+            f"{s.out_root} was begun by another version of the simulator and lacks {missing} images "
+            f"or its table: {fresh}"
         )
 
 
@@ -295,20 +297,23 @@ def main(settings: Settings) -> None:
     missing = [(c, i) for c, i, name in wanted if not (s.out_root / name).is_file()]
     here = Path(__file__).parent
     record = made_by(SCRIPT, s, {role: here / name for role, name in SIMULATOR.items()})
-    check_folder(s, record, {name for _, _, name in wanted}, len(missing))
-    if not missing and (s.out_root / "simulation.csv").is_file():
+    complete = not missing and (s.out_root / "simulation.csv").is_file()
+    check_folder(s, record, {name for _, _, name in wanted}, len(missing), complete)
+    if complete:
         print(f"{s.out_root}: all {len(wanted)} images are there, nothing to do")
         return
-    # First, so that an interrupted folder tells what it was to be.
-    write_json(s.out_root / "made_by.json", record)
-    remove_stale_temporaries(s.out_root)
-    for class_name in s.classes:
-        (s.out_root / class_name).mkdir(exist_ok=True)
-        remove_stale_temporaries(s.out_root / class_name)
-    jobs = [(s.out_root, c, i, s.views_per_patient, s.seed, s.size) for c, i in missing]
-    for _ in in_parallel("simulate", make, jobs, len(jobs), s.workers):
-        pass
-    write_text(s.out_root / "simulation.csv", table(s))
+    with lock_folder(s.out_root, "--out-root"):
+        # First, so that an interrupted folder tells what it was to be.
+        write_json(s.out_root / "made_by.json", record)
+        (s.out_root / "simulation.csv").unlink(missing_ok=True)
+        remove_stale_temporaries(s.out_root)
+        for class_name in s.classes:
+            (s.out_root / class_name).mkdir(exist_ok=True)
+            remove_stale_temporaries(s.out_root / class_name)
+        jobs = [(s.out_root, c, i, s.views_per_patient, s.seed, s.size) for c, i in missing]
+        for _ in in_parallel("simulate", make, jobs, len(jobs), s.workers):
+            pass
+        write_text(s.out_root / "simulation.csv", table(s))
     print(f"{s.out_root}: {len(missing)} images made, {len(wanted)} in {len(s.classes)} classes")
 
 

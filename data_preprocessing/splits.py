@@ -224,7 +224,8 @@ def make_plan(pictures: Iterable[Picture], seed: int, cap: int, extra_classes: t
     _require_three_groups(plan, kept_K, extra_classes, "")
     drawn_K = _draw(plan, kept_K, seed, cap)
     plan.cap, plan.over_cap_M = cap, np.setdiff1d(kept_K, drawn_K)
-    _require_three_groups(plan, drawn_K, (), f" within --cap {cap}")
+    had = {plan.pictures.labels[label] for label in np.unique(plan.pictures.number_N["label"][kept_K])}
+    _require_three_groups(plan, drawn_K, tuple(had), f" within --cap {cap}")
     plan.split_N[drawn_K] = _choose_splits(plan, drawn_K, seed)[plan.group_N[drawn_K]]
     return plan
 
@@ -470,12 +471,27 @@ def _most_of_a_group(sizes: list[int], quota: int) -> int:
 
 
 def _quotas(counts: Counter, cap: int) -> Counter:
-    """The cap shared out in proportion to the classes' counts, by largest remainder."""
+    """The cap shared out in proportion to the counts, by largest remainder, but three to each class.
+
+    Args:
+        counts: pictures of each class in each official split.
+        cap: how many of them all are taken.
+    """
     exact = {name: cap * n / counts.total() for name, n in counts.items()}
     quotas = Counter({name: int(share) for name, share in exact.items()})
     left = cap - quotas.total()
     for name in sorted(exact, key=lambda name: (int(exact[name]) - exact[name], name))[:left]:
         quotas[name] += 1
+    for label in sorted({label for label, _ in counts}):
+        own = Counter({part: n for part, n in counts.items() if part[0] == label})
+        while sum(quotas[part] for part in own) < min(len(SPLITS), own.total()):
+            giver = max(sorted(quotas), key=quotas.get)
+            if quotas[giver] <= len(SPLITS):
+                # Too many classes for this cap, which the check of what was drawn says.
+                break
+            left = [part for part in sorted(own) if quotas[part] < own[part]]
+            taker = max(left, key=lambda part: (not quotas[part], own[part]))
+            quotas[giver], quotas[taker] = quotas[giver] - 1, quotas[taker] + 1
     return quotas
 
 

@@ -41,20 +41,22 @@ def read_rows(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = 
         InputError: when the file is broken or lacks a column.
     """
     rows = _sheet(path) if path.suffix.lower() == ".xlsx" else _text_rows(path)
-    rows = [cells for row in rows if any(cells := [cell.strip() for cell in row])]
+    numbered = enumerate(rows, 1)
+    rows = [(n, cells) for n, row in numbered if any(cells := [cell.strip() for cell in row])]
     if not rows:
         raise InputError(f"{path} is empty, wanted the columns {', '.join(columns)}: unpack it again")
-    header = [_plain(name) for name in rows[0]]
+    (_, names), *rows = rows
+    header = [_plain(name) for name in names]
     missing = [name for name in columns if _plain(name) not in header]
     if missing:
         raise InputError(
-            f"{path} lacks the column {', '.join(missing)}, found {_found(rows[0])}: "
+            f"{path} lacks the column {', '.join(missing)}, found {_found(names)}: "
             "take the list that its publisher gives, unchanged"
         )
     places = {name: header.index(_plain(name)) for name in columns + optional if _plain(name) in header}
     last = max(places.values(), default=0)
     records = []
-    for number, row in enumerate(rows[1:], 2):
+    for number, row in rows:
         # Excel leaves out empty cells at the end of a row; a row of text that is cut short is another matter.
         if len(row) <= last and path.suffix.lower() != ".xlsx":
             raise InputError(
@@ -73,7 +75,7 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
         InputError: when a line holds no two values.
     """
     pairs = []
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         separator = next((mark for mark in ",;\t" if mark in line), None)
@@ -165,7 +167,12 @@ def _bytes(path: Path) -> bytes:
         ) from None
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A list as text, whatever its encoding.
+
+    Raises:
+        InputError: when it cannot be read, or is too large for a list.
+    """
     data = _bytes(path)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16", errors="replace")
@@ -179,7 +186,7 @@ def _text(path: Path) -> str:
 
 
 def _text_rows(path: Path) -> list[list[str]]:
-    text = _text(path)
+    text = read_text(path)
     header = text.lstrip().split("\n", 1)[0]
     delimiter = max(",;\t", key=header.count)
     try:

@@ -69,9 +69,10 @@ def frames_of(raw_root: Path, record: Record, wanted: int) -> list[int] | str:
     try:
         among: Sequence[int] = record.frames
         if record.take == "labelled":
-            if not Path(record.labels).is_file():
-                return f"its label file {Path(record.labels).name} is missing"
-            among = labelled_frames(Path(record.labels), record.axis)
+            labels = raw_root / record.labels
+            if not labels.is_file():
+                return f"its label file {labels.name} is missing"
+            among = labelled_frames(labels, record.axis)
             if not among:
                 return "no frame with a label"
         if not among:
@@ -106,7 +107,7 @@ def look(raw_root: Path, records: Sequence[Record]) -> list[Look]:
     looks = []
     for record, picture in zip(records, pictures, strict=True):
         try:
-            looks.append(_look(record, picture))
+            looks.append(_look(raw_root, record, picture))
         except Exception as error:
             # A fault of the code; the traceback alone would not say which of all the pictures it needs.
             error.add_note(f"the picture was {record.id}")
@@ -114,13 +115,13 @@ def look(raw_root: Path, records: Sequence[Record]) -> list[Look]:
     return looks
 
 
-def _look(record: Record, picture: np.ndarray) -> Look:
+def _look(raw_root: Path, record: Record, picture: np.ndarray) -> Look:
     grey_HW = to_grey(picture)
     try:
         check_content(grey_HW)
     except Unreadable as error:
         return Look(reason=str(error))
-    outline = read_outline(Path(record.outline)) if record.outline else None
+    outline = read_outline(raw_root / record.outline) if record.outline else None
     frame = find_frame(grey_HW, record.frame, outline)
     pixels = hashlib.sha256(repr(grey_HW.shape).encode())
     pixels.update(np.ascontiguousarray(grey_HW))

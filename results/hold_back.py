@@ -16,6 +16,7 @@ import hashlib
 import re
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,21 +33,27 @@ from usvar import cli
 from usvar.errors import InputError
 
 KEPT_BACK = "012"
-# Of sets that are not here the rule is not known: all of them stays, and the summary says so.
-# By data set: what of the end of a path the key is made of, and how.
-KEYS = {
-    "BUSI": (r"/(?P<name>[^/]+)", "{name}"),
-    "BUSI_256": (r"/(?P<name>[^/]+)", "{name}"),
-    "STU-Hospital": (r"/(?P<name>[^/]+)", "{name}"),
-    "MMOTU-2D": (r"/(?P<name>[^/]+)", "{name}"),
+# By data set: the end of a path, and the key made of it. A set that is not listed has no known rule: all of
+# it stays, and the summary says so. Files are read in any case of letters, so keys are spelled as published.
+KEYS: dict[str, tuple[str, Callable[..., str]]] = {
+    "BUSI": (r"/(?P<name>[^/]+)", lambda name: name.lower()),
+    "BUSI_256": (r"/(?P<name>[^/]+)", lambda name: name.lower()),
+    "STU-Hospital": (r"/Test_Image_(?P<number>\d+)\.png", lambda number: f"Test_Image_{number}.png"),
+    "MMOTU-2D": (r"/(?P<name>[^/]+)", lambda name: re.sub(r"(?i)\.jpg$", ".JPG", name)),
     # The first picture of the examination.
-    "HC18": (r"/(?P<examination>\d+)_\d?HC\.png", "{examination}_HC.png"),
-    "CAMUS": (r"/(?P<patient>patient\d+)_[^/]+", "{patient}"),
+    "HC18": (r"/(?P<examination>\d+)_\d?HC\.png", lambda examination: f"{examination}_HC.png"),
+    "CAMUS": (r"/(?P<patient>patient\d+)_[^/]+", lambda patient: patient.lower()),
     # Numbers repeat over the classes.
-    "AUL": (r"/(?P<label>[^/]+)/image/(?P<name>[^/]+)", "{label}/{name}"),
-    "DDTI": (r"/(?P<case>\d+)_\d+\.jpg", "case{case}"),
+    "AUL": (
+        r"/(?P<label>[^/]+)/image/(?P<name>[^/]+)",
+        lambda label, name: f"{label.capitalize()}/{name.lower()}",
+    ),
+    "DDTI": (r"/(?P<case>\d+)_\d+\.jpg", lambda case: f"case{case}"),
     # Frames of one video; the name of the video has its suffix.
-    "COVID-LUS": (r"/(?P<video>[^/]+?)(_frame[^/]*)?", "{video}"),
+    "COVID-LUS": (
+        r"/(?P<video>[^/]+?)(?:_frame[^/]*)?",
+        lambda video: open_lung_sources().get(video.lower(), video),
+    ),
 }
 
 
@@ -64,12 +71,13 @@ class Settings:
 
 def main(settings: Settings) -> None:
     found = discover(settings.raw_root, tuple(INCLUDES))
-    data_sets = {record.source: record.dataset for record in found.records}
+    # A picture that is rejected for want of its publisher's list is read when the list comes.
+    data_sets = dict(found.rejected_of) | {record.source: record.dataset for record in found.records}
     held = {source: why for source, name in data_sets.items() if (why := reason(source, name))}
     counts = Counter(data_sets[source] for source in held)
     summary = [
-        f"{name}: {count} pictures or videos, {counts[name]} kept back"
-        + (", for its rule is not known" if name not in KEYS else "")
+        f"{name}: {count} pictures or videos, "
+        + (f"{counts[name]} kept back" if name in KEYS else "no rule: all stays")
         for name, count in sorted(Counter(data_sets.values()).items())
     ]
     if settings.mode == "refuse":
@@ -92,16 +100,16 @@ def reason(source: str, dataset: str) -> str:
     if dataset not in KEYS:
         return ""
     key = key_of(source, dataset)
-    if dataset == "COVID-LUS" and key not in open_lung_sources():
+    if dataset == "COVID-LUS" and key not in open_lung_sources().values():
         return "no open licence"
     return key if is_kept_back(key) else ""
 
 
 @lru_cache
-def open_lung_sources() -> frozenset[str]:
-    """Lung videos whose source states a Creative Commons licence, and three stills."""
+def open_lung_sources() -> dict[str, str]:
+    """Lung videos whose source states a Creative Commons licence, and three stills, by their lower case."""
     with open(LUNG_SOURCES, newline="", encoding="utf-8") as file:
-        return frozenset(row["source"] for row in csv.DictReader(file))
+        return {row["source"].lower(): row["source"] for row in csv.DictReader(file)}
 
 
 def key_of(source: str, dataset: str) -> str:
@@ -114,14 +122,14 @@ def key_of(source: str, dataset: str) -> str:
     Raises:
         InputError: the file is not named as in the copy that the rule was made for.
     """
-    pattern, form = KEYS[dataset]
-    match = re.search(f"{pattern}$", source)
+    pattern, spelled = KEYS[dataset]
+    match = re.search(f"{pattern}$", source, re.IGNORECASE)
     if match is None:
         raise InputError(
             f"{source}: {dataset} is not in the layout whose names decide what is kept back; wanted a path "
             f"that ends in {pattern}: bring that copy, or move this data set out of the raw root"
         )
-    return form.format_map(match.groupdict())
+    return spelled(**match.groupdict())
 
 
 def is_kept_back(key: str) -> bool:

@@ -1,5 +1,7 @@
 """What tests of the preparation share: small pictures in publishers' layouts, and what is found in them."""
 
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +53,13 @@ def plant(root: Path, *names: str, first: int = 0) -> None:
     """Write a different small picture under each name, relative to `root`."""
     for number, name in enumerate(names, start=first):
         save(root / name, speckle(number))
+
+
+def empty_png(width: int, height: int) -> bytes:
+    """The start of a grey PNG that claims a size and holds no pixel."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    crc = struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + crc + struct.pack(">I", 99) + b"IDAT"
 
 
 def write(path: Path, content: str | bytes) -> None:

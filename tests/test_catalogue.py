@@ -1,9 +1,11 @@
 """The catalogue as a whole: complete, without contradictions, and printed in docs/datasets.md as it is."""
 
+import errno
 import re
 from pathlib import Path
 
 import pytest
+from raw_trees import find, plant, write
 
 from data_preprocessing.catalogue import (
     CATALOGUE,
@@ -14,6 +16,7 @@ from data_preprocessing.catalogue import (
     read_outline,
 )
 from data_preprocessing.catalogue.__main__ import page
+from usvar.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 # The rows of the mission's table, by the names that its readers know.
@@ -69,13 +72,47 @@ def test_the_mission_has_six_organs_and_twelve_classes():
     assert set(MISSION_CLASSES) <= {name for entry in CATALOGUE for name in classes_of(entry)}
 
 
+def test_a_list_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
+    """Root may read all, hence the patch. A copy that cannot be read is rejected when it is looked at."""
+    lists = {
+        "CAMUS/database_split/subgroup_training.txt": "patient0001",
+        "CAMUS/database_nifti/patient0001/Info_2CH.cfg": "ED: 1\nES: 3\n",
+    }
+    plant(tmp_path, "BUS_UC/All/images/1.png", "BUS_UC/Benign/images/01.png")
+    write(tmp_path / "CAMUS/database_nifti/patient0001/patient0001_2CH_half_sequence.nii.gz", "x")
+    write(tmp_path / "CAMUS/database_nifti/patient0001/patient0001_2CH_ED.nii.gz", "x")
+    locked = {tmp_path / "BUS_UC/All/images/1.png"}
+
+    def opened(path, *rest, real=Path.open, **named):
+        if path in locked:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *rest, **named)
+
+    for name, text in lists.items():
+        write(tmp_path / name, text)
+    monkeypatch.setattr(Path, "open", opened)
+    assert "BUS_UC/All/images/1.png" in find(tmp_path, "copies").rejected
+    for name in lists:
+        locked.add(tmp_path / name)
+        with pytest.raises(InputError, match=rf"{name} cannot be read \(Permission denied\)"):
+            find(tmp_path, "half-sequences")
+        locked.remove(tmp_path / name)
+
+
 def test_the_page_is_the_catalogue():
     """Made again by `python -m data_preprocessing.catalogue > docs/datasets.md`."""
     assert (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8") == page()
     assert all(f"`--include {word}`" in page() for word in INCLUDES)
 
 
-@pytest.mark.parametrize("text", ["[[1, 2], [3, NaN], [5, 6]]", "[[1, 2], [3, Infinity]]", "[1, 2]", "{"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[[1, 2], [3, NaN], [5, 6]]", "[[1, 2], [3, Infinity]]", "[1, 2]", "{"),
+        pytest.param(f"[[1, {10**400}]]", id="400 digits"),
+        pytest.param("[" * 100_000, id="deep"),
+    ],
+)
 def test_an_outline_with_a_fault_is_none(tmp_path, text):
     (tmp_path / "outline.json").write_text(text)
     assert read_outline(tmp_path / "outline.json") is None

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from openpyxl import Workbook
-from raw_trees import find, plant, save, speckle, told, write
+from raw_trees import empty_png, find, plant, save, speckle, told, write
 
 from usvar.errors import InputError
 
@@ -323,9 +323,10 @@ def test_s1(tmp_path, home):
     assert set(found.rejected) == {*rejected, f"{second}/5.jpg"}
 
 
-def test_s1_with_a_broken_or_missing_label(tmp_path):
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\nbroken", empty_png(30_000, 30_000)])
+def test_s1_with_a_broken_or_missing_label(tmp_path, content):
     plant(tmp_path / "S1", *(f"TrainingDataSet/BreastTumourImages/{n}.jpg" for n in (0, 1)))
-    write(tmp_path / "S1/TrainingDataSet/Expanded-3-channel-Labels/0.png", b"\x89PNG\r\n\x1a\nbroken")
+    write(tmp_path / "S1/TrainingDataSet/Expanded-3-channel-Labels/0.png", content)
     found = find(tmp_path)
     assert not found.records and "broken label picture" in found.rejected.pop(
         "S1/TrainingDataSet/BreastTumourImages/0.jpg"

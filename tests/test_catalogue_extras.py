@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from raw_trees import find, plant, save, speckle, told, write
+from raw_trees import empty_png, find, plant, save, speckle, told, write
 
 
 @pytest.mark.parametrize("home", ["TimTrack", "ultrasound-automated-algorithm-main", "TimTrack/clone/x"])
@@ -80,7 +80,8 @@ def test_carotids(tmp_path, home):
     assert told(find(tmp_path, "copies")) == grey | cuts
 
 
-def test_a_broken_picture_does_not_stop_discovery(tmp_path):
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\nbroken", empty_png(30_000, 30_000)])
+def test_a_broken_picture_does_not_stop_discovery(tmp_path, content):
     """It is found, and rejected when it is looked at."""
-    write(tmp_path / "carotids/classification_samples/201501061011050145VAS.png", b"\x89PNG\r\n\x1a\nbroken")
+    write(tmp_path / "carotids/classification_samples/201501061011050145VAS.png", content)
     assert len(find(tmp_path).records) == 1

@@ -244,9 +244,9 @@ def test_cineclip_nodules_without_diagnosis_are_rejected_one_by_one(tmp_path):
     plant_cineclip(tmp_path / "more/Cineclip", [b"1_", b"7_"])
     found = find(tmp_path)
     assert {source: reason.split(", wanted")[0] for source, reason in found.rejected.items()} == {
-        "Cineclip/dataset.hdf5#1": "unknown label '2'",
-        "Cineclip/dataset.hdf5#7": "unknown label 'not in metadata.csv'",
-        "more/Cineclip/dataset.hdf5#7": "unknown label 'not in metadata.csv'",
+        "Cineclip/dataset.hdf5#part 1": "unknown label '2'",
+        "Cineclip/dataset.hdf5#part 7": "unknown label 'not in metadata.csv'",
+        "more/Cineclip/dataset.hdf5#part 7": "unknown label 'not in metadata.csv'",
     }
     assert len(found.records) == 1
 

@@ -74,6 +74,34 @@ def test_own_masks_beside_their_pictures_are_left_out_aloud(tmp_path):
     assert found.notes[2] == "others: own pictures, 0 files in 1 classes"
 
 
+@pytest.mark.parametrize(
+    ("name", "is_mask"),
+    [
+        *((name, True) for name in ("ground_truth", "GroundTruth", "masks2", "SegmentationClass", "seg")),
+        *((name, True) for name in ("SegmentationObject", "Ground truths", "lesion_segs", "GT")),
+        *((name, False) for name in ("Muscle", "Segment-5", "Underground", "Damask", "Mastitis")),
+    ],
+)
+def test_folders_of_own_masks_are_no_class(tmp_path, name, is_mask):
+    plant(tmp_path, "mine/Cyst/1.png", f"mine/{name}/1.png", HOSPITAL)
+    found = find(tmp_path)
+    assert found.classes == ({"Breast"} if is_mask else {"Breast", "Cyst", name})
+
+
+def test_own_files_beside_pictures_are_left_out(tmp_path):
+    """A list beside each picture made half of all files unreadable, and the run was refused."""
+    plant(tmp_path, "mine/Cyst/1.png", "mine/Cyst/2.png")
+    for name in ("1.json", "2.json", "1_mask.txt", "volume.raw"):
+        write(tmp_path / "mine/Cyst" / name, "{}")
+    found = find(tmp_path)
+    assert sources(found) == {"mine/Cyst/1.png", "mine/Cyst/2.png"} and not found.rejected
+    assert dict(found.left_out) == {
+        f"mine/Cyst/{name}": "no picture, volume or video by its suffix"
+        for name in ("1.json", "2.json", "1_mask.txt", "volume.raw")
+    }
+    assert "2 files in 1 classes (4 no pictures by their suffix, such as Cyst/1.json)" in found.notes[0]
+
+
 @pytest.mark.parametrize("stray", ["training/Heart/1.png", "train/1_1.tif", "Test/Heart/1.png"])
 def test_a_stray_split_folder_hides_no_known_set(tmp_path, stray):
     """It made the raw root a person's own split. Read by itself, it would be split anew: it is left out."""
@@ -255,6 +283,22 @@ def test_links(tmp_path):
         "BUSI/further": "a link that leads out of the data set's folder",
         "BUSI/again": "a link to a folder, not followed",
     }
+
+
+def test_links_that_lead_round_in_a_circle(tmp_path):
+    """Each was a traceback."""
+    plant(tmp_path, "BUSI/benign/benign (1).png", "mine/Cyst/1.png", "AUL/Benign/image/1.jpg")
+    loops = ("BUSI/benign/benign (2).png", "mine/Cyst/2.png", "mine/Two", "own/train", "AUL/loop", "loop")
+    (tmp_path / "AUL/Benign/segmentation/outline").mkdir(parents=True)
+    (tmp_path / "own/train").parent.mkdir()
+    for name in (*loops, "AUL/Benign/segmentation/outline/1.json"):
+        (tmp_path / name).symlink_to(Path(name).name)
+    found = find(tmp_path)
+    assert {record.source: record.outline for record in found.records} == dict.fromkeys(
+        ("BUSI/benign/benign (1).png", "mine/Cyst/1.png", "AUL/Benign/image/1.jpg"), ""
+    )
+    assert found.rejected.keys() >= {*loops[:3], "AUL/loop"}
+    assert set(found.rejected.values()) == {"a link to nothing"}
 
 
 def test_folders_that_cannot_be_opened(tmp_path, monkeypatch):
@@ -480,4 +524,21 @@ def test_an_outline_behind_a_link_that_leads_out_is_not_read(tmp_path):
     write(tmp_path / "elsewhere.json", "[[1, 1], [90, 1], [90, 70]]")
     (home / "2.json").symlink_to(tmp_path / "elsewhere.json")
     outlines = {r.source: r.outline for r in find(tmp_path / "raw").records}
-    assert outlines == {"AUL/Benign/image/1.jpg": str(home / "1.json"), "AUL/Benign/image/2.jpg": ""}
+    assert outlines == {
+        "AUL/Benign/image/1.jpg": "AUL/Benign/segmentation/outline/1.json",
+        "AUL/Benign/image/2.jpg": "",
+    }
+
+
+def test_what_is_found_does_not_depend_on_how_the_raw_root_is_given(tmp_path, monkeypatch):
+    """Outlines and labels held it: another spelling made the same data set anew."""
+    plant(tmp_path, "raw/AUL/Benign/image/1.jpg")
+    write(tmp_path / "raw/AUL/Benign/segmentation/outline/1.json", "[[1, 1], [90, 1], [90, 70]]")
+    write(tmp_path / "raw/ACOUSLIC/images/stacked_fetal_ultrasound/a.mha", "x")
+    write(tmp_path / "raw/ACOUSLIC/masks/stacked_fetal_abdomen/a.mha", "x")
+    write(tmp_path / "raw/ACOUSLIC/fetal_abdominal_circumferences_per_sweep.csv", "uuid,subject_id\na,7\n")
+    absolute = find(tmp_path / "raw").records
+    monkeypatch.chdir(tmp_path)
+    assert find(Path("raw")).records == absolute
+    assert [record.labels for record in absolute] == ["ACOUSLIC/masks/stacked_fetal_abdomen/a.mha", ""]
+    assert absolute[0].labels_ns and absolute[1].outline_ns

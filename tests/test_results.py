@@ -94,6 +94,41 @@ def test_pictures_that_belong_together_have_one_key():
     )
 
 
+def test_the_key_is_of_the_published_spelling():
+    """The preparation reads files in any case of letters; renamed ones passed."""
+    spelled = {
+        "AUL": ("AUL/Benign/image/4.jpg", "AUL/benign/Image/4.JPG"),
+        "BUSI": ("BUSI/benign/benign (10).png", "BUSI/Benign/Benign (10).PNG"),
+        "STU-Hospital": ("x/Test_Image_3.png", "x/test_image_3.PNG"),
+        "MMOTU-2D": ("MMOTU/OTU_2d/images/15.JPG", "MMOTU/otu_2d/images/15.jpg"),
+        "HC18": ("HC18/training_set/002_HC.png", "HC18/Training_Set/002_hc.PNG"),
+        "CAMUS": ("x/patient0007_4CH_ED.png", "x/Patient0007_4ch_ed.png"),
+        "DDTI": ("DDTI/65_2.jpg", "ddti/65_2.JPG"),
+        "COVID-LUS": ("l/Cov-Atlas+(44).gif_frame3.jpg", "l/cov-atlas+(44).gif_Frame3.JPG"),
+    }
+    for dataset, (published, renamed) in spelled.items():
+        assert hold_back.key_of(renamed, dataset) == hold_back.key_of(published, dataset)
+        assert hold_back.reason(renamed, dataset) == hold_back.reason(published, dataset)
+    assert hold_back.key_of("x/images/15.jpg", "MMOTU-2D") == "15.JPG"
+    assert hold_back.key_of("AUL/benign/image/4.jpg", "AUL") == "Benign/4.jpg"
+
+
+def test_pictures_that_the_preparation_rejects_are_held_too(tmp_path):
+    """Without the publisher's list the originals passed; with it beside them a later run reads them."""
+    plant(tmp_path, "MMOTU/OTU_2d/images/15.JPG", "MMOTU/OTU_2d/images/1.JPG", "Mine/Heart/a.png")
+    script = ROOT / "results" / "hold_back.py"
+    assert "1 files" in fails(2, script, "refuse", "--raw-root", tmp_path)
+    subprocess.run([sys.executable, script, "remove", "--raw-root", tmp_path], check=True)
+    assert [path.name for path in sorted(tmp_path.rglob("*.*"))] == ["1.JPG", "a.png"]
+    done = subprocess.run(
+        [sys.executable, script, "refuse", "--raw-root", tmp_path], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [
+        "MMOTU-2D: 1 pictures or videos, 0 kept back",
+        "Mine: 1 pictures or videos, no rule: all stays",
+    ]
+
+
 def test_a_lung_video_without_a_licence_goes():
     assert (
         hold_back.reason("x/image_dataset/covid/Cov-Unheard-Of.gif_frame3.jpg", "COVID-LUS")

@@ -13,6 +13,7 @@ from data_preprocessing import pulse_echo
 from data_preprocessing import simulate_ultrasound as us
 from data_preprocessing.anatomies import ANATOMIES
 from usvar.errors import InputError
+from usvar.files import lock_folder
 
 PROBE = pulse_echo.Probe(8.0, 40.0, 20.0, 8.0, width_mm=40.0)
 
@@ -109,6 +110,13 @@ def test_the_data_set_on_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert contents(one) == files and kept.stat().st_mtime_ns == before
 
 
+def test_two_runs_at_once(tmp_path: Path) -> None:
+    """The second removed the first one's drafts."""
+    with lock_folder(tmp_path), pytest.raises(InputError, match=r"another run writes to .*--out-root"):
+        run(tmp_path, images_per_class=1, classes=("Heart",))
+    assert not contents(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -144,6 +152,10 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) ->
     run(made, images_per_class=1, classes=("Heart",))  # complete: the version does not matter
     with pytest.raises(InputError, match="another version of the simulator"):
         run(made, images_per_class=2, classes=("Heart",))
+    # Killed before its table was written, it is not complete: made_by.json would name the new version.
+    (made / "simulation.csv").unlink()
+    with pytest.raises(InputError, match="another version of the simulator"):
+        run(made, images_per_class=1, classes=("Heart",))
     assert contents(made) == before
     (made / "made_by.json").write_text("[]", encoding="utf-8")
     with pytest.raises(InputError, match="was not written by"):

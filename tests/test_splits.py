@@ -453,3 +453,25 @@ def test_a_long_video_does_not_fill_the_cap():
     plan = make_plan(pictures, 0, 90)
     groups = Counter(p.group for p in pictures if p.source in plan.places)
     assert sum(groups.values()) <= 90 and 0 < groups["long"] <= 30 and len(groups) > 30
+
+
+def test_the_cap_drops_no_class():
+    """A class of 4 among 256 had no share of 30 pictures and went without a word."""
+    counts = {"A": 154, "B": 98, "C": 4}
+    names = [name for name, count in counts.items() for _ in range(count)]
+    pictures = [picture(i, class_name=name) for i, name in enumerate(names)]
+    class_of = {p.source: p.class_name for p in pictures}
+    places = make_plan(pictures, 0, 30).places
+    assert Counter(class_of[source] for source in places) == {"A": 15, "B": 12, "C": 3}
+    with pytest.raises(InputError, match=r"within --cap 6 in class C \(0 image.*raise --cap"):
+        make_plan(pictures, 0, 6)
+
+
+def test_the_cap_takes_a_small_class_from_all_its_official_splits():
+    parts = [("A", "train")] * 240 + [("A", "val")] * 30 + [("A", "test")] * 30
+    parts += [("B", "train")] * 4 + [("B", "val"), ("B", "test")]
+    pictures = [picture(i, class_name=name, split=split) for i, (name, split) in enumerate(parts)]
+    splits_of = split_by_source(pictures, cap=30)
+    assert Counter(splits_of.get(p.source) for p in pictures if p.class_name == "B") == {
+        **{"train": 1, "val": 1, "test": 1, None: 3}
+    }

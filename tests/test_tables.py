@@ -99,6 +99,12 @@ def test_broken_lists(tmp_path):
         read_rows(tmp_path, ("ID",))
 
 
+def test_rows_are_counted_with_blank_ones(tmp_path):
+    (tmp_path / "list.csv").write_text("a,b\n\n,\n1,2\n3\n")
+    with pytest.raises(InputError, match="row 5 has 1 cells"):
+        read_rows(tmp_path / "list.csv", ("a", "b"))
+
+
 def test_sheets_that_grow_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "a.xlsx"
     write_sheet(path, [["ID", "Label"], *([i, i] for i in range(50))])

@@ -3,10 +3,8 @@
 import hashlib
 from collections.abc import Iterable
 
-import numpy as np
-from PIL import Image
-
 from data_preprocessing.catalogue.entry import DataSet, Facts, File, Layout, named
+from data_preprocessing.readers import Unreadable, read_frames, to_grey
 from data_preprocessing.tables import read_rows
 
 BREAST = {"benign": "Breast-Benign", "malignant": "Breast-Malignant", "normal": "Breast-Normal"}
@@ -89,11 +87,15 @@ def _bus_uc_repeats(files: Iterable[File]) -> Facts:
 
 
 def _repeats(copies: Iterable[File], known: dict[bytes, dict[str, str]]) -> Facts:
-    return {file.path.stem.lower(): known.get(_digest(file), {}) for file in copies}
+    return {file.path.stem.lower(): known.get(_digest(file) or None, {}) for file in copies}
 
 
 def _digest(file: File) -> bytes:
-    return hashlib.sha256(file.path.read_bytes()).digest()
+    try:
+        return hashlib.sha256(file.path.read_bytes()).digest()
+    except OSError:
+        # A copy whose original is not known is rejected.
+        return b""
 
 
 def _lesions(files: Iterable[File], folder: str) -> Facts:
@@ -103,9 +105,8 @@ def _lesions(files: Iterable[File], folder: str) -> Facts:
 
 def _lesion(label: File) -> str:
     try:
-        with Image.open(label.path, formats=("PNG",)) as picture:
-            grey_HW = np.asarray(picture.convert("L"))
-    except (OSError, SyntaxError):
+        grey_HW = to_grey(read_frames(label.path, [0])[0])
+    except Unreadable:
         return "(a broken label picture)"
     greys = (("benign", 127), ("malignant", 255))
     # Both, or neither, is no class: the picture is rejected.

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_preprocessing.tables import read_text
+
 # What the lists beside the pictures tell, by the pattern's `key` in lower case.
 Facts = dict[str, dict[str, str]]
 
@@ -74,6 +76,9 @@ class Layout:
     array: str = ""
     # Several patients in one file: what is told of each, with its `frames`.
     parts: Callable[[File, Iterable[File]], list[dict[str, str]]] | None = None
+    # The groups are no patients or videos that a name or list tells, but a guess: blocks of neighbours, all
+    # of one day, one group for all.
+    guessed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +153,7 @@ def split_lists(files: Iterable[File], pattern: str) -> Facts:
     facts = {}
     for file in named(files, pattern):
         split = re.search(rf"(?:{pattern})$", file.path.as_posix(), re.IGNORECASE)[1]
-        for line in file.path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
+        for line in read_text(file.path).splitlines():
             if words := line.split():
                 facts[Path(words[0]).stem.lower()] = {"split": split}
     return facts
@@ -193,5 +198,5 @@ def read_outline(path: Path) -> list[tuple[float, float]] | None:
         points = json.loads(path.read_text(encoding="utf-8"))
         outline = [(float(x), float(y)) for x, y in points]
         return outline if all(math.isfinite(value) for point in outline for value in point) else None
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError):
         return None

@@ -116,6 +116,7 @@ ENTRIES = (
                 "Fetal-Head-Intrapartum",
                 facts=_fh_blocks,
                 take="first",
+                guessed=True,
             ),
         ),
         aliases=(

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from data_preprocessing.catalogue.entry import DataSet, Facts, File, Layout, named, split_lists
-from data_preprocessing.tables import read_rows
+from data_preprocessing.tables import read_rows, read_text
 from usvar.errors import InputError
 
 CAMUS_SPLITS = {"training": "train", "validation": "val", "testing": "test"}
@@ -22,7 +22,7 @@ def _camus_between(files: Iterable[File]) -> Facts:
     split_of = _camus_split(files)
     facts = {}
     for file in named(files, r"Info_[24]CH\.cfg"):
-        text = file.path.read_text(encoding="utf-8", errors="replace")
+        text = read_text(file.path)
         ends = [re.search(rf"^\s*{key}\s*:\s*(\d+)\s*$", text, re.MULTILINE) for key in ("ED", "ES")]
         if None in ends:
             raise InputError(
@@ -127,6 +127,7 @@ ENTRIES = (
                 turn="rotate 180",
                 include="copies",
                 take="even",
+                guessed=True,
             ),
         ),
         aliases=("cardiacUDC_dataset", "CardiacUDA"),

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 import numpy as np
-from PIL import Image
 
 from data_preprocessing.catalogue.entry import (
     COPIES,
@@ -15,6 +14,7 @@ from data_preprocessing.catalogue.entry import (
     in_blocks,
     named,
 )
+from data_preprocessing.readers import Unreadable, read_frames
 from data_preprocessing.tables import read_json
 from usvar.errors import InputError
 
@@ -79,12 +79,13 @@ def _carotids_doppler(files: Iterable[File]) -> Facts:
     facts = {}
     for file in named(files, r"classification_samples/\d+VAS\.png"):
         try:
-            with Image.open(file.path, formats=("PNG",)) as picture:
-                rgb_HWC = np.asarray(picture.convert("RGB")).astype(np.int16)
-        except (OSError, SyntaxError):
-            # A broken picture is rejected when it is looked at.
+            picture = read_frames(file.path, [0])[0]
+        except Unreadable:
+            # It is rejected when it is looked at.
             continue
-        warm_HW = rgb_HWC[..., 0] - rgb_HWC[..., 2] > 60
+        rgb_HWC = np.atleast_3d(picture).astype(int)
+        # Red less blue, which in a picture of one channel are the same.
+        warm_HW = rgb_HWC[..., 0] - rgb_HWC[..., -1] > 60
         facts[file.path.stem.lower()] = {"leave": "doppler" if warm_HW.mean() > 0.001 else ""}
     return facts
 
@@ -132,7 +133,7 @@ ENTRIES = (
         "CCAUI",
         "Carotid",
         # Masks have the pictures' names, in `Expert mask images`.
-        (Layout(r"US images/(?P<group>\d{8})[^/]*_slice_\d+\.png", "Carotid"),),
+        (Layout(r"US images/(?P<group>\d{8})[^/]*_slice_\d+\.png", "Carotid", guessed=True),),
         aliases=("Common Carotid Artery Ultrasound Images", "d4xt63mgjm"),
         shape="rectangle",
         licence="CC BY 4.0",
@@ -154,6 +155,7 @@ ENTRIES = (
                 "Muscle",
                 frame="full",
                 facts=_fallmud_blocks,
+                guessed=True,
             ),
         ),
         shape="rectangle",
@@ -175,10 +177,15 @@ ENTRIES = (
                 {"healthy": "Muscle-Healthy", "pathological": "Muscle-Pathological"},
                 frame="full",
                 facts=_stmus_blocks,
+                guessed=True,
             ),
             # Resized for a network, without the condition.
             Layout(
-                r"(?P<group>MuscleCNN)/(train|val|test)/[^/]+\.png", "Muscle", frame="full", include="copies"
+                r"(?P<group>MuscleCNN)/(train|val|test)/[^/]+\.png",
+                "Muscle",
+                frame="full",
+                include="copies",
+                guessed=True,
             ),
         ),
         aliases=(
@@ -207,6 +214,7 @@ ENTRIES = (
                 r"JPEGImages/(?P<key>[^/]+)\.jpe?g",
                 "Nerve",
                 facts=_ubpd_lists,
+                guessed=True,
             ),
         ),
         aliases=("UBPD", "Ultrasound brachial plexus dataset"),
@@ -271,14 +279,21 @@ ENTRIES = (
                 "Carotid",
                 frame="text",
                 facts=_carotids_doppler,
+                guessed=True,
             ),
-            Layout(r"localization_samples/[^/]+/(?P<group>\d{8})\d+VAS\.png", "Carotid", frame="full"),
+            Layout(
+                r"localization_samples/[^/]+/(?P<group>\d{8})\d+VAS\.png",
+                "Carotid",
+                frame="full",
+                guessed=True,
+            ),
             # Cuts of the above around the artery, with a digit before the number.
             Layout(
                 r"segmentation_samples/[^/]+/\d(?P<group>\d{8})\d+\.png",
                 "Carotid",
                 frame="full",
                 include="copies",
+                guessed=True,
             ),
         ),
         shape="rectangle",

@@ -125,9 +125,16 @@ ENTRIES = (
         (
             # The original: <case>_<k>.jpg beside <case>.xml.
             Layout(DDTI_CASES, "Thyroid-Nodule-DDTI", frame="rectangle", facts=_ddti_tirads),
-            Layout(DDTI_COPY, "Thyroid-Nodule-DDTI", frame="rectangle", facts=_ddti_blocks),
+            Layout(DDTI_COPY, "Thyroid-Nodule-DDTI", frame="rectangle", facts=_ddti_blocks, guessed=True),
             # `2_preprocessed_data`: the same pictures again, without their borders.
-            Layout(DDTI_CROPS, "Thyroid-Nodule-DDTI", frame="full", facts=_ddti_blocks, include="copies"),
+            Layout(
+                DDTI_CROPS,
+                "Thyroid-Nodule-DDTI",
+                frame="full",
+                facts=_ddti_blocks,
+                include="copies",
+                guessed=True,
+            ),
         ),
         aliases=("DDTI dataset", "ddti-thyroid-ultrasound-images", "ddti-dataset"),
         shape="rectangle",
@@ -171,7 +178,15 @@ ENTRIES = (
         "TG3K",
         "Thyroid",
         # The official lists put frames of one sweep on two sides, so they are not used.
-        (Layout(r"thyroid-image/(?P<key>\d+)\.jpe?g", "Thyroid-Gland", frame="full", facts=_tg3k_blocks),),
+        (
+            Layout(
+                r"thyroid-image/(?P<key>\d+)\.jpe?g",
+                "Thyroid-Gland",
+                frame="full",
+                facts=_tg3k_blocks,
+                guessed=True,
+            ),
+        ),
         aliases=("Thyroid Dataset",),
         shape="rectangle",
         cite="Gong et al. 2023, Computers in Biology and Medicine, doi 10.1016/j.compbiomed.2022.106389; "
@@ -228,6 +243,7 @@ ENTRIES = (
                 {"trainval": "train", "test": "test"},
                 "full",
                 facts=_tn3k_lists,
+                guessed=True,
             ),
         ),
         aliases=("Thyroid Dataset", "TRFE-Net"),
