@@ -604,11 +604,9 @@ def main(s: Settings) -> None:
             # What is due now. To ask the device which steps were skipped is to wait for it, so that it is
             # asked only when something is due, and before `best` starts anew, for `save` to know the old one.
             log_due, eval_due, save_due = training.due(done, s)
-            if discriminator and done == s.adversarial_step:
-                log_due = True  # means over steps with and without its loss would be those of neither
             revive_due = s.revive_every and done % s.revive_every == 0 and done <= s.revive_until * s.steps
             stopping = world.any(stop.received is not None)
-            if log_due or eval_due or save_due or revive_due or stopping:
+            if log_due or eval_due or save_due or revive_due or stopping or done == s.adversarial_step:
                 ending = training.report_skipped(guard, run, last_path, batch_names)
                 if ending:
                     # Unless the checkpoint that is here has these weights already.

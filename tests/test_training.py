@@ -144,6 +144,18 @@ def test_the_meter_goes_on_from_its_state():
     assert second.steps == 0
 
 
+def test_a_number_that_begins_within_an_interval_is_a_mean_of_its_own_steps():
+    """The adversarial loss was divided by all steps of the interval that it began in: too small by half."""
+    first, second = training.Meter(), training.Meter()
+    first.add(MADE, loss=torch.tensor(1.0))
+    second.load_state_dict(first.state_dict(ALONE), ALONE)
+    for meter in (first, second):
+        meter.add(MADE, loss=torch.tensor(3.0), adversarial=torch.tensor(8.0))
+        assert meter.read(ALONE)[0] == {"loss": 2.0, "adversarial": 8.0}
+    second.load_state_dict({"sums": {"loss": torch.tensor([4.0])}, "steps": 2}, ALONE)  # of before
+    assert second.read(ALONE)[0] == {"loss": 2.0}
+
+
 def test_the_meter_leaves_out_steps_that_were_skipped():
     meter, skipped = training.Meter(), torch.tensor(False)
     meter.add(skipped, loss=torch.tensor(float("nan")))

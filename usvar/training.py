@@ -187,7 +187,7 @@ def check_shared(settings: Any, processes: int) -> None:
     checks.require(settings, "above 0", "learning_rate", "clip", "read_limit_s")
     checks.require(settings, "0 to 1", "warmup", "final_rate")
     checks.require(settings, "0 to below 1", "betas", "ema_decay")
-    checks.require(settings, "0 or more", "muon_rate", "weight_decay", "max_skipped_steps")
+    checks.require(settings, "0 or more", "muon_rate", "weight_decay", "max_skipped_steps", "seed")
     checks.require(settings, "0 to 9223372036854775807", "seed")  # PyTorch takes 64 bits
     batch, shares = settings.batch_size, processes * settings.accumulate
     if batch % shares:
@@ -370,8 +370,9 @@ class Meter:
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        # Steps that count, on the device, and all steps, for the time of one.
-        self.made: Tensor | int = 0
+        # Steps that each number was given in and that were taken, on the device: the adversarial loss begins
+        # within an interval. And all steps, for the time of one.
+        self.counts: dict[str, Tensor | int] = {}
         self.steps = 0
         self.started = time.perf_counter()
 
@@ -380,7 +381,7 @@ class Meter:
         for name, value in values.items():
             value = torch.where(is_taken, value.detach().float(), 0)
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.made = self.made + is_taken.long()
+            self.counts[name] = self.counts.get(name, 0) + is_taken.long()
         self.steps += 1
 
     def state_dict(self, world: World) -> dict[str, Any]:
@@ -389,11 +390,14 @@ class Meter:
         Every process has sums of its own, and all are kept: (processes, ...) each. All processes call this.
         """
         sums = {name: world.gather(value[None]).cpu() for name, value in self.sums.items()}
-        return {"sums": sums, "steps": int(self.made)}
+        counts = {name: int(count) for name, count in self.counts.items()}
+        return {"sums": sums, "counts": counts, "steps": max(counts.values(), default=0)}
 
     def load_state_dict(self, state: dict[str, Any], world: World) -> None:
         """Go on from `state_dict`; with another number of processes, each takes the mean of all."""
-        self.made, self.sums = state["steps"], {}
+        # Older checkpoints have one count for all.
+        self.counts = state.get("counts") or dict.fromkeys(state["sums"], state["steps"])
+        self.sums = {}
         for name, value in state["sums"].items():
             own = value[world.rank] if len(value) == world.size else value.mean(0)
             self.sums[name] = own.to(world.device)
@@ -409,13 +413,13 @@ class Meter:
         """Means since the last read, over steps and processes, and the seconds a step took; starts anew.
 
         Returns:
-            A number for each name, or a list of numbers where tensors of several elements were added; nothing
-            when no step was taken.
+            A number for each name, or a list of numbers where tensors of several elements were added; none
+            where no step was taken.
         """
-        made = int(self.made)
-        means = {name: world.mean(x / made).tolist() for name, x in self.sums.items()} if made else {}
+        counts = {name: int(count) for name, count in self.counts.items()}
+        means = {name: world.mean(x / counts[name]).tolist() for name, x in self.sums.items() if counts[name]}
         seconds = (time.perf_counter() - self.started) / max(1, self.steps)
-        self.sums, self.made, self.steps, self.started = {}, 0, 0, time.perf_counter()
+        self.sums, self.counts, self.steps, self.started = {}, {}, 0, time.perf_counter()
         return means, seconds
 
 
