@@ -116,7 +116,10 @@ def tokenise_split(
     }
     if is_finished(folder, files.classes, made_by, world):
         if world.is_main:
-            remove_partials(folder)  # of a run that died after it had written the archive
+            # Of a run that died after it had written the archive; what other settings began stays.
+            stamp_path = folder / PARTIAL_STAMP
+            if not stamp_path.is_file() or read_stamp(stamp_path) == what_decides_tokens(made_by):
+                remove_partials(folder)
             print(f"{split}: nothing to do, {folder / tokens.FILE_NAME} is made by these settings")
         return
     if world.is_main:
@@ -144,12 +147,17 @@ def prepare_partials(folder: Path, shape: tuple[int, int], made_by: dict) -> Non
     remove_stale_temporaries(folder)
     stamp_path, decisive = folder / PARTIAL_STAMP, what_decides_tokens(made_by)
     is_whole = all((folder / name).is_file() for name in (PARTIAL_IDX, PARTIAL_DONE, PARTIAL_STAMP))
-    if not is_whole or json.loads(stamp_path.read_text(encoding="utf-8")) != decisive:
+    if not is_whole or read_stamp(stamp_path) != decisive:
         stamp_path.unlink(missing_ok=True)
         dtype = np.uint16 if made_by["vocab_size"] <= 65536 else np.int32
         new_memmap(folder / PARTIAL_IDX, dtype, shape).flush()
         new_memmap(folder / PARTIAL_DONE, np.bool_, shape[:1]).flush()
         write_json(stamp_path, decisive)
+
+
+def read_stamp(path: Path) -> dict:
+    """What decides the tokens that are collected beside this file."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def remove_partials(folder: Path) -> None:

@@ -249,7 +249,7 @@ def backward(
             with torch.no_grad():
                 input_BLC = vae.quantize.idxBl_to_var_input(split_scales(idx_BL, vae.quantize.v_patch_nums))
             with training.autocast(idx_BL.device, dtype):
-                loss_BL, nats_BL, hit_BL = network(
+                loss_BL, nats_BL, correct_BL = network(
                     label_B,
                     input_BLC,
                     class_drop_B=drop_B,
@@ -261,7 +261,7 @@ def backward(
             piece_loss = mean_over_tokens(scale_means(loss_BL, spans), spans) / len(pieces)
             piece_loss.backward()
         loss = loss + piece_loss.detach()
-        seen_2S = seen_2S + torch.stack([scale_means(x, spans) for x in (nats_BL, hit_BL)]) / len(pieces)
+        seen_2S = seen_2S + torch.stack([scale_means(x, spans) for x in (nats_BL, correct_BL)]) / len(pieces)
     return loss, *seen_2S
 
 
@@ -279,8 +279,8 @@ def validate(
         label_B = torch.from_numpy(maps.label_N[rows]).to(device)
         input_BLC = vae.quantize.idxBl_to_var_input(split_scales(idx_BL, maps.patch_nums))
         with training.autocast(device, dtype):
-            _, nats_BL, hit_BL = model(label_B, input_BLC, target_BL=idx_BL, chunk=s.head_chunk)
-        sums_2S += torch.stack([scale_means(x, spans) for x in (nats_BL, hit_BL)]).double() * len(rows)
+            _, nats_BL, correct_BL = model(label_B, input_BLC, target_BL=idx_BL, chunk=s.head_chunk)
+        sums_2S += torch.stack([scale_means(x, spans) for x in (nats_BL, correct_BL)]).double() * len(rows)
     nats_S, accuracy_S = world.sum(sums_2S) / len(own_rows)
     mean = mean_over_tokens(nats_S, spans).item()
     return {

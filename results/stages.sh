@@ -53,8 +53,8 @@ stage() {
     # Ctrl-C is for the script: its last words still have to be written down.
     "${limit[@]}" "$@" 2>&1 | tee -ia "$out/commands/$name.log" || code=$?
     echo "$name,$date,$((SECONDS - start)),$code" >>"$out/commands/times.csv"
-    # 137: killed, for it did not stop in time, as while torch.compile is at work.
-    if [[ $code == 143 || ($code == 137 && $PIECE_SECONDS != 0) ]]; then
+    # 137 when the time is over: killed, for it did not stop in time, as while torch.compile is at work.
+    if [[ $code == 143 || ($code == 137 && $PIECE_SECONDS != 0 && $SECONDS -ge $PIECE_SECONDS) ]]; then
         # A measurement that a whole piece is too short for would fill every piece and hold up what comes after.
         [[ $PIECE_SECONDS == 0 || $MAY_FAIL == 0 || $start -ge 30 ]] || touch "$given_up"
         again "$name"

@@ -441,6 +441,19 @@ def test_a_measurement_that_fills_a_whole_piece_does_not_hold_up_the_others(tmp_
     assert codes == [143, 0] and (tmp_path / "run" / "b").exists()
 
 
+@pytest.mark.parametrize(("seconds", "code"), [("1", 143), ("60", 137)])
+def test_a_script_killed_when_the_piece_is_over_goes_on_and_one_killed_before_does_not(
+    tmp_path, seconds, code
+):
+    """Such as one that compiles and does not hear the signal; a kill for want of memory is a fault."""
+    text = "stage a - bash -c 'trap : TERM; sleep 1; sleep 1; kill -9 $$'; finish"
+    command = ["bash", "-c", f"source results/stages.sh; {text}", "recipe", tmp_path, tmp_path / "run"]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PIECE_SECONDS": seconds}, capture_output=True
+    )
+    assert done.returncode == code
+
+
 @pytest.mark.parametrize("smoke", ["0", "1"])
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("raw", ["data/raw", "prepared.zip"])

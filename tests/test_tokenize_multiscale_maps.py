@@ -134,6 +134,23 @@ def test_what_a_run_that_died_in_its_last_words_left_is_removed(
     assert not list(tmp_path.glob("*/partial_*"))
 
 
+def test_what_other_settings_began_outlives_a_run_that_has_nothing_to_do(
+    made, tiny_data, tiny_vqvae, tmp_path, monkeypatch
+):
+    shutil.copytree(made, tmp_path / "out")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "write_archive", stop)
+        with pytest.raises(KeyboardInterrupt):
+            script.main(settings(tiny_data, tiny_vqvae, tmp_path / "out", views=4))
+    began = {path: path.read_bytes() for path in (tmp_path / "out/train").glob("partial_*")}
+    script.main(settings(tiny_data, tiny_vqvae, tmp_path / "out"))
+    assert len(began) == 3 and all(path.read_bytes() == content for path, content in began.items())
+
+
 def test_one_process_alone_says_why_a_split_is_made_anew(made, tmp_path, capsys):
     """Each of them did."""
     before = tokens.read_token_maps(made / "val")

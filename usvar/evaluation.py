@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from scipy import stats
 from sklearn.metrics import pairwise_distances_argmin_min, pairwise_distances_chunked
 from torch import Tensor
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
 # Groups that a class must have for its halves to tell how groups scatter.
 LEAST_GROUPS = 4
@@ -241,6 +240,9 @@ def frechet_distance(fake_ND: np.ndarray, real_MD: np.ndarray) -> float:
     M. Heusel et al., "GANs Trained by a Two Time-Scale Update Rule", NeurIPS 2017. Biased upwards, the more
     the fewer images: see `frechet_extrapolated`.
     """
+    # Slow to import, and sample_vqvae.py takes none of it.
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+
     fitted = [
         fid_features_to_statistics(torch.from_numpy(np.asarray(x, np.float64))) for x in (fake_ND, real_MD)
     ]

@@ -90,15 +90,16 @@ def load_models(
                 f"{path} has the classes {', '.join(names)}, {data_root} has {', '.join(classes)}: give the "
                 "images that it was made from"
             )
+    files = {split: images.find_images(data_root, split, classes) for split in maps}
     for split, one in maps.items():
         made_from = one.made_by.get("listing_sha256")
-        if made_from and made_from != images.listing_sha256(images.find_images(data_root, split, classes)):
+        if made_from and made_from != images.listing_sha256(files[split]):
             raise InputError(
                 f"{one.file} was made from other images than {data_root / split} has: give the images that "
                 "it was made from, or tokenise these and train again"
             )
     tokens.refuse_other_training(var_path, loaded, maps["train"])
-    images.note_other_training(vqvae_path, vqvae.made_by, images.find_images(data_root, "train", classes))
+    images.note_other_training(vqvae_path, vqvae.made_by, files["train"])
     size = vqvae.model.image_side
     return Models(loaded.model, vqvae.model, loaded.sha256, classes, size, maps)
 
