@@ -115,6 +115,8 @@ def recipes(side: int, vgg: Path | None = None) -> dict[str, dict[str, Any]]:
         "ours, no EMA": {"ema_decay": 0.0},
         "ours, no adversarial loss": {"adversarial_weight": 0.0},
         "ours, adversarial loss 0.5": {"adversarial_weight": 0.5},
+        "ours, discriminator's betas 0.9 and 0.95": {"discriminator_betas": (0.9, 0.95)},
+        "ours, no LeCam": {"lecam_weight": 0.0},
         # One remedy more.
         "ours + cosine look-up": {"cosine_lookup": True},
         "ours + L1": {"l1_weight": 0.1},
