@@ -11,6 +11,7 @@ import json
 import os
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from itertools import groupby, islice
@@ -150,6 +151,17 @@ class Index:
     def unreadable(self) -> Iterator[tuple[str, str]]:
         """Id and reason of each picture that cannot be used."""
         return self.db.execute("SELECT id, reason FROM unreadable ORDER BY n")
+
+    def class_counts(self) -> Counter[tuple[str, str]]:
+        """Pictures by class and what became of them: a split, "rejected" or "left_out"."""
+        rows = self.db.execute("""
+            SELECT class, became, count(*) FROM (
+                SELECT class, split AS became FROM place JOIN picture USING (n)
+                UNION ALL SELECT class, 'rejected' FROM picture WHERE id IN (SELECT key FROM rejected)
+                UNION ALL SELECT class, 'left_out' FROM picture WHERE id IN (SELECT key FROM left_out)
+            ) GROUP BY class, became
+        """)
+        return Counter({(name, became): count for name, became, count in rows})
 
     def readable(self) -> Iterator[tuple[Record, Look]]:
         """Pictures that can be used and are not left out."""

@@ -7,8 +7,8 @@
 Reads <raw-root>/<DataSet>/... as unpacked by its publisher (catalogue/ knows which), and a person's own
 pictures as <raw-root>/<AnyName>/<Class>/* or <raw-root>/<AnyName>/{train,val,test}/<Class>/*. Writes to
 <out-root>: {train,val,test}/<Class>/<dataset>__<id>.png (grey stored as RGB), manifest.csv, rejected.csv,
-left_out.csv, label_conflicts.csv, leak_report.json, per_class_by_split.png, contact_sheets/<Class>.png and
-made_by.json. Raw data is never changed.
+left_out.csv, label_conflicts.csv, leak_report.json, per_class_by_split.csv and .png,
+contact_sheets/<Class>.png and made_by.json. Raw data is never changed.
 
 Run it again after a change or an interruption: only what is new is read and written, and outputs that are
 no longer wanted are removed. Another --size writes all images anew; another --seed, --cap or --selection
@@ -185,7 +185,7 @@ def prepare(settings: Settings, found: Found, new_name: dict[str, str], index: I
         guessed[record.dataset] += record.guessed
     write_leak_report(out, index.rows, plan, +guessed)
     changed = write_reports(settings, found, index, before)
-    say(settings, found, index.rows, plan, Done(seen, unreadable, written, removed, changed))
+    say(settings, found, index, plan, Done(seen, unreadable, written, removed, changed))
 
 
 def look_at_pictures(settings: Settings, index: Index) -> None:
@@ -616,24 +616,30 @@ def write_reports(settings: Settings, found: Found, index: Index, old: dict[str,
         write_csv(out / "rejected.csv", header, reasons_of(found.rejected)),
         write_csv(out / "left_out.csv", header, reasons_of(found.left_out)),
     ]
+    counts = index.class_counts()
+    columns = (*SPLITS, "rejected", "left_out")
+    rows = (
+        {"class": name} | {column: counts[name, column] for column in columns}
+        for name in sorted({name for name, _ in counts})
+    )
+    lists.append(write_csv(out / "per_class_by_split.csv", ["class", *columns], rows))
     changed = any(lists) or bool(jobs) or not same == set(classes) == set(old)
     chart = out / "per_class_by_split.png"
     if changed or not chart.is_file():
-        counts = Counter((row["class"], row["split"]) for row in index.rows)
         report.bar_chart(chart, counts, sorted(classes))
         write_json(out / "made_by.json", made_by("data_preprocessing/prepare_datasets.py", settings))
     # The manifest comes last: it says that the rest is there.
     return write_csv(out / "manifest.csv", MANIFEST, index.rows) or changed
 
 
-def say(settings: Settings, found: Found, rows: Sequence[dict[str, str]], plan: Plan, done: Done) -> None:
+def say(settings: Settings, found: Found, index: Index, plan: Plan, done: Done) -> None:
     """The last words: table, what was done, and how many were rejected."""
-    counts = Counter((row["class"], row["split"]) for row in rows)
+    counts = index.class_counts()
     print(report.table(counts, sorted({name for name, _ in counts})))
     datasets = plan.pictures.number_N["dataset"][plan.over_cap_M]
     for dataset, count in zip(*np.unique(datasets, return_counts=True), strict=True):
         print(f"{plan.pictures.datasets[dataset]}: {count} pictures left out by --cap {settings.cap}")
-    images = counts.total()
+    images = len(index.rows)
     if done.written or done.removed or done.changed:
         print(
             f"{settings.out_root}: {images} images, {done.written} written, {done.removed} removed, "

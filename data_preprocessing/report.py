@@ -30,20 +30,22 @@ def short_reason(reason: str) -> str:
 
 
 def table(counts: Counter, classes: Sequence[str]) -> str:
-    """Classes by splits as aligned text.
+    """Classes by splits as aligned text, and what is not used of each.
 
     Args:
-        counts: number of pictures by (class, split).
+        counts: number of pictures by (class, split), (class, "rejected") and (class, "left_out").
         classes: the rows.
     """
     width = max(len(name) for name in ("class", *classes))
-    rows = [f"{'class':<{width}}" + "".join(f"{name:>8}" for name in (*SPLITS, "all"))]
-    for name in (*classes, "all"):
-        numbers = [
-            counts[name, split] if name != "all" else sum(counts[c, split] for c in classes)
-            for split in SPLITS
-        ]
-        rows.append(f"{name:<{width}}" + "".join(f"{n:>8}" for n in (*numbers, sum(numbers))))
+    titles = (*SPLITS, "all", "rejected", "left out")
+    rows = [f"{'class':<{width}}" + "".join(f"{title:>10}" for title in titles)]
+    totals = Counter()
+    for (_, column), count in counts.items():
+        totals["all", column] += count
+    for name, number in (*((name, counts) for name in classes), ("all", totals)):
+        kept = [number[name, split] for split in SPLITS]
+        numbers = (*kept, sum(kept), number[name, "rejected"], number[name, "left_out"])
+        rows.append(f"{name:<{width}}" + "".join(f"{n:>10}" for n in numbers))
     return "\n".join(rows)
 
 

@@ -56,8 +56,9 @@ LISTS = (
     "label_conflicts.csv",
     "leak_report.json",
     "made_by.json",
+    "per_class_by_split.csv",
+    "per_class_by_split.png",
 )
-LISTS += ("per_class_by_split.png",)
 PACKED = "packed.json"
 INDEX = "index.json"
 INDEX_FORMAT = "ultrasound-var-shards-1"

@@ -178,17 +178,17 @@ def real_classes(source: Path, stage: str, made_by: dict[str, Any]) -> set[str]:
 
 
 def prepared(source: Path) -> dict[str, Any]:
-    """Images of each class and split, and how many were rejected for which reason."""
-    with open(source / "manifest.csv", newline="", encoding="utf-8") as file:
-        images = Counter((row["class"], row["split"]) for row in csv.DictReader(file))
+    """Pictures of each class by split, rejected and left out, and how many of each for which reason."""
+    with open(source / "per_class_by_split.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    table = {row.pop("class"): {column: int(count) for column, count in row.items()} for row in rows}
     with open(source / "rejected.csv", newline="", encoding="utf-8") as file:
         rejected = Counter(short_reason(row["reason"]) for row in csv.DictReader(file))
     with open(source / "left_out.csv", newline="", encoding="utf-8") as file:
         left_out = Counter(row["reason"] for row in csv.DictReader(file))
-    classes = sorted({name for name, _ in images})
-    table = {name: {split: images[name, split] for split in ("train", "val", "test")} for name in classes}
+    images = sum(row[split] for row in table.values() for split in ("train", "val", "test"))
     return {
-        "images": {"by_class": table, "all": sum(images.values())},
+        "images": {"by_class": table, "all": images},
         "rejected": dict(rejected),
         "left_out": dict(left_out),
     }

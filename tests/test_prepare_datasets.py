@@ -554,6 +554,27 @@ def test_bad_files_are_listed_counted_and_not_replaced(tmp_path, capsys):
     assert last.startswith(f"rejected {len(wanted)} of {12 + len(wanted)} (10 unreadable, 1 copies)")
 
 
+def test_each_class_says_how_many_of_it_are_rejected_and_left_out(tmp_path, capsys):
+    own_pictures(tmp_path / "raw", each=12)
+    for name, count in (("Cat", 2), ("Dog", 1)):
+        for i in range(count):
+            (tmp_path / "raw" / "mine" / name / f"cut {i}.png").write_bytes(b"\x89PNG")
+    shutil.copy(tmp_path / "raw" / "mine" / "Dog" / "0.png", tmp_path / "raw" / "mine" / "Dog" / "again.png")
+    rows = prepare(tmp_path / "raw", tmp_path / "out", cap=16)
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    with open(tmp_path / "out" / "per_class_by_split.csv", newline="", encoding="utf-8") as file:
+        table = {row.pop("class"): {k: int(v) for k, v in row.items()} for row in csv.DictReader(file)}
+    assert {name: row["rejected"] for name, row in table.items()} == {"Cat": 2, "Dog": 2}
+    assert sum(row["left_out"] for row in table.values()) == 24 - 16
+    for name, row in table.items():
+        assert sum(row.values()) == 12 + row["rejected"]
+        for split in ("train", "val", "test"):
+            assert row[split] == sum((r["class"], r["split"]) == (name, split) for r in rows)
+        kept = [row[split] for split in ("train", "val", "test")]
+        numbers = (*kept, sum(kept), row["rejected"], row["left_out"])
+        assert [name, *map(str, numbers)] in printed
+
+
 @pytest.mark.parametrize(
     ("reason", "short"),
     [
