@@ -118,6 +118,10 @@ def fast_paths(s: Settings, vae: VQVAE, var: VAR, device: torch.device) -> list[
     def tokens(cfg: float = s.cfg, model: VAR = var) -> torch.Tensor:
         return model.generate_tokens(1, cfg=cfg, **sampling)[0]
 
+    def casting_anew() -> torch.Tensor:
+        with torch.autocast(device.type, amp, cache_enabled=False):
+            return tokens()
+
     cond_BD, logits_BlV = draw(rows, var.D), 2 * draw(s.batch, last, s.vocab_size)
     gumbel_BlV = gumbel_noise(list(range(s.batch)), range(last), s.vocab_size, device)
     k_BHLd, v_BHLd = (draw(rows, heads, var.L, var.C // heads) for _ in range(2))
@@ -220,6 +224,9 @@ def fast_paths(s: Settings, vae: VQVAE, var: VAR, device: torch.device) -> list[
             dtypes=(torch.float32, torch.bfloat16),
         ),
     ]
+    if amp != torch.float32:
+        # float32 is cast nowhere.
+        pairs.append(pair("weights: cast at each scale -> once", casting_anew, tokens))
     if s.compile:
         compiled = copy.deepcopy(var)
         compiled.compile_blocks()

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 # A script's own folder is on the path, the repository's root is not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -38,11 +39,11 @@ from benchmarks.measure import (
     summary,
 )
 from models import VAR, VQVAE
-from models.fast_paths import attend, fused_attention, linear
+from models.fast_paths import attend, fused_attention, linear, scaled_norm
 from models.helpers import scale_spans, split_scales
 from usvar import cli, training
 from usvar.distributed import World
-from usvar.muon import Muon
+from usvar.muon import Muon, round_by_round, through_square
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Settings(NetworkSettings):
     # Tokens whose logits are held at once by the loss in chunks.
     chunk: int = 1024
 
-    # Also measure torch.compile: minutes of compiling.
+    # Also measure torch.compile, and FlexAttention, which needs it: minutes of compiling.
     compile: bool = False
 
 
@@ -141,34 +142,75 @@ def fast_paths(s: Settings, vae: VQVAE, var: VAR, device: torch.device) -> list[
             raise SystemExit(f"FAILED: {name} changes the gradient by {error:.1e} of its norm")
         pairs.append(pair(name, Step.run, slow, fast))
 
-    amp = torch.bfloat16 if s.dtype == "bfloat16" else torch.float32
-    tokens = s.batch * var.L
-    x_ND, layer = torch.randn(tokens, var.C, device=device), var.blocks[0].ffn.fc1
+    for name, work, slow, fast in parts(s, var, device):
+        wanted, found = work(slow).double(), work(fast).double()
+        error = float((wanted - found).norm() / wanted.norm())
+        if not error < 3e-2:
+            raise SystemExit(f"FAILED: {name} changes the numbers by {error:.1e} of their norm")
+        pairs.append(pair(name, work, slow, fast))
+    return pairs
 
-    def product(function: Callable[..., torch.Tensor]) -> None:
-        leaf_ND = x_ND.detach().requires_grad_()
-        with training.autocast(device, amp):
-            function(leaf_ND, layer.weight, layer.bias).sum().backward()
 
-    pairs.append(pair("products: PyTorch's choice -> ours", product, F.linear, linear))
-
+def parts(s: Settings, var: VAR, device: torch.device) -> list[tuple[str, Callable, Callable, Callable]]:
+    """Parts of a step at the shapes that they have in it: name, work of a way, and the two ways."""
+    dtype = torch.bfloat16 if s.dtype == "bfloat16" else torch.float32
     heads, spans, stream = var.num_heads, scale_spans(s.patch_nums), torch.Generator(device).manual_seed(0)
-    q, k, v = (
-        torch.randn(s.batch, heads, var.L, var.C // heads, generator=stream, device=device, dtype=amp)
-        for _ in range(3)
-    )
+    layer, norm = var.blocks[0].ffn.fc1, var.blocks[0].ln_wo_grad
+
+    def draw(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.randn(*shape, generator=stream, device=device, dtype=dtype)
+
+    def gradient(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+        """Of a weighted sum of what the function gives, for its first input."""
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        y = function(*leaves)
+        (y * weight[: y.numel()].view_as(y)).sum().backward()
+        return leaves[0].grad
+
+    x_BLD, scale_B1D, shift_B1D = (draw(s.batch, n, var.C) for n in (var.L, 1, 1))
+    q, k, v = (draw(s.batch, heads, var.L, var.C // heads, dtype=dtype) for _ in range(3))
+    weight = draw(s.batch * var.L * layer.out_features)
+
+    def product(function: Callable[..., torch.Tensor]) -> torch.Tensor:
+        with training.autocast(device, dtype):
+            return gradient(function, x_BLD, layer.weight, layer.bias)
+
+    def normed(function: Callable[..., torch.Tensor]) -> torch.Tensor:
+        return gradient(lambda x, *more: function(x, norm, *more), x_BLD, scale_B1D, shift_B1D)
+
+    def plain_norm(x_BLD: torch.Tensor, norm: torch.nn.Module, scale_B1D, shift_B1D) -> torch.Tensor:
+        return norm(x_BLD) * (1 + scale_B1D) + shift_B1D
 
     def attention(function: Callable[..., torch.Tensor]) -> torch.Tensor:
-        leaf = q.detach().requires_grad_()
-        function(leaf, k.detach().requires_grad_(), v.detach().requires_grad_(), spans, 0.25).sum().backward()
-        return leaf.grad
+        return gradient(lambda q, k, v: function(q, k, v, spans, 0.25), q, k, v)
 
-    wanted, found = (attention(function).double() for function in (fused_attention, attend))
-    error = float((wanted - found).norm() / wanted.norm())
-    if not error < 3e-2:
-        raise SystemExit(f"FAILED: attention of our own changes the gradient by {error:.1e} of its norm")
-    pairs.append(pair("attention: PyTorch's fused -> ours", attention, fused_attention, attend))
-    return pairs
+    wide_NOI = draw(s.depth, var.C, layer.out_features)
+    wide_NOI /= wide_NOI.norm(dim=(1, 2), keepdim=True)
+    found = [
+        ("products: PyTorch's choice -> ours", product, F.linear, linear),
+        ("norm: in parts -> keeps its input only", normed, plain_norm, scaled_norm),
+        ("attention: PyTorch's fused -> ours", attention, fused_attention, attend),
+        ("Muon, wide matrices: rounds -> square", lambda way: way(wide_NOI), round_by_round, through_square),
+    ]
+    if s.compile:
+        sizes_S = torch.tensor([end - start for start, end in spans], device=device)
+        scale_L = torch.arange(len(spans), device=device).repeat_interleave(sizes_S)
+        mask = create_block_mask(
+            lambda b, h, query, key: scale_L[key] <= scale_L[query], None, None, var.L, var.L, device=device
+        )
+        compiled = torch.compile(flex_attention)
+
+        def flex(q, k, v, spans, scale: float) -> torch.Tensor:
+            return compiled(q, k, v, block_mask=mask, scale=scale)
+
+        def forward(function: Callable[..., torch.Tensor]) -> torch.Tensor:
+            with torch.no_grad():
+                return function(q, k, v, spans, 0.25)
+
+        # It has no gradients on a CPU.
+        work = attention if device.type == "cuda" else forward
+        found.append(("attention: FlexAttention -> ours", work, flex, attend))
+    return found
 
 
 def published_pairs(s: Settings, theirs: Any, ours: Any) -> list[Pair]:
