@@ -114,6 +114,7 @@ def recipes(side: int, vgg: Path | None = None) -> dict[str, dict[str, Any]]:
         "ours, Muon 2 times AdamW": {"muon_rate": 2.0},
         "ours, no EMA": {"ema_decay": 0.0},
         "ours, no adversarial loss": {"adversarial_weight": 0.0},
+        "ours, adversarial loss 0.3": {"adversarial_weight": 0.3},
         "ours, adversarial loss 0.5": {"adversarial_weight": 0.5},
         "ours, discriminator's betas 0.9 and 0.95": {"discriminator_betas": (0.9, 0.95)},
         "ours, no LeCam": {"lecam_weight": 0.0},
