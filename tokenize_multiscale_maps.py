@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from models import VQVAE
 from models.helpers import scale_boundaries
-from models.quant import perplexity, usage
+from models.quant import perplexity, usage, usage_of_possible
 from usvar import checkpoints, checks, cli, distributed, images, provenance, tokens, training
 from usvar.augment import augment, draw_parameters
 from usvar.errors import InputError
@@ -116,7 +116,7 @@ def tokenise_split(
     }
     if is_finished(folder, files.classes, made_by, world):
         if world.is_main:
-            # Of a run that died after it had written the archive; what other settings began stays.
+            # Left by a run that died after it had written the archive; what other settings began stays.
             stamp_path = folder / PARTIAL_STAMP
             if not stamp_path.is_file() or read_stamp(stamp_path) == what_decides_tokens(made_by):
                 remove_partials(folder)
@@ -131,7 +131,7 @@ def tokenise_split(
     if world.is_main:
         write_archive(folder, files, idx_NL, patch_nums, made_by)
         remove_partials(folder)
-        report(split, idx_NL, patch_nums, vqvae.model.vocab_size)
+        print_usage(split, idx_NL, patch_nums, vqvae.model.vocab_size)
     world.barrier()
 
 
@@ -264,14 +264,16 @@ def what_decides_tokens(made_by: dict) -> dict:
     }
 
 
-def report(split: str, idx_NL: np.ndarray, patch_nums: tuple[int, ...], vocab_size: int) -> None:
-    """One line a scale: how much of the codebook its tokens use."""
+def print_usage(split: str, idx_NL: np.ndarray, patch_nums: tuple[int, ...], vocab_size: int) -> None:
+    """One line per scale: how many of the codes its tokens use of those that so many tokens could use."""
     counts_SV = tokens.code_counts_of(idx_NL, patch_nums, vocab_size)
     print(
         f"{split}: {len(idx_NL)} token maps of {idx_NL.shape[1]} tokens, "
         f"{usage(counts_SV.sum(0)):.0%} of codes in use"
     )
-    for side, used, varied in zip(patch_nums, usage(counts_SV), perplexity(counts_SV), strict=True):
+    for side, used, varied in zip(
+        patch_nums, usage_of_possible(counts_SV), perplexity(counts_SV), strict=True
+    ):
         print(f"  {side:2d} x {side:<2d}  codes in use {used:6.1%}  perplexity {varied:7.1f}")
 
 
@@ -281,7 +283,6 @@ def main(s: Settings) -> None:
     checks.require(s, "above 0", "read_limit_s")
     checks.require(s, "0 or more", "seed")
     world = distributed.start(s.device)
-    images.find_classes(s.data_root)
     vqvae = checkpoints.load_vqvae(s.vqvae, world.device)
     side = vqvae.model.image_side
     splits = images.find_images_of_side(s.data_root, images.SPLITS, side, s.vqvae)

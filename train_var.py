@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from models import VAR, VQVAE
-from models.helpers import scale_spans, split_scales
+from models.helpers import image_seeds, scale_spans, split_scales
 from usvar import checks, cli, distributed, images, plots, provenance, runs, signals, tokens, training
 from usvar.checkpoints import load_vqvae, restore, save_checkpoint, save_last
 from usvar.errors import InputError
@@ -297,7 +297,7 @@ def validate(
 def draw_samples(s: Settings, model: VAR, vae: VQVAE, classes: tuple[str, ...], step: int) -> None:
     """Plain samples (K = 0) of each class with the averaged weights, from fixed seeds."""
     device, rows = next(model.parameters()).device, []
-    seeds = [training.step_seed(s.seed, i, 0) for i in range(s.samples_per_class)]
+    seeds = image_seeds(s.seed, s.samples_per_class, "training sample")
     for label in range(len(classes)):
         _, f_hat = model.generate_tokens(
             torch.full((len(seeds),), label, device=device),
@@ -345,7 +345,7 @@ def build(
     model.init_weights(init_std=math.sqrt(1 / s.width / 3))
     model = model.to(device)
     model.recompute_blocks = s.recompute
-    # The memo: of the VQ-VAE, which the transformer refers to, no copy is needed.
+    # The memo makes deepcopy share the VQ-VAE, to which the transformer refers, instead of copying it.
     averaged = copy.deepcopy(model, {id(vae): vae, id(vae.quantize): vae.quantize})
     averaged.requires_grad_(False).eval()
     groups = training.decay_groups(model, s.weight_decay, s.muon_rate, model.blocks)
@@ -358,8 +358,10 @@ def write_baselines(
     """What frequencies score on val: nats a token and accuracy of each scale; also in baselines.json."""
     scores = tokens.frequency_scores(train, val).items()
     baselines = {name: (nats_S.tolist(), accuracy_S.tolist()) for name, (nats_S, accuracy_S) in scores}
-    records = {"nats_per_token_of_each_scale_on_val": 0, "accuracy_of_each_scale_on_val": 1}
-    content = {key: {name: pair[i] for name, pair in baselines.items()} for key, i in records.items()}
+    content = {
+        "nats_per_token_of_each_scale_on_val": {name: nats for name, (nats, _) in baselines.items()},
+        "accuracy_of_each_scale_on_val": {name: accuracy for name, (_, accuracy) in baselines.items()},
+    }
     write_json(folder / "baselines.json", content)
     return baselines
 
@@ -448,9 +450,10 @@ def main(s: Settings) -> None:
             f"class and position frequencies {means['class_position']:.3f}"
         )
     progress = tqdm(total=s.steps, initial=start, disable=not world.is_main, file=sys.stdout, mininterval=5)
-    # Why it ends before its last step: raised below, when all processes have come that far.
+    # Why the run ends early: raised after the loop, once every process has left it.
     ending: Exception | None = None
     network.train()
+    meter.start()
     with signals.StopSignal() as stop:
         for step, batch, _ in training.prefetch(load, range(start, s.steps), s.read_limit_s, train.file):
             # One step.
@@ -464,13 +467,13 @@ def main(s: Settings) -> None:
             training.ema_update(averaged, model, step, s.ema_decay, is_taken)
             progress.update()
 
-            # What is due now. To ask the device which steps were skipped is to wait for it: only then.
+            # What is due now. Reading which steps were skipped waits for the device: only when something is.
             log_due, eval_due, save_due = training.due(done, s)
             stopping = world.any(stop.received is not None)
             if log_due or eval_due or save_due or stopping:
                 ending = training.report_skipped(guard, run, last_path, batch_names)
                 if ending:
-                    # Unless the checkpoint that is here has these weights already.
+                    # Not when the checkpoint on the disk has these weights already.
                     if guard.stopped_at - 1 > start or last is None:
                         save(guard.stopped_at - 1)
                     break

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from models import VQVAE
 from models.basic_vae import Level
 from models.discriminator import PatchDiscriminator
-from models.quant import code_counts, perplexity
+from models.quant import code_counts, perplexity, usage, usage_of_possible
 from usvar import checks, cli, distributed, images, losses, metrics, provenance, runs, signals, training
 from usvar.augment import augment, draw_parameters
 from usvar.checkpoints import load_strictly, load_vqvae, restore, save_checkpoint, save_last
@@ -277,7 +277,8 @@ def backward(
         discriminator: None before the adversarial loss begins.
         perceptual: None without one.
         image_B3HW: augmented images in [-1, 1].
-        world, dtype: as everywhere.
+        world: all processes.
+        dtype: of the forward pass.
 
     Returns:
         Losses per image and what else is to be logged, by name: means over the pieces.
@@ -320,7 +321,7 @@ def backward(
             means[name] = means[name] + share if name in means else share
     if discriminator:
         for parameter in discriminator.parameters():
-            # Copied back, for fused AdamW wants gradients in the layout of the weights.
+            # Copied back, because fused AdamW wants gradients in the layout of the weights.
             parameter.grad.copy_(world.mean(parameter.grad))
         means["discriminator_norm"] = nn.utils.clip_grad_norm_(discriminator.parameters(), s.clip)
     return means
@@ -333,7 +334,7 @@ def validate(
     pixels_NHW: np.ndarray,
     world: distributed.World,
     dtype: torch.dtype,
-    perceptual: losses.Perceptual | None = None,
+    perceptual: losses.Perceptual | None,
 ) -> tuple[dict[str, float | list[float]], Tensor]:
     """Losses, PSNR, SSIM and use of the codebook per scale on the validation split, un-augmented.
 
@@ -353,7 +354,7 @@ def validate(
             features_BChw = model.img_to_features(image_B3HW)
             f_hat_BChw, _, vq = model.quantize(features_BChw)
             rebuilt_B3HW = model.fhat_to_img(f_hat_BChw).float()
-            # A call gives the loss or the tokens; two take under a hundredth of a validation on a CPU.
+            # A call gives the loss or the tokens; the second takes under 1% of a validation on a CPU.
             tokens = model.quantize.f_to_idxBl_or_fhat(features_BChw, to_fhat=False)
         sse, weighted_vq = losses.base_terms(image_B3HW, rebuilt_B3HW, vq, s.vq_weight)
         terms = losses.further_terms(image_B3HW, rebuilt_B3HW, s.further_losses, perceptual, dtype)
@@ -364,12 +365,11 @@ def validate(
         hits_SV += code_counts(tokens, s.vocab_size)
     means = (world.sum(sums) / len(pixels_NHW)).tolist()
     hits_SV = world.sum(hits_SV)
-    possible_S = hits_SV.sum(1).clamp(max=s.vocab_size)
     scores = {
         **{f"val_{name}": value for name, value in zip(names, means, strict=True)},
-        "val_usage": ((hits_SV > 0).sum(1) / possible_S).tolist(),
+        "val_usage": usage_of_possible(hits_SV).tolist(),
         "val_perplexity": perplexity(hits_SV).tolist(),
-        "val_usage_all": ((hits_SV.sum(0) > 0).float().mean()).item(),
+        "val_usage_all": usage(hits_SV.sum(0)).item(),
     }
     return scores, hits_SV
 
@@ -378,7 +378,7 @@ def run_record(
     s: Settings, train_files: images.ImageFiles, val_files: images.ImageFiles, vgg: Path | None
 ) -> dict[str, Any]:
     """The run's record: settings, code revision, and hashes of everything that it reads."""
-    record = provenance.made_by("train_vqvae.py", s, {"init_from": s.init_from} if s.init_from else {})
+    record = provenance.made_by("train_vqvae.py", s, {"init_from": s.init_from})
     for files in (train_files, val_files):
         listing = {"path": files.split, "sha256": images.listing_sha256(files)}
         record["inputs"][f"{files.split}_images"] = listing
@@ -440,10 +440,11 @@ def begin(
     """Set where a new run starts: another model's weights, and a codebook made from real images.
 
     Args:
-        s, world: as everywhere.
+        s: how many images start the codebook, and the number of pieces.
         model: changed in place.
         source: the VQ-VAE that fine-tuning starts from; None without one.
         batches: images (B, 3, H, W) for the start of the codebook, this process's part of each batch.
+        world: all processes.
 
     Returns:
         What the log is to say of it.
@@ -487,10 +488,10 @@ def main(s: Settings) -> None:
     record, config = run_record(s, train_files, val_files, vgg), model_config(s, side, names)
     last_path, best_path = s.out_dir / "last.pth", s.out_dir / "best.pth"
     last, found_path, notes = runs.earlier_run(last_path, best_path, record, config, MAY_CHANGE, s.data_root)
-    if last and not s.init_from:
-        # Named no more, but what goes on comes from it.
-        record["inputs"] |= last["made_by"]["inputs"]
-        record["settings"]["init_from"] = last["made_by"]["settings"].get("init_from")
+    if last and not s.init_from and "init_from" in last["made_by"]["inputs"]:
+        # --init-from was not repeated, but the weights still come from it: it stays on record.
+        for part in ("inputs", "settings"):
+            record[part]["init_from"] = last["made_by"][part]["init_from"]
     source = read_source(s, device) if s.init_from and not last else None
     if s.perceptual_weight and not vgg:
         s = dataclasses.replace(s, perceptual_weight=0.0)
@@ -574,9 +575,10 @@ def main(s: Settings) -> None:
         )
     progress = tqdm(total=s.steps, initial=start, disable=not world.is_main, file=sys.stdout, mininterval=5)
     waited_s = 0.0
-    # Why it ends before its last step: raised below, when all processes have come that far.
+    # Why the run ends early: raised after the loop, once every process has left it.
     ending: Exception | None = None
     network.train()
+    meter.start()
     with signals.StopSignal() as stop:
         batches = training.prefetch(load, range(start, s.steps), s.read_limit_s, train_NHW.filename)
         for step, batch, waited in batches:
@@ -601,15 +603,15 @@ def main(s: Settings) -> None:
             training.ema_update(averaged, model, step, s.ema_decay, is_taken)
             progress.update()
 
-            # What is due now. To ask the device which steps were skipped is to wait for it, so that it is
-            # asked only when something is due, and before `best` starts anew, for `save` to know the old one.
+            # What is due now. Reading which steps were skipped waits for the device: only when something is,
+            # and before `best` starts anew, so that `save` still has the old one.
             log_due, eval_due, save_due = training.due(done, s)
             revive_due = s.revive_every and done % s.revive_every == 0 and done <= s.revive_until * s.steps
             stopping = world.any(stop.received is not None)
             if log_due or eval_due or save_due or revive_due or stopping or done == s.adversarial_step:
                 ending = training.report_skipped(guard, run, last_path, batch_names)
                 if ending:
-                    # Unless the checkpoint that is here has these weights already.
+                    # Not when the checkpoint on the disk has these weights already.
                     if guard.stopped_at - 1 > start or last is None:
                         save(guard.stopped_at - 1)
                     break

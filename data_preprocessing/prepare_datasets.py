@@ -353,7 +353,7 @@ def check_class_name(name: str) -> None:
         or name != name.strip()
         or name.startswith(".")
         or any(c in name for c in '/\\:*?"<>|')
-        # What the trainers read of a folder's name, see usvar.checkpoints.refuse_class_names.
+        # What the trainers read of a folder's name, see usvar.checks.require_class_names.
         or len(name.encode()) >= 200
     ):
         raise InputError(

@@ -52,6 +52,12 @@ def usage(counts_SV: Tensor) -> Tensor:
     return (counts_SV > 0).float().mean(dim=-1)
 
 
+def usage_of_possible(counts_SV: Tensor) -> Tensor:
+    """Give the share of codes that occur among those that could: n tokens can use n codes. (S, V) -> (S,)."""
+    possible_S = counts_SV.sum(dim=-1).clamp(1, counts_SV.shape[-1])
+    return (counts_SV > 0).sum(dim=-1) / possible_S
+
+
 def perplexity(counts_SV: Tensor) -> Tensor:
     """Give exp(entropy) of the codes of each scale: how many equally frequent codes would be as varied.
 

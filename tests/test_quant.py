@@ -18,6 +18,7 @@ from models.quant import (
     perplexity,
     upsample,
     usage,
+    usage_of_possible,
 )
 
 PATCH_NUMS = (1, 2, 4)
@@ -220,6 +221,11 @@ def test_hits_of_a_batch_in_pieces_are_those_of_the_whole():
             pieces.completes_step = i == 3
             pieces(piece)
         assert torch.equal(pieces.ema_vocab_hit_SV, whole.ema_vocab_hit_SV)
+
+
+def test_usage_of_possible_codes_counts_what_so_few_tokens_could_use():
+    counts_SV = torch.tensor([[1, 1, 0, 0], [2, 0, 0, 0], [3, 1, 1, 0], [0, 0, 0, 0]])
+    assert usage_of_possible(counts_SV).tolist() == [1.0, 0.5, 0.75, 0.0]
 
 
 def test_usage_margin_follows_the_size_of_each_map():

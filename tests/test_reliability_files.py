@@ -338,7 +338,7 @@ def test_memory_does_not_grow_with_the_number_of_token_maps(tmp_path, monkeypatc
     for work in (
         lambda count: tokens.read_token_maps(tmp_path / str(count)),
         lambda count: tokens.frequency_scores(*[tokens.read_token_maps(tmp_path / str(count))] * 2),
-        lambda count: tokenize_multiscale_maps.report(
+        lambda count: tokenize_multiscale_maps.print_usage(
             "train", np.load(tmp_path / f"{count}.npy", mmap_mode="r"), (1, 4), 16
         ),
         lambda count: tokens.write_token_maps(

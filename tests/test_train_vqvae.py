@@ -499,7 +499,7 @@ def test_validation_sees_the_images_as_they_are(tiny_data, straight):
     files = images.find_images(tiny_data, "val", images.find_classes(tiny_data))
     pixels_NHW = images.read_images(files, range(len(files)), 64)
     model = load_vqvae(straight / "best.pth").model
-    scores, _ = train_vqvae.validate(s, model, pixels_NHW, ALONE, torch.float32)
+    scores, _ = train_vqvae.validate(s, model, pixels_NHW, ALONE, torch.float32, None)
     image_B3HW = torch.from_numpy(pixels_NHW)[:, None].expand(-1, 3, -1, -1) / 127.5 - 1
     with torch.no_grad():
         rebuilt_B3HW, _, vq = model(image_B3HW)

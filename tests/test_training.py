@@ -116,6 +116,15 @@ def test_the_seconds_of_a_step_leave_pauses_out(monkeypatch):
     assert seconds == 4.0
 
 
+def test_set_up_is_no_part_of_the_first_step(monkeypatch):
+    """Loading a checkpoint and the start of the codebook once counted as time of the first steps."""
+    monkeypatch.setattr(training.time, "perf_counter", iter([0.0, 100.0, 103.0, 103.0]).__next__)
+    meter = training.Meter()
+    meter.start()
+    meter.add(MADE, loss=torch.ones(()))
+    assert meter.read(ALONE)[1] == 3.0
+
+
 def test_prefetch_gives_every_step_in_order():
     loaded = training.prefetch(lambda step: step * 10, range(3, 7), 60, "x.npy")
     assert [(step, batch) for step, batch, waited in loaded] == [(3, 30), (4, 40), (5, 50), (6, 60)]

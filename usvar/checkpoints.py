@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from models import VAR, VQVAE
 from models.helpers import scale_boundaries
+from usvar.checks import require_class_names
 from usvar.errors import InputError, RunError
 from usvar.files import atomic_path
 from usvar.provenance import sha256_file
@@ -289,26 +290,6 @@ def restore(
         raise InputError(f"{path} has an empty optimiser's state: start in another --out-dir")
 
 
-def refuse_class_names(path: Path, classes: Any) -> None:
-    """Refuse names that are no plain names of different folders: images are written to a folder a class.
-
-    Args:
-        path: the file that lists them, for the message.
-        classes: what it lists.
-
-    Raises:
-        InputError: for anything but different names without slashes, dots in front and control characters.
-    """
-    if not isinstance(classes, list | tuple) or not classes:
-        raise InputError(f"{path} lists no classes, wanted a list of names: make it again")
-    for name in classes:
-        is_name = isinstance(name, str) and name.isprintable() and 0 < len(name.encode()) < 200
-        if not is_name or name.startswith(".") or "/" in name or "\\" in name:
-            raise InputError(f"{path}: {str(name)[:80]!r} is no class name: make it again")
-    if len({name.casefold() for name in classes}) < len(classes):
-        raise InputError(f"{path} lists a class twice: {', '.join(classes)[:200]}: make it again")
-
-
 def load_vqvae(
     path: Path, device: torch.device | str = "cpu", patch_nums: tuple[int, ...] | None = None
 ) -> Loaded:
@@ -327,7 +308,7 @@ def load_vqvae(
     if "encoder.conv_in.weight" not in state:
         raise InputError(f"{path} holds no VQ-VAE: give the best.pth of train_vqvae.py or a published one")
     if config is None:
-        config = {"arguments": _shapes_tell(path, _vqvae_arguments, state, patch_nums)}
+        config = {"arguments": _arguments_from_shapes(path, _vqvae_arguments, state, patch_nums)}
     model = build_vqvae(path, state, config)
     return Loaded(model.to(device).eval(), config, content.get("made_by", {}), sha256_file(path))
 
@@ -339,7 +320,7 @@ def build_vqvae(path: Path, state: Mapping[str, Tensor], config: dict[str, Any])
         InputError: when the two differ, before a model of such a size is made, or a tensor does not fit.
     """
     sides = _checked_config(path, config, "v_patch_nums")
-    derived = _shapes_tell(path, _vqvae_arguments, state, sides)
+    derived = _arguments_from_shapes(path, _vqvae_arguments, state, sides)
     del derived["quant_resi"]  # a share between 0 and 1 that no shape tells
     _refuse_other_arguments(path, config["arguments"], derived)
     model = _built(path, VQVAE, **config["arguments"] | {"v_patch_nums": sides}, test_mode=True)
@@ -363,7 +344,7 @@ def load_var(path: Path, vqvae: Loaded, device: torch.device | str = "cpu") -> L
     if "pos_start" not in state:
         raise InputError(f"{path} holds no VAR: give the ar-ckpt-best.pth of train_var.py or a published one")
     if config is None:
-        config = {"arguments": _shapes_tell(path, _var_arguments, state, vqvae.model)}
+        config = {"arguments": _arguments_from_shapes(path, _var_arguments, state, vqvae.model)}
     elif (made_with := str(config.get("vqvae_sha256"))) != vqvae.sha256:
         raise InputError(
             f"{path} was trained on tokens of a VQ-VAE with SHA-256 {made_with[:12]}, the one given has "
@@ -380,7 +361,7 @@ def build_var(path: Path, state: Mapping[str, Tensor], config: dict[str, Any], v
         InputError: when these differ, before a model of such a size is made, or do not fit the VQ-VAE's.
     """
     sides = _checked_config(path, config, "patch_nums")
-    derived = _shapes_tell(path, _var_arguments, state, vae)
+    derived = _arguments_from_shapes(path, _var_arguments, state, vae)
     del derived["num_heads"]  # without l2-norm, no shape tells it
     _refuse_other_arguments(path, config["arguments"], derived)
     if state["word_embed.weight"].shape[1] != vae.Cvae:
@@ -442,11 +423,11 @@ def _checked_config(path: Path, config: dict[str, Any], sides_key: str) -> tuple
     if not isinstance(sides, list | tuple) or not all(isinstance(s, int) and 0 < s <= 1024 for s in sides):
         raise InputError(f"{path} has a config without {sides_key}: copy or train it again")
     if "classes" in config:
-        refuse_class_names(path, config["classes"])
+        require_class_names(path, config["classes"])
     return tuple(sides)
 
 
-def _shapes_tell(path: Path, derive: Callable[..., dict[str, Any]], *state: Any) -> dict[str, Any]:
+def _arguments_from_shapes(path: Path, derive: Callable[..., dict[str, Any]], *state: Any) -> dict[str, Any]:
     """Arguments from the shapes of tensors, some of which others may have left out or cut."""
     try:
         return derive(path, *state)

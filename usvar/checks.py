@@ -50,3 +50,23 @@ def require_file(flag: str, path: Path | None) -> None:
     """
     if path is not None and not path.is_file():
         raise InputError(f"{flag} {path} is no file: leave it out, or correct it")
+
+
+def require_class_names(path: Path, classes: Any) -> None:
+    """Refuse names that are no plain names of different folders: each class has a folder of images.
+
+    Args:
+        path: the file that lists them, for the message.
+        classes: what it lists.
+
+    Raises:
+        InputError: for anything but different names without slashes, dots in front and control characters.
+    """
+    if not isinstance(classes, list | tuple) or not classes:
+        raise InputError(f"{path} lists no classes, wanted a list of names: make it again")
+    for name in classes:
+        is_name = isinstance(name, str) and name.isprintable() and 0 < len(name.encode()) < 200
+        if not is_name or name.startswith(".") or "/" in name or "\\" in name:
+            raise InputError(f"{path}: {str(name)[:80]!r} is no class name: make it again")
+    if len({name.casefold() for name in classes}) < len(classes):
+        raise InputError(f"{path} lists a class twice: {', '.join(classes)[:200]}: make it again")

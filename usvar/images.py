@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
-from usvar.checkpoints import refuse_class_names
+from usvar.checks import require_class_names
 from usvar.errors import InputError
 from usvar.files import atomic_path, new_memmap, remove_stale_temporaries
 from usvar.threads import in_order
@@ -58,13 +58,9 @@ def find_classes(root: Path) -> tuple[str, ...]:
     """
     train = root / "train"
     if not train.is_dir():
-        found = (
-            "nothing"
-            if not root.is_dir()
-            else (", ".join(sorted(p.name for p in root.iterdir())) or "nothing")
-        )
+        entries = sorted(p.name for p in root.iterdir()) if root.is_dir() else []
         raise InputError(
-            f"{root} holds {found}, wanted the folders train, val and test: "
+            f"{root} holds {', '.join(entries) or 'nothing'}, wanted the folders train, val and test: "
             "run data_preprocessing/prepare_datasets.py and give its --out-root"
         )
     classes = tuple(sorted(p.name for p in train.iterdir() if p.is_dir() and not p.name.startswith(".")))
@@ -72,7 +68,7 @@ def find_classes(root: Path) -> tuple[str, ...]:
         raise InputError(
             f"{train} has no class folder, wanted {train}/<Class>/*.png: prepare the images first"
         )
-    refuse_class_names(train, classes)
+    require_class_names(train, classes)
     return classes
 
 

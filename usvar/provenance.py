@@ -31,7 +31,7 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def made_by(script: str, settings: Any, inputs: dict[str, Path] | None = None) -> dict[str, Any]:
+def made_by(script: str, settings: Any, inputs: dict[str, Path | None] | None = None) -> dict[str, Any]:
     """The record that every stage stores in its files.
 
     No date and no machine: the same command on the same files gives the same record.
@@ -39,7 +39,8 @@ def made_by(script: str, settings: Any, inputs: dict[str, Path] | None = None) -
     Args:
         script: name of the script.
         settings: its settings dataclass.
-        inputs: the files it reads, by role ("vqvae", "tokens", ...); each is hashed.
+        inputs: the files it reads, by role ("vqvae", "tokens", ...); each is hashed. None is an optional file
+            that was not given.
     """
     return {
         "script": script,
@@ -47,7 +48,9 @@ def made_by(script: str, settings: Any, inputs: dict[str, Path] | None = None) -
         "code_revision": code_revision(),
         "torch": str(importlib.metadata.version("torch")),
         "inputs": {
-            role: {"path": path.name, "sha256": sha256_file(path)} for role, path in (inputs or {}).items()
+            role: {"path": path.name, "sha256": sha256_file(path)}
+            for role, path in (inputs or {}).items()
+            if path
         },
     }
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from models.helpers import scale_boundaries, scale_spans, split_scales
 from models.quant import code_counts
 from usvar import checks
-from usvar.checkpoints import Loaded, refuse_class_names
+from usvar.checkpoints import Loaded
 from usvar.errors import InputError
 from usvar.files import atomic_path, write_json
 
@@ -143,7 +143,7 @@ def read_token_maps(folder: Path) -> TokenMaps:
         if not isinstance(made_by, dict):
             raise TypeError(f"made_by is a {type(made_by).__name__}")
     _check_arrays(path, arrays)
-    refuse_class_names(folder / "classes.json", classes)
+    checks.require_class_names(folder / "classes.json", classes)
     if made_by.get("classes", classes) != classes:
         raise InputError(
             f"{folder / 'classes.json'} lists {', '.join(classes)}, the tokens beside it were made for "

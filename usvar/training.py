@@ -376,6 +376,10 @@ class Meter:
         self.steps = 0
         self.started = time.perf_counter()
 
+    def start(self) -> None:
+        """Count the seconds from here: what comes before the first step is no part of it."""
+        self.started = time.perf_counter()
+
     def add(self, is_taken: Tensor, **values: Tensor) -> None:
         """Add a step's numbers, tensors of one element or of one axis, unless the step was skipped."""
         for name, value in values.items():
