@@ -172,7 +172,7 @@ def summary(errors: dict[str, np.ndarray], chosen: np.ndarray) -> dict[str, obje
 
 @torch.no_grad()
 def draw_scales(s: Settings, model: VQVAE, files: images.ImageFiles) -> None:
-    """A figure a class: rebuilt from 1, 2, ... all scales, then the original."""
+    """A figure per class: rebuilt from 1, 2, ... all scales, then the original."""
     _, *ends = scale_boundaries(model.quantize.v_patch_nums)
     columns = [f"{n} scale{'s' * (n > 1)}\nK = {end}" for n, end in enumerate(ends, 1)]
     for label, name in enumerate(files.classes):
@@ -231,7 +231,7 @@ def draw_by_scale(s: Settings, by_scale: dict[str, dict]) -> None:
 
 
 def draw_speckle(s: Settings, speckle: dict[str, dict]) -> None:
-    """A row a split: power over spatial frequency, and the histogram of grey levels."""
+    """A row per split: power over spatial frequency, and the histogram of grey levels."""
     panels = {}
     for split, compared in speckle.items():
         power_db, shares = compared["power_db"], compared["grey_shares"]
@@ -247,13 +247,13 @@ def draw_speckle(s: Settings, speckle: dict[str, dict]) -> None:
         s.out_dir / "speckle.png",
         panels,
         title="VQ-VAE: fine detail and grey levels, real and rebuilt images",
-        x_label=["spatial frequency, cycles a pixel", "grey level"] * len(speckle),
+        x_label=["spatial frequency, cycles per pixel", "grey level"] * len(speckle),
         columns=2,
     )
 
 
 def print_table(splits: dict[str, dict]) -> None:
-    """One line a class and split: count, and mean and spread of each metric."""
+    """One line per class and split: count, and mean and spread of each metric."""
     width = max(len(name) for errors in splits.values() for name in ("all classes", *errors["classes"]))
     heads = "".join(f"  {head:>18}" for head, _ in TABLE.values())
     print(f"{'split':5}  {'class':{width}}  {'images':>6}{heads}   (mean ± standard deviation)")
@@ -317,7 +317,7 @@ def main(s: Settings) -> None:
     for split, row in speckle.items():
         print(
             f"{split:5}  spectrum {row['spectrum_difference_rms_db']:.1f} dB RMS from the real one, "
-            f"{row['fine_detail_power_difference_db']:+.1f} dB above 0.25 cycles a pixel; "
+            f"{row['fine_detail_power_difference_db']:+.1f} dB above 0.25 cycles per pixel; "
             f"grey levels {row['grey_level_distance']:.1f} of 255 apart"
         )
     print(f"done: {s.out_dir / 'reconstruction_metrics.json'}, figures in {s.out_dir}")

@@ -46,7 +46,7 @@ class Settings:
     # Checkpoint of train_vqvae.py, or one in the published layout.
     vqvae: Path
 
-    # One folder a split is written here.
+    # One folder per split is written here.
     out_dir: Path = Path("runs/tokens")
 
     # Views of each training image: the image itself and views - 1 augmented ones. Val and test have one.

@@ -213,7 +213,7 @@ def scale_means(values_BL: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
 
 @functools.cache
 def token_shares(spans: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    """Share of each scale in the tokens, (S,); made once, for a copy to a GPU waits for it."""
+    """Share of each scale in the tokens, (S,); made once, because a copy to a GPU waits for it."""
     return torch.tensor([(end - start) / spans[-1][1] for start, end in spans], device=device)
 
 
@@ -355,7 +355,7 @@ def build(
 def write_baselines(
     folder: Path, train: tokens.TokenMaps, val: tokens.TokenMaps
 ) -> dict[str, tuple[list[float], list[float]]]:
-    """What frequencies score on val: nats a token and accuracy of each scale; also in baselines.json."""
+    """What frequencies score on val: nats per token and accuracy of each scale; also in baselines.json."""
     scores = tokens.frequency_scores(train, val).items()
     baselines = {name: (nats_S.tolist(), accuracy_S.tolist()) for name, (nats_S, accuracy_S) in scores}
     content = {

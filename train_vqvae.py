@@ -79,7 +79,7 @@ class Settings:
     # Width of the first layers; the last ones have four times as many channels.
     ch: int = 64
 
-    # Tokens a side of each scale, coarse to fine; the last is the image's side in pixels / 16.
+    # Tokens per side of each scale, coarse to fine; the last is the image's side in pixels / 16.
     patch_nums: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
     # Look codes up by cosine (both sides l2-normalised) instead of Euclidean distance.

@@ -65,7 +65,7 @@ def make_vqvae(path: Path) -> None:
 
 
 def tokenise(root: Path, vqvae: Path, out: Path) -> None:
-    """tokenize_multiscale_maps.py, one view an image."""
+    """tokenize_multiscale_maps.py, one view per image."""
     import torch
 
     import tokenize_multiscale_maps

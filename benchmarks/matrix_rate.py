@@ -136,7 +136,7 @@ def main(s: Settings) -> None:
     rows = {}
     for name, (call, images) in tqdm(work.items(), desc="measure", file=sys.stdout):
         vae.train(name == "training step, VQ-VAE")
-        # Eager, for what is first called under the counter torch.compile leaves alone for good.
+        # Eager, because what is first called under the counter torch.compile leaves alone for good.
         with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
             counted.get(call, call)()
         operations = counter.get_total_flops()

@@ -55,7 +55,7 @@ class NetworkSettings:
     # Codes.
     vocab_size: int = 2048
 
-    # Tokens a side of each scale.
+    # Tokens per side of each scale.
     patch_nums: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
     # Times that each way is measured, after one that is not counted.

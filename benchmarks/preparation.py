@@ -81,7 +81,7 @@ def plant(grey_HW: np.ndarray, kinds: tuple[str, ...], stream: np.random.Generat
     """A copy of a picture, changed in the ways of `kinds`, one after the other.
 
     Args:
-        grey_HW: uint8, at least 24 pixels a side.
+        grey_HW: uint8, at least 24 pixels per side.
         kinds: of KINDS.
         stream: draws size and place of what is changed.
 

@@ -10,9 +10,9 @@ Trains each row by train_var.py: the base, the base with another seed (so far do
 the base with one thing changed. Measures the weights that each run kept: cross-entropy on val, over all
 tokens and on the last scale, the step of the best, and how far samples lie from val images rebuilt by the
 VQ-VAE (kernel distance under a small network trained once on the training images). Prints a table and writes
-<out-dir>/results.json, recipes.png and a run folder a row. Run the same command again to go on; rows that are
-done are not trained again. Calls with other --rows, also at the same time, add to the table. The test split
-is not read. Results so far: docs/var_recipes.md.
+<out-dir>/results.json, recipes.png and a run folder per row. Run the same command again to go on; rows that
+are done are not trained again. Calls with other --rows, also at the same time, add to the table. The test
+split is not read. Results so far: docs/var_recipes.md.
 """
 
 import sys
@@ -207,7 +207,7 @@ def numbers(run: train_var.Settings) -> dict[str, Any]:
 
 
 def print_table(table: dict[str, dict[str, Any]]) -> None:
-    """A line a row."""
+    """A line per row."""
     width = max(map(len, table))
     print(
         f"{'recipe':{width}}  val mean  last scale  best step  at the end  train there  right   "

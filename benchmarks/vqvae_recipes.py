@@ -7,7 +7,7 @@
 
 Trains each row by train_vqvae.py and measures its best.pth: PSNR, SSIM and spectrum on val; use and
 perplexity of the codes over the training images. Prints a table and writes <out-dir>/results.json,
-recipes.png and a run folder a row. Run the same command again to go on; rows that are done are not trained
+recipes.png and a run folder per row. Run the same command again to go on; rows that are done are not trained
 again. Calls with other --rows, also at the same time, add to the table. The test split is not read.
 """
 
@@ -225,7 +225,7 @@ def measure(run: train_vqvae.Settings, judged: Judged) -> dict[str, Any]:
 
 
 def print_table(table: dict[str, dict[str, Any]]) -> None:
-    """A line a row."""
+    """A line per row."""
     width = max(map(len, table))
     sides = next(iter(table.values()))["sides"]
     print(
@@ -314,7 +314,7 @@ def draw(path: Path, table: dict[str, dict[str, Any]]) -> None:
         ("SSIM on val", "images seen", lambda row: (row["images_at"], row["ssim_at"])),
         (
             "power of rebuilt over real val images, dB",
-            "spatial frequency, cycles a pixel",
+            "spatial frequency, cycles per pixel",
             lambda row: (
                 row["speckle"]["cycles_a_pixel"],
                 np.subtract(row["speckle"]["power_db"]["rebuilt"], row["speckle"]["power_db"]["real"]),
@@ -322,10 +322,10 @@ def draw(path: Path, table: dict[str, dict[str, Any]]) -> None:
         ),
         (
             "codes in use by scale, train, %",
-            "tokens a side",
+            "tokens per side",
             lambda row: (row["sides"], np.multiply(100, row["usage"])),
         ),
-        ("perplexity by scale, train", "tokens a side", lambda row: (row["sides"], row["perplexity"])),
+        ("perplexity by scale, train", "tokens per side", lambda row: (row["sides"], row["perplexity"])),
     ]
     below_axes = below.subplots(2, 3).ravel()
     for axis, (title, x_label, series) in zip(below_axes[: len(panels)], panels, strict=True):

@@ -81,7 +81,7 @@ class Settings:
     # Codes.
     vocab_size: int = train_vqvae.Settings.vocab_size
 
-    # Tokens a side of each scale; the last is the image's side in pixels / 16.
+    # Tokens per side of each scale; the last is the image's side in pixels / 16.
     patch_nums: tuple[int, ...] = train_vqvae.Settings.patch_nums
 
     # Images per step.
@@ -205,7 +205,7 @@ class Feed:
         self.decoded_once, self.augmented_together = decoded_once, augmented_together
         self.resident_NHW = torch.from_numpy(np.array(grey_NHW)).to(self.device) if on_device else None
         self.sampler = training.BalancedSampler(files.label_N, 0.0, 0)
-        # Goes on from call to call, for the batch after the last of a call is being read already.
+        # Goes on from call to call, because the batch after the last of a call is being read already.
         numbers = range(10**9)
         if read_ahead:
             self.batches = training.prefetch(self.load, numbers, images.READ_LIMIT_S, files.root)
@@ -371,7 +371,7 @@ def main(s: Settings) -> None:
 
 
 def report(rows: dict[str, dict[str, Any]], lasting_mb: float) -> None:
-    """Print a line a row, each speed-up off and on."""
+    """Print a line per row, each speed-up off and on."""
     width = max(map(len, rows))
     print(f"{'':{width}}      images/s     times as fast    MB of a step       waiting  loss differs")
     print(f"{'':{width}}     off      on    wall    CPU      off      on     off     on  by, allowed")

@@ -398,7 +398,7 @@ def entries_in(folder: Path) -> dict[DataSet, tuple[str, ...]]:
     further = [below for path in inside for below in _folders_in(path)]
     named: dict[DataSet, list[tuple[str, ...]]] = {}
     for paths in ([folder], inside, further):
-        # By name, for there may be a folder a patient, and an entry has few names.
+        # By name, because there may be a folder per patient, and an entry has few names.
         called: dict[str, list[tuple[str, ...]]] = {}
         for path in paths:
             called.setdefault(plain_name(path.name), []).append(path.relative_to(folder).parts)

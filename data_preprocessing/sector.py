@@ -16,7 +16,7 @@ from scipy.spatial import ConvexHull
 
 # The screen is searched at this length of its longer side: speckle averages out, time is constant.
 WORKING_SIDE = 320
-# Working pixels a side of a cell of the coarse grid on which sectors are compared.
+# Working pixels per side of a cell of the coarse grid on which sectors are compared.
 CELL = 4
 # How well a sector must agree with the echoes to be believed (shared cells over cells of either).
 SECTOR_COVER = 0.75

@@ -25,7 +25,7 @@ from data_preprocessing.on_disk import private_database
 NOTABLE = 0.1
 STANDARD_ERRORS = 3
 FOLDS = 5
-# Pictures a class, drawn at random: enough for a hundred or so numbers, and seconds for any data set.
+# Pictures per class, drawn at random: enough for a hundred or so numbers, and seconds for any data set.
 LARGEST_CLASS = 250
 
 

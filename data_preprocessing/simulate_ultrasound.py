@@ -4,7 +4,7 @@
     python data_preprocessing/simulate_ultrasound.py --out-root data/raw/Simulated --images-per-class 6
 
 Writes <out-root>/<Class>/patient0007_view2.png (what a device would show: grey as RGB, black outside the
-fan), simulation.csv (one row an image: class, patient, view, probe and its settings) and made_by.json.
+fan), simulation.csv (one row per image: class, patient, view, probe and its settings) and made_by.json.
 prepare_datasets.py reads that folder like any other raw data set. Run the same command again to make only
 what is missing.
 
@@ -214,7 +214,7 @@ def make(out_root: Path, class_name: str, index: int, views: int, seed: int, siz
 
 
 def table(settings: Settings) -> str:
-    """simulation.csv: one row an image with the settings it was made with."""
+    """simulation.csv: one row per image with the settings it was made with."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for class_name in settings.classes:

@@ -278,7 +278,7 @@ def _drop_exact_copies(contents: Contents) -> Plan:
     """Exact copies join the patients they come from; those with different labels are all dropped.
 
     Args:
-        contents: where those are dropped, its label becomes a number beyond all labels, one a set of labels.
+        contents: where those are dropped, its label becomes a number beyond all labels, one per set of them.
 
     Returns:
         A plan in which no picture has a split yet.

@@ -40,7 +40,7 @@ def build_vae_var(
 
     Args:
         device: where they go.
-        patch_nums: tokens a side of each scale, coarse first.
+        patch_nums: tokens per side of each scale, coarse first.
         V, Cvae, ch, share_quant_resi: of the VQ-VAE, which comes frozen and in eval mode.
         num_classes, depth, shared_aln, attn_l2_norm: of the transformer.
         flash_if_available, fused_if_available: see VAR.

@@ -30,7 +30,7 @@ def conv3x3(in_width: int, out_width: int) -> nn.Conv2d:
 
 
 def silu(x: Tensor) -> Tensor:
-    """SiLU; without gradients in place, for it is given only what a norm has just made."""
+    """SiLU; without gradients in place, because it is given only what a norm has just made."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 

@@ -80,7 +80,7 @@ class FFN(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention of many heads; keys have no bias, for it would not change what is attended to.
+    """Attention of many heads; keys have no bias, because it would not change what is attended to.
 
     Args:
         block_idx: number of the block, for reading a printed model.
@@ -207,7 +207,7 @@ class AdaLNSelfAttn(nn.Module):
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(cond_dim or embed_dim, 6 * embed_dim))
 
     def modulation(self, cond: Tensor) -> Tensor:
-        """Turn the class into the six vectors of this block; once an image, whatever the number of scales.
+        """Turn the class into the six vectors of this block; once per image, whatever the number of scales.
 
         Args:
             cond: the class embedding (B, D), or with shared_aln the shared layer's output (B, 1, 6, D).

@@ -23,7 +23,7 @@ def scale_boundaries(patch_nums: Sequence[int]) -> list[int]:
     """Say how many tokens are known after 0, 1, 2, ... scales.
 
     Args:
-        patch_nums: tokens a side of each scale, coarse first.
+        patch_nums: tokens per side of each scale, coarse first.
 
     Returns:
         S + 1 numbers; for the ten scales of the paper 0, 1, 5, 14, 30, 55, 91, 155, 255, 424, 680.
@@ -72,7 +72,7 @@ def scale_position(scale: int, num_scales: int) -> float:
 
 
 def image_seeds(seed: int, count: int, purpose: str = "tokens") -> list[int]:
-    """Derive one seed an image, which depends on the image's number but not on how many are drawn.
+    """Derive one seed per image, which depends on the image's number but not on how many are drawn.
 
     Args:
         seed: any integer.
@@ -233,7 +233,7 @@ def gumbel_noise(
     used.
 
     Args:
-        seeds: one an image, any integers.
+        seeds: one per image, any integers.
         positions: numbers of the positions, such as range(start, end).
         vocab_size: V.
         device: where the noise goes.
@@ -393,7 +393,7 @@ def compile_each(modules: Iterable[nn.Module], graphs: int, backend: str = "indu
             beyond its limit.
         backend: of torch.compile.
     """
-    import torch._dynamo  # only here, for it takes seconds to import
+    import torch._dynamo  # only here, because it takes seconds to import
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, graphs)
     for module in modules:

@@ -33,7 +33,7 @@ def code_counts(idx_Bl_list: Sequence[Tensor], vocab_size: int) -> Tensor:
     """Count how often each code occurs in each scale.
 
     Args:
-        idx_Bl_list: token ids, one tensor a scale (any shape, any integer type).
+        idx_Bl_list: token ids, one tensor per scale (any shape, any integer type).
         vocab_size: V.
 
     Returns:
@@ -160,8 +160,8 @@ class VectorQuantizer2(nn.Module):
         Cvae: channels of the latent map and of a code.
         using_znorm: look up by cosine instead of Euclidean distance.
         beta: weight of the commitment term, which draws the encoder to the codes.
-        default_qresi_counts: how many phi when none is shared; 0 means one a scale.
-        v_patch_nums: tokens a side of each scale, coarse first; the last is the latent map's own side.
+        default_qresi_counts: how many phi when none is shared; 0 means one per scale.
+        v_patch_nums: tokens per side of each scale, coarse first; the last is the latent map's own side.
         quant_resi: share of the convolution in phi, 0 leaves phi out.
         share_quant_resi: 0 no phi is shared, 1 all scales share one, n: n phi for all scales.
 
@@ -183,7 +183,7 @@ class VectorQuantizer2(nn.Module):
         super().__init__()
         if not v_patch_nums or any(int(n) != n or n < 1 for n in v_patch_nums):
             raise ValueError(
-                f"found v_patch_nums={v_patch_nums}: give the tokens a side of each scale, such as (1, 2, 4)"
+                f"found v_patch_nums={v_patch_nums}: give tokens per side of each scale, such as (1, 2, 4)"
             )
         self.vocab_size = vocab_size
         self.Cvae = Cvae
@@ -270,11 +270,11 @@ class VectorQuantizer2(nn.Module):
     def usage_percent(self, batch_size: int) -> list[float]:
         """Say how much of the codebook is in use in each scale, by the moving average of training.
 
-        A code counts when its average hits a step reach USED_SHARE of what it would get if all codes were hit
-        equally often. That expectation is batch * l / V and so differs from scale to scale.
+        A code counts when its average hits per step reach USED_SHARE of what it would get if all codes were
+        hit equally often. That expectation is batch * l / V and so differs from scale to scale.
 
         Args:
-            batch_size: images a step on this process.
+            batch_size: images per step on this process.
 
         Returns:
             S numbers from 0 to 100.

@@ -57,7 +57,7 @@ class VAR(nn.Module):
         shared_aln: one adaLN layer for all blocks.
         cond_drop_rate: chance that a training image loses its class, which guidance needs.
         attn_l2_norm: attention by cosine.
-        patch_nums: tokens a side of each scale, coarse first; those of vae_local.
+        patch_nums: tokens per side of each scale, coarse first; those of vae_local.
         flash_if_available, fused_if_available: taken for the published package's callers, and without effect:
             PyTorch's own attention picks its kernel.
 
@@ -281,7 +281,7 @@ class VAR(nn.Module):
 
         Args:
             B: how many.
-            label_B: one class for all, or one an image (long, B); -1 means "no class"; None draws classes
+            label_B: one class for all, or one per image (long, B); -1 means "no class"; None draws classes
                 from the seed.
             g_seed: image i depends on (g_seed, i) alone, not on B; None draws a seed from torch's global
                 stream.
@@ -322,12 +322,12 @@ class VAR(nn.Module):
         differs, which changes a token when its two best codes are that near.
 
         Args:
-            label_B: one class for all, or one an image (long, B); -1 or num_classes means "no class".
-            seeds: one an image; B is their number.
+            label_B: one class for all, or one per image (long, B); -1 or num_classes means "no class".
+            seeds: one per image; B is their number.
             cfg: strength of guidance; it grows with the scale: t = cfg * s / (S - 1), logits (1 + t) * with
                 class - t * without. A single scale gets all of it. 0 skips the half without class.
             top_k, top_p: see helpers.filter_top_k_top_p.
-            temperature: divides the guided logits; one for all or one a scale.
+            temperature: divides the guided logits; one for all or one per scale.
             greedy: take the most likely token; no randomness.
             more_smooth: blend codes by a Gumbel-softmax whose temperature falls with the scale, instead of
                 taking the drawn one: nicer to look at, but f_hat is then not that of the tokens.
@@ -370,8 +370,8 @@ class VAR(nn.Module):
             position_1LD = self._position_embedding()
             x_BlD = self._first_tokens(cond_BD)
             for si, (start, end) in enumerate(self.begin_ends):
-                # Scales that are given are still run, for finer ones look at them; after the last free one
-                # none does.
+                # Scales that are given are still run, because finer ones look at them; after the last free
+                # one none does.
                 if si <= last_free:
                     x_BlD = x_BlD + position_1LD[:, start:end]
                     for block, modulation, cache in zip(self.blocks, modulations, caches, strict=True):
@@ -536,7 +536,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _cast_once(model: nn.Module) -> Iterator[None]:
     """Let autocast cast frozen weights at the first scale and keep them for the others, not at each anew.
 
-    It keeps only what requires a gradient. None is made, for sampling records nothing.
+    It keeps only what requires a gradient. None is made, because sampling records nothing.
     """
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     try:

@@ -23,7 +23,7 @@ CH_MULT = (1, 1, 2, 2, 4)
 class VQVAE(nn.Module):
     """Encoder, multi-scale quantiser, decoder.
 
-    Images are RGB in [-1, 1], 16 * v_patch_nums[-1] pixels a side.
+    Images are RGB in [-1, 1], 16 * v_patch_nums[-1] pixels per side.
 
     Args:
         vocab_size: codes in the codebook.
@@ -32,7 +32,7 @@ class VQVAE(nn.Module):
         dropout: inside the residual blocks.
         beta, using_znorm, quant_resi, share_quant_resi, default_qresi_counts: see VectorQuantizer2.
         quant_conv_ks: kernel of the convolutions before and after the quantiser, odd.
-        v_patch_nums: tokens a side of each scale, coarse first.
+        v_patch_nums: tokens per side of each scale, coarse first.
         test_mode: start in eval mode with all weights frozen; False to train.
 
     Raises:
@@ -88,7 +88,7 @@ class VQVAE(nn.Module):
 
     @property
     def image_side(self) -> int:
-        """Pixels a side of the images whose finest map is the last of v_patch_nums."""
+        """Pixels per side of the images whose finest map is the last of v_patch_nums."""
         return self.downsample * self.quantize.v_patch_nums[-1]
 
     def forward(self, inp: Tensor, ret_usages: bool = False) -> tuple[Tensor, list[float] | None, Tensor]:

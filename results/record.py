@@ -37,7 +37,7 @@ from usvar.processes import cores
 from usvar.runs import read_log
 from usvar.tokens import TokenMaps, code_counts_of, read_token_maps
 
-# By stage: numbers, figures without real pictures, and figures with them, one a class.
+# By stage: numbers, figures without real pictures, and figures with them, one per class.
 STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "processed": (("leak_report.json",), ("per_class_by_split.png",), ()),
     "vqvae": ((), ("loss_curves.png", "quality_curves.png", "codebook_usage.png"), ()),
@@ -87,16 +87,16 @@ COMMANDS = {
 MOST_BYTES = 200_000
 LOG_ROWS = 150
 OUTPUT_LINES = 60
-# Longer ones are curves, or have one entry an image: no numbers to read.
+# Longer ones are curves, or have one entry per image: no numbers to read.
 MOST_ENTRIES = {list: 24, dict: 64}
 
 
 @dataclass(frozen=True)
 class Settings:
-    # Folder of a run, with a folder a stage.
+    # Folder of a run, with a folder per stage.
     run: Path
 
-    # Where the record goes, one folder a stage.
+    # Where the record goes, one folder per stage.
     out_dir: Path
 
     # Classes whose real pictures may be shown, by the licence of their data set.

@@ -27,7 +27,7 @@ def test_inherited_settings_are_explained_unless_a_script_says_it_otherwise(scri
     for name, comment in {
         "out_dir": "Tables as JSON, and figures.",
         "width": "Width of the transformer, a multiple of 64 (a head's width).",
-        "patch_nums": "Tokens a side of each scale.",
+        "patch_nums": "Tokens per side of each scale.",
         "repeats": "Times that each way is measured, after one that is not counted.",
     }.items():
         assert help_text.count(comment) == (name not in own)

@@ -23,7 +23,7 @@ class Settings:
     # Learning rate.
     rate: float = 0.5
 
-    # Tokens a side.
+    # Tokens per side.
     patch_nums: tuple[int, ...] = (1, 2)
 
     # A weight a scale.

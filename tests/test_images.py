@@ -12,7 +12,7 @@ from usvar.errors import InputError
 
 
 def prepared(root: Path, counts: dict[str, int], side: int = 32) -> Path:
-    """A prepared folder with `counts` images a class in every split."""
+    """A prepared folder with `counts` images per class in every split."""
     noise = np.random.default_rng(0)
     for split in images.SPLITS:
         for name, count in counts.items():

@@ -436,7 +436,7 @@ BAD_NAMES += (
 
 @pytest.mark.parametrize("names", BAD_NAMES)
 def test_class_names_that_are_no_folder_names_are_refused(tiny_var, tiny_vqvae, tmp_path, names):
-    """Images are written to a folder a class: none may lie outside, and no two may be one."""
+    """Images are written to a folder per class: none may lie outside, and no two may be one."""
     for path, load in (
         (tiny_vqvae, load_vqvae),
         (tiny_var, lambda path: load_var(path, load_vqvae(tiny_vqvae))),

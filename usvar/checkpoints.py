@@ -298,7 +298,7 @@ def load_vqvae(
     Args:
         path: our checkpoint, or a bare state_dict in the published layout.
         device: where the model goes.
-        patch_nums: tokens a side of each scale, needed only for a bare file that has not the published ten.
+        patch_nums: tokens per side of each scale, needed only for a bare file that has not the published ten.
 
     Raises:
         InputError: when the file is not a VQ-VAE that loads strictly.
@@ -476,7 +476,7 @@ def _vqvae_arguments(
         "ch": state["encoder.conv_in.weight"].shape[0],
         "quant_conv_ks": state["quant_conv.weight"].shape[-1],
         "quant_resi": 0.5 if has_phi else 0.0,
-        # 1: a single phi; 0: one a scale, named by number alone.
+        # 1: a single phi; 0: one per scale, named by number alone.
         "share_quant_resi": 1 if "quantize.quant_resi.qresi.weight" in state else phis,
         "v_patch_nums": list(patch_nums),
     }

@@ -27,7 +27,7 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 # Name of the text in the PNG of an image that began with given tokens.
 TOKENS_GIVEN = "Tokens given"
-# Pixels a side that a prepared picture may have; a header that claims more is not decoded.
+# Pixels per side that a prepared picture may have; a header that claims more is not decoded.
 MAX_SIDE = 4096
 READ_LIMIT_S = 300.0
 ORIENTATION = 0x0112  # EXIF tag

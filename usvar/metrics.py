@@ -41,7 +41,7 @@ def ssim(first_B1HW: Tensor, second_B1HW: Tensor) -> Tensor:
     (which it agrees with, see the tests) takes one image at a time on the CPU.
 
     Args:
-        first_B1HW: grey images in [0, 1], at least 11 pixels a side.
+        first_B1HW: grey images in [0, 1], at least 11 pixels per side.
         second_B1HW: the same shape.
 
     Returns:

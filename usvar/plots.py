@@ -221,7 +221,7 @@ def heat_map(
     Args:
         path: the PNG to write.
         values: (rows, columns).
-        row_names: one a row, from the top.
+        row_names: one per row, from the top.
         column_names: one a column; about eight are written.
         title: figure title.
         x_label: what the columns are.

@@ -24,7 +24,7 @@ def draw_curves(
 
     Args:
         folder: of the run.
-        patch_nums: tokens a side of each scale.
+        patch_nums: tokens per side of each scale.
         baselines: from `tokens.frequency_scores`: what frequencies alone score, as horizontal lines.
     """
     rows = runs.read_log(folder / "log.jsonl")

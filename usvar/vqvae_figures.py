@@ -20,7 +20,7 @@ def draw_curves(folder: Path, patch_nums: Sequence[int], further_losses: Sequenc
 
     Args:
         folder: of the run.
-        patch_nums: tokens a side of each scale.
+        patch_nums: tokens per side of each scale.
         further_losses: names of the losses beside SSE and VQ that have a weight.
     """
     rows = runs.read_log(folder / "log.jsonl")
