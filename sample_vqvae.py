@@ -23,7 +23,7 @@ from tqdm import tqdm
 from models import VQVAE
 from models.helpers import scale_boundaries
 from usvar import checks, cli, distributed, images, metrics, physics, plots, provenance
-from usvar.checkpoints import Loaded, load_vqvae
+from usvar.checkpoints import load_vqvae
 from usvar.errors import InputError
 from usvar.files import lock_folder, write_json
 from usvar.training import batches
@@ -50,8 +50,8 @@ class Settings:
     # Splits to measure, out of train, val and test.
     splits: tuple[images.Split, ...] = images.SPLITS
 
-    # Images per split, evenly spread over the classes' images, that are also measured after 1, 2, ... scales.
-    by_scale: int = 64
+    # Images per class and split, evenly spread, that are also measured after 1, 2, ... scales; 0: none.
+    by_scale: int = 8
 
     # Images in the figure of each class.
     images_per_class: int = 4
@@ -66,14 +66,12 @@ class Settings:
     device: str = "auto"
 
 
-def files_to_measure(s: Settings, vqvae: Loaded) -> list[images.ImageFiles]:
-    """The splits' images, after refusing settings and images that do not fit, before anything is written."""
+def check(s: Settings) -> None:
+    """Refuse settings that make no sense, before anything is read."""
     checks.require(s, "1 or more", "images_per_class", "worst", "batch_size")
     checks.require(s, "0 or more", "by_scale")
     if not s.splits:
         raise InputError(f"--splits was given without any, wanted some of {', '.join(images.SPLITS)}")
-    side = vqvae.model.image_side
-    return images.find_images_of_side(s.data_root, dict.fromkeys(s.splits), side, s.vqvae)
 
 
 def seen_and_rebuilt(model: VQVAE, grey_BHW: np.ndarray, every_scale: bool) -> tuple[Tensor, list[Tensor]]:
@@ -139,32 +137,53 @@ def compare_speckle(speckle: dict[str, Speckle]) -> dict[str, object]:
     }
 
 
+def evenly_spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the rows, from the first to the last."""
+    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
+
+
 @torch.no_grad()
-def measure_by_scale(s: Settings, model: VQVAE, files: images.ImageFiles) -> dict[str, list[float] | int]:
-    """Mean PSNR and SSIM after 1, 2, ... all scales, over images spread evenly over the split."""
-    count, side = min(s.by_scale, len(files)), images.image_size(files)
-    # Files are in the order of their classes, so that even steps keep the shares of the classes.
-    chosen = np.linspace(0, len(files) - 1, count).round().astype(int)
-    sums_2S = torch.zeros(2, len(model.quantize.v_patch_nums), dtype=torch.float64)
-    with tqdm(total=count, desc=f"scale by scale, {files.split}", file=sys.stdout) as progress:
+def measure_by_scale(s: Settings, model: VQVAE, files: images.ImageFiles) -> list[dict[str, object]]:
+    """Errors after 1, 2, ... all scales, by class, over some images of each class of a split."""
+    rows_of_class = (np.flatnonzero(files.label_N == label) for label in range(len(files.classes)))
+    chosen = np.concatenate([evenly_spread(rows, s.by_scale) for rows in rows_of_class])
+    _, *ends = scale_boundaries(model.quantize.v_patch_nums)
+    side, parts = images.image_size(files), []
+    with tqdm(total=len(chosen), desc=f"scale by scale, {files.split}", file=sys.stdout) as progress:
         for rows in batches(chosen, s.batch_size):
             grey_BHW = images.read_images(files, rows.tolist(), side)
             image_B3HW, rebuilt = seen_and_rebuilt(model, grey_BHW, every_scale=True)
-            for scale, rebuilt_B3HW in enumerate(rebuilt):
-                errors = metrics.image_errors(image_B3HW, rebuilt_B3HW)
-                sums_2S[:, scale] += torch.stack([errors["psnr_db"].sum(), errors["ssim"].sum()]).cpu()
+            errors_of_scales = [metrics.image_errors(image_B3HW, rebuilt_B3HW) for rebuilt_B3HW in rebuilt]
+            parts.append([[errors[name].cpu() for name in metrics.METRICS] for errors in errors_of_scales])
             progress.update(len(rows))
-    psnr_db, ssim = (sums_2S / count).tolist()
-    return {"images": count, "psnr_db": psnr_db, "ssim": ssim}
+    found = []
+    for scale, end in enumerate(ends):
+        errors = {
+            name: torch.cat([part[scale][i] for part in parts]).numpy()
+            for i, name in enumerate(metrics.METRICS)
+        }
+        scores = by_class(errors, files.label_N[chosen], files.classes)
+        found.append({"scales": scale + 1, "K": end, **scores})
+    return found
 
 
-def summary(errors: dict[str, np.ndarray], chosen: np.ndarray) -> dict[str, object]:
+def by_class(
+    errors: dict[str, np.ndarray], label_N: np.ndarray, classes: tuple[str, ...]
+) -> dict[str, dict[str, object]]:
+    """Count, mean and spread of each metric over all images and over those of each class."""
+    return {
+        "all": summary(errors, np.ones(len(label_N), dtype=bool)),
+        "classes": {name: summary(errors, label_N == label) for label, name in enumerate(classes)},
+    }
+
+
+def summary(errors: dict[str, np.ndarray], chosen_N: np.ndarray) -> dict[str, object]:
     """Count, and mean and standard deviation of each metric over some images of a split."""
-    count = int(chosen.sum())
+    count = int(chosen_N.sum())
     if not count:
         return {"count": 0}
     moments = {
-        name: {"mean": float(values[chosen].mean()), "std": float(values[chosen].std())}
+        name: {"mean": float(values[chosen_N].mean()), "std": float(values[chosen_N].std())}
         for name, values in errors.items()
     }
     return {"count": count, **moments}
@@ -179,7 +198,7 @@ def draw_scales(s: Settings, model: VQVAE, files: images.ImageFiles) -> None:
         rows = np.flatnonzero(files.label_N == label)
         if not len(rows):
             continue
-        rows = rows[np.linspace(0, len(rows) - 1, min(s.images_per_class, len(rows))).round().astype(int)]
+        rows = evenly_spread(rows, s.images_per_class)
         grey_BHW = images.read_images(files, rows.tolist(), images.image_size(files))
         _, rebuilt = seen_and_rebuilt(model, grey_BHW, every_scale=True)
         shown = [*map(images.to_uint8, rebuilt), grey_BHW]
@@ -213,12 +232,15 @@ def draw_worst(s: Settings, model: VQVAE, worst: list[tuple[float, images.ImageF
     )
 
 
-def draw_by_scale(s: Settings, by_scale: dict[str, dict]) -> None:
-    """PSNR and SSIM over the number of scales, a curve a split."""
+def draw_by_scale(s: Settings, by_scale: dict[str, list[dict]]) -> None:
+    """PSNR and SSIM over the number of scales, a curve per split."""
     panels = {
         title: {
-            f"{split} ({means['images']} images)": (range(1, len(means[name]) + 1), means[name])
-            for split, means in by_scale.items()
+            f"{split} ({found[0]['all']['count']} images)": (
+                [row["scales"] for row in found],
+                [row["all"][name]["mean"] for row in found],
+            )
+            for split, found in by_scale.items()
         }
         for title, name in (("PSNR, dB", "psnr_db"), ("SSIM", "ssim"))
     }
@@ -268,23 +290,21 @@ def print_table(splits: dict[str, dict]) -> None:
 
 def main(s: Settings) -> None:
     """Measure every split, then draw."""
+    check(s)
     device = distributed.choose_device(s.device)
     vqvae = load_vqvae(s.vqvae, device)
     model: VQVAE = vqvae.model
-    files_of_splits = files_to_measure(s, vqvae)
+    splits = dict.fromkeys(s.splits)  # each once
+    files_of_splits = images.find_images_of_side(s.data_root, splits, model.image_side, s.vqvae)
     train_files = images.find_images(s.data_root, "train", images.find_classes(s.data_root))
     is_trained_on_these = images.note_other_training(s.vqvae, vqvae.made_by, train_files)
     lock = lock_folder(s.out_dir)
 
-    splits, speckle, by_scale, ranked = {}, {}, {}, []
+    measured, speckle, by_scale, ranked = {}, {}, {}, []
     for files in files_of_splits:
         errors, summed = measure(s, model, files)
         speckle[files.split] = compare_speckle(summed)
-        of_class = {name: files.label_N == label for label, name in enumerate(files.classes)}
-        splits[files.split] = {
-            "all": summary(errors, np.ones(len(files), dtype=bool)),
-            "classes": {name: summary(errors, chosen) for name, chosen in of_class.items()},
-        }
+        measured[files.split] = by_class(errors, files.label_N, files.classes)
         lowest = np.argsort(errors["psnr_db"], kind="stable")[: s.worst]
         ranked += [(float(errors["psnr_db"][row]), files, int(row)) for row in lowest]
         if s.by_scale:
@@ -298,7 +318,7 @@ def main(s: Settings) -> None:
             "made_by": provenance.made_by("sample_vqvae.py", s, {"vqvae": s.vqvae}),
             "note": "mean and standard deviation over images; errors on grey values from 0 to 1",
             "vqvae_is_trained_on_this_train": is_trained_on_these,
-            "splits": splits,
+            "splits": measured,
             "by_number_of_scales": by_scale,
             "speckle": speckle,
             "worst": [
@@ -313,7 +333,7 @@ def main(s: Settings) -> None:
     draw_speckle(s, speckle)
     if by_scale:
         draw_by_scale(s, by_scale)
-    print_table(splits)
+    print_table(measured)
     for split, row in speckle.items():
         print(
             f"{split:5}  spectrum {row['spectrum_difference_rms_db']:.1f} dB RMS from the real one, "

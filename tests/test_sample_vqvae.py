@@ -66,12 +66,25 @@ def test_quality_by_scale_ends_at_what_all_scales_give(tiny_data, tiny_vqvae, tm
     sample_vqvae.main(s)
     measured = json.loads((tmp_path / "reconstruction_metrics.json").read_text())
     found = measured["by_number_of_scales"]["test"]
-    assert found["images"] == COUNTS["test"] * len(CLASSES) and len(found["ssim"]) == len(PATCH_NUMS)
-    everything = measured["splits"]["test"]["all"]
-    assert found["psnr_db"][-1] == pytest.approx(everything["psnr_db"]["mean"], abs=1e-4)
-    assert found["ssim"][-1] == pytest.approx(everything["ssim"]["mean"], abs=1e-5)
-    first_scale = np.concatenate([errors_of(s, "test", name, 1) for name in CLASSES])
-    assert found["psnr_db"][0] == pytest.approx(first_scale.mean(), abs=1e-3)
+    assert [(row["scales"], row["K"]) for row in found] == [(1, 1), (2, 5), (3, 21)]
+    # By class too, with mean, spread and count of each metric.
+    last, everything = found[-1], measured["splits"]["test"]
+    pairs = [(last["classes"][name], everything["classes"][name]) for name in CLASSES]
+    for got, wanted in ((last["all"], everything["all"]), *pairs):
+        assert got.pop("count") == wanted.pop("count") > 0
+        for metric, moments in wanted.items():
+            assert got[metric] == pytest.approx(moments, rel=1e-3, abs=1e-5)
+    for name in CLASSES:
+        psnr_db = errors_of(s, "test", name, 1)
+        row = found[0]["classes"][name]["psnr_db"]
+        assert (row["mean"], row["std"]) == pytest.approx((psnr_db.mean(), psnr_db.std()), abs=1e-3)
+
+
+def test_by_scale_takes_as_many_images_of_each_class(tiny_data, tiny_vqvae, tmp_path):
+    sample_vqvae.main(Settings(tiny_data, tiny_vqvae, tmp_path, ("val",), by_scale=2, device="cpu"))
+    measured = json.loads((tmp_path / "reconstruction_metrics.json").read_text())
+    for row in measured["by_number_of_scales"]["val"]:
+        assert [row["classes"][name]["count"] for name in CLASSES] == [2] * len(CLASSES)
 
 
 def test_the_worst_are_the_lowest_of_all_splits_in_order(run):
