@@ -267,16 +267,17 @@ def write_edits(
     for earlier in s.out_dir.glob("edit_[0-9]*.png"):
         earlier.unlink()
     variants = []
+    # Pasted pixels are real as well, even where every token was drawn.
+    given = max(kept, int(s.paste))
     for i, (seed, variant_HW) in enumerate(zip(seeds, edited_BHW, strict=True)):
-        # Pasted pixels are real as well, even where every token was drawn.
-        images.save_png(s.out_dir / f"edit_{i}.png", variant_HW, max(kept, int(s.paste)))
+        images.save_png(s.out_dir / f"edit_{i}.png", variant_HW, given)
         difference_HW = np.abs(variant_HW.astype(np.float32) - image_HW)
         variants.append(
             {
                 "file": f"edit_{i}.png",
                 "seed": seed,
-                # Real tokens are in it: it must never be scored as generated.
-                "prefixed": True,
+                # Whether anything of it is real: then it must never be scored as generated.
+                "prefixed": given > 0,
                 "kept_tokens": kept,
                 "mean_change_in_grey_levels": {
                     "changed_part": float(difference_HW[change_HW].mean()),
