@@ -14,6 +14,7 @@ import sample_var
 import sweep_var
 from models import VAR
 from usvar import images, judging
+from usvar.chosen import Drawing
 from usvar.errors import InputError
 from usvar.prefixed import require_drawn_by
 from usvar.tokens import rows_of_class
@@ -239,9 +240,10 @@ def test_samples_and_evaluation_are_drawn_as_chosen(settings, chosen, tmp_path):
 
     # As samples.json tells the evaluation of such a folder.
     drawn = tmp_path / "file" / "scale_0_K0" / "plain"
-    assert require_drawn_by(drawn, chosen["var_sha256"], other["chosen"])
+    drawing = Drawing(**other["chosen"])
+    assert require_drawn_by(drawn, chosen["var_sha256"], drawing)
     with pytest.raises(InputError, match="--settings-from says"):
-        require_drawn_by(drawn, chosen["var_sha256"], other["chosen"] | {"cfg": 2.0})
+        require_drawn_by(drawn, chosen["var_sha256"], dataclasses.replace(drawing, cfg=2.0))
 
     evaluate_var.main(
         evaluate_var.Settings(
