@@ -23,8 +23,8 @@ from torch import Tensor
 
 from models import VAR, VQVAE
 from models.helpers import image_seeds, split_scales
-from usvar import checkpoints, checks, cli, distributed, images, plots, provenance, tokens, training
-from usvar.chosen import DRAWING, with_chosen
+from usvar import checkpoints, checks, cli, distributed, images, plots, provenance, training
+from usvar.chosen import Drawing, with_chosen
 from usvar.errors import InputError
 from usvar.files import lock_folder, write_json
 
@@ -76,7 +76,7 @@ class Settings:
     # Guidance; 0 is none.
     cfg: float = 1.5
 
-    # Codes that may be drawn at a place; 0 is all.
+    # Codes that may be drawn at each place; 0 is all.
     top_k: int = 0
 
     # Probability that the codes drawn from must reach together; 0 is all.
@@ -105,7 +105,7 @@ def check(s: Settings) -> None:
     checks.require(s, "1 or more", "variants", "batch_size")
     checks.require(s, "0 to below 1", "overlap")
     checks.require(s, "0 or more", "feather", "seed")
-    tokens.check_drawing(s.cfg, s.top_k, s.top_p, s.temperature)
+    Drawing.of(s).check()
 
 
 def class_label(s: Settings, loaded: checkpoints.Loaded) -> int:
@@ -177,9 +177,9 @@ def known_tokens(
     """The tokens to keep; those that are to be drawn become -1.
 
     Args:
-        idx_Bl: token maps of the image, (B, l) a scale.
+        idx_Bl: token maps of the image, (B, l) per scale.
         change_HW: bool, True where the image is to be made anew.
-        patch_nums: tokens a side of each scale.
+        patch_nums: tokens per side of each scale.
         overlap: share of its cell above which a token is free, 0 to 1.
 
     Returns:
@@ -195,7 +195,7 @@ def known_tokens(
 
 
 def fade(change_HW: np.ndarray, feather: int) -> np.ndarray:
-    """Weight of the new pixels: 0 in the part to keep, rising to 1 over `feather` pixels inside the other.
+    """New pixels' weight: 0 in the part to keep, rising to 1 over `feather` pixels inside the part to change.
 
     In a part that is narrower it reaches 1 in the middle. The image's border is no edge.
 
@@ -209,7 +209,7 @@ def fade(change_HW: np.ndarray, feather: int) -> np.ndarray:
 
 @torch.no_grad()
 def draw_variants(
-    model: VAR, vae: VQVAE, known_1L: Tensor, label: int, seeds: list[int], **sampling: float
+    model: VAR, vae: VQVAE, known_1L: Tensor, label: int, seeds: list[int], drawing: Drawing
 ) -> np.ndarray:
     """Draw the free tokens once for each seed, and decode.
 
@@ -219,12 +219,13 @@ def draw_variants(
         known_1L: tokens to keep, -1 where free.
         label: class that the free ones are drawn for.
         seeds: one for each variant.
-        sampling: cfg, top_k, top_p, temperature of `VAR.generate_tokens`.
+        drawing: how they are drawn.
 
     Returns:
         (B, H, W) uint8, nothing pasted.
     """
-    _, f_hat = model.generate_tokens(label, seeds=seeds, known_BL=known_1L.expand(len(seeds), -1), **sampling)
+    known_BL = known_1L.expand(len(seeds), -1)
+    _, f_hat = model.generate_tokens(label, seeds=seeds, known_BL=known_BL, **vars(drawing))
     return images.to_uint8(vae.fhat_to_img(f_hat))
 
 
@@ -266,17 +267,18 @@ def write_edits(
     # Those of a run with more variants would stand there as if this one had made them.
     for earlier in s.out_dir.glob("edit_[0-9]*.png"):
         earlier.unlink()
+    # Pasted pixels are real as well, even where every token was drawn.
+    given = max(kept, int(s.paste))
     variants = []
     for i, (seed, variant_HW) in enumerate(zip(seeds, edited_BHW, strict=True)):
-        # Pasted pixels are real as well, even where every token was drawn.
-        images.save_png(s.out_dir / f"edit_{i}.png", variant_HW, max(kept, int(s.paste)))
+        images.save_png(s.out_dir / f"edit_{i}.png", variant_HW, given)
         difference_HW = np.abs(variant_HW.astype(np.float32) - image_HW)
         variants.append(
             {
                 "file": f"edit_{i}.png",
                 "seed": seed,
-                # Real tokens are in it: it must never be scored as generated.
-                "prefixed": True,
+                # Whether anything of it is real: then it must never be scored as generated.
+                "prefixed": given > 0,
                 "kept_tokens": kept,
                 "mean_change_in_grey_levels": {
                     "changed_part": float(difference_HW[change_HW].mean()),
@@ -293,7 +295,7 @@ def draw_before_after(s: Settings, rows: dict[str, list[np.ndarray]], change_HW:
     names = ["original" if s.paste else "rebuilt", "to change: bright"]
     names += [f"seed {i}" for i in range(s.variants)]
     what = "around the part" if s.outside else "inside the part"
-    title = f"{s.image.stem}: made anew {what} as {s.class_name}, guidance {s.cfg:g}, top-p {s.top_p:g}"
+    title = f"{s.image.stem}: made anew {what} as {s.class_name}\n{Drawing.of(s)}"
     plots.image_grid(s.out_dir / "before_after.png", shown, list(rows), names, title)
 
 
@@ -321,10 +323,9 @@ def main(s: Settings) -> None:
     idx_Bl = vae.img_to_idxBl(images.to_model_range(image_HW[None], device))
     known_1L = known_tokens(idx_Bl, change_HW, model.patch_nums, s.overlap)
     seeds = image_seeds(s.seed, s.variants, "edit")
-    sampling = {name: getattr(s, name) for name in DRAWING}
     decoded_BHW = np.concatenate(
         [
-            draw_variants(model, vae, known_1L, label, some, **sampling)
+            draw_variants(model, vae, known_1L, label, some, Drawing.of(s))
             for some in training.batches(seeds, s.batch_size)
         ]
     )

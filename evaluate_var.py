@@ -42,12 +42,12 @@ from usvar import (
     tokens,
     training,
 )
-from usvar.chosen import DRAWING, read_sweep, with_chosen
+from usvar.chosen import Drawing, read_sweep, with_chosen
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet, note
 from usvar.extractor import SmallNet, probabilities
 from usvar.files import lock_folder, write_json, write_text
-from usvar.judging import Drawing, Judges, JudgeTraining, Models
+from usvar.judging import Judges, JudgeTraining, Models
 from usvar.prefixed import refuse_prefixed, require_drawn_by
 
 # What is left out for images of a generator that is not ours.
@@ -160,7 +160,7 @@ def check(s: Settings) -> None:
         raise InputError(
             "--settings-from was given without --var: leave it out, these images are drawn already"
         )
-    tokens.check_drawing(s.cfg, s.top_k, s.top_p, s.temperature)
+    Drawing.of(s).check()
 
 
 def read_generated(s: Settings, folder: Path, classes: tuple[str, ...], size: int) -> ImageSet:
@@ -346,8 +346,7 @@ def main(s: Settings) -> None:
     generated = read_generated(s, s.generated, classes, size) if s.generated else None
     drawn_by_var = models is not None
     if generated and models:
-        chosen = {name: getattr(s, name) for name in DRAWING} if sweep else None
-        drawn_by_var = require_drawn_by(s.generated, models.var_sha256, chosen)
+        drawn_by_var = require_drawn_by(s.generated, models.var_sha256, Drawing.of(s) if sweep else None)
     lock = lock_folder(s.out_dir)
     cache, group_of = s.out_dir / "cache", judging.read_groups(s.data_root)
     wanted_by = str(s.vqvae or "the evaluation")
@@ -373,7 +372,7 @@ def main(s: Settings) -> None:
         pixels = s.extractor_file_pixels
         judging.add_outside(judges, s.extractor_file.stem, outside, pixels, train, device)
     stamps = {name: judges.stamp(name) for name in judges.extractors}
-    drawing = Drawing(s.cfg, s.top_k, s.top_p, s.temperature)
+    drawing = Drawing.of(s)
     generated = generated or judging.draw_samples(models, drawing, s.images_per_class, s.seed, s.batch_size)
     sets, left_out = {"generated": generated, "real_train": train}, []
     if models:
@@ -416,7 +415,7 @@ def main(s: Settings) -> None:
         "patch_nums": list(models.var.patch_nums) if models else None,
         "judges": judges.config | {"stamps": stamps},
         "drawn_by_var": drawn_by_var,
-        "drawing": None if s.generated else {name: getattr(s, name) for name in DRAWING},
+        "drawing": None if s.generated else vars(drawing),
         "sweep": sweep,
         "counts": {
             name: {c: int((image_set.label_N == i).sum()) for i, c in enumerate(classes)}

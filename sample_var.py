@@ -12,12 +12,12 @@ The first K tokens of an image are given, the others are predicted scale by scal
 
 Reads both models and the token maps of train (for nop) and of the split named (for tp). Writes to <out-dir>:
 scale_<i>_K<tokens>/<mode>/<Class>/<index>.png (i scales given), <mode>_<Class>.png with K along the columns
-and the real image at the right, sweep_<mode>.png with one row a class, variety_<Class>.png, and samples.json,
-which says of each file how it was made. Run the same command again and only what is missing is made.
+and the real image at the right, sweep_<mode>.png with one row per class, variety_<Class>.png, and
+samples.json, which says of each file how it was made. Run the same command again and only what is missing is
+made.
 """
 
 import itertools
-import math
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -26,7 +26,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -34,7 +33,7 @@ from models import VAR, VQVAE
 from models.helpers import image_seeds, scale_boundaries, split_scales
 from usvar import checks, cli, distributed, images, plots, provenance, runs, tokens, training
 from usvar.checkpoints import Loaded, load_var, load_vqvae
-from usvar.chosen import with_chosen
+from usvar.chosen import Drawing, with_chosen
 from usvar.errors import InputError
 from usvar.files import atomic_path, read_record, remove_stale_temporaries, write_json
 
@@ -69,6 +68,13 @@ MODES = {
     "nop": "the first K tokens come from the frequencies of the class at each place in the training split "
     "(drawn, or the most frequent one: nop_prefix), the others are generated; where generated_tokens is 0 "
     "the transformer had no part in it",
+}
+
+# Where a prefix comes from, in titles; in mode nop by --nop-prefix.
+PREFIX_WORDS = {
+    "tp": "the first K tokens of the real image at the right",
+    "drawn": "the first K tokens drawn by their frequency in the class",
+    "mode": "the first K tokens the most frequent ones of the class",
 }
 
 
@@ -113,7 +119,7 @@ class Settings:
     # Plain images in variety_<Class>.png, made in addition if images_per_class is smaller; 0: no such figure.
     variety: int = 16
 
-    # Samples a class in the figures, at most images_per_class.
+    # Samples of each class in the figures, at most images_per_class.
     figure_rows: int = 4
 
     # chosen.json of sweep_var.py: cfg, top-k, top-p and temperature from there, instead of the four below.
@@ -122,13 +128,13 @@ class Settings:
     # Guidance by the class, growing with the scale; 0 is none.
     cfg: float = 1.5
 
-    # Codes that may be drawn at a place; 0 is all.
+    # Codes that may be drawn at each place; 0 is all.
     top_k: int = 0
 
     # Probability that the codes drawn from must reach together, 0 to 1; 0 is all.
     top_p: float = 0.95
 
-    # Divides the logits: below 1 is less varied, above 1 more; one number, or one a scale.
+    # Divides the logits: below 1 is less varied, above 1 more; one number, or one per scale.
     temperature: tuple[float, ...] = (1.0,)
 
     # Take the most likely token: plain samples of a class are then all the same.
@@ -189,29 +195,34 @@ class Sample:
     real_row: int | None
 
 
+@dataclass(frozen=True)
+class Figure:
+    """A figure that is drawn from pictures on disk."""
+
+    path: Path
+    # K along the columns, for samples of one class or for the first of all; or many plain ones of a class.
+    kind: Literal["sweep", "overview", "variety"]
+    rows: list[list[Sample]]
+
+
 def check(s: Settings, var: Loaded, maps: dict[str, tokens.TokenMaps]) -> None:
     """Refuse settings and files that do not fit each other, before anything is written."""
     classes, S = maps["train"].classes, len(maps["train"].patch_nums)
-    boundaries = scale_boundaries(maps["train"].patch_nums)
     checks.require(s, "1 or more", "images_per_class", "figure_rows", "batch_size")
-    checks.require(s, "0 or more", "variety", "decode_chunk", "cfg", "top_k", "seed")
-    checks.require(s, "0 to 1", "top_p")
+    checks.require(s, "0 or more", "variety", "decode_chunk", "seed")
     if s.data_root and not s.data_root.is_dir():
         raise InputError(f"--data-root {s.data_root} is no folder: leave it out, or correct it")
-    if len(s.temperature) not in (1, S) or not all(math.isfinite(t) and t > 0 for t in s.temperature):
+    if len(s.temperature) not in (1, S):
         raise InputError(
-            f"--temperature {' '.join(map(str, s.temperature))} was given, wanted one number above 0, "
-            f"or {S}, one a scale"
+            f"--temperature {' '.join(map(str, s.temperature))} was given, wanted one number, or {S}, one "
+            "per scale"
         )
+    Drawing.of(s).check()
     if s.greedy and s.more_smooth:
         raise InputError("--greedy and --more-smooth were given together: the second is random, choose one")
     if unknown := [name for name in s.classes if name not in classes]:
         raise InputError(f"--classes {unknown[0]} was given, known are {', '.join(classes)}")
-    if wrong := [K for K in s.prefix_tokens if K not in boundaries]:
-        raise InputError(
-            f"--prefix-tokens {wrong[0]} is no scale boundary, wanted some of "
-            f"{' '.join(map(str, boundaries))}"
-        )
+    tokens.check_prefix_tokens(s.prefix_tokens, scale_boundaries(maps["train"].patch_nums))
     tokens.require_same_classes(maps["train"], maps[s.split])
     if var.classes is not None and var.classes != classes:
         raise InputError(
@@ -240,7 +251,7 @@ def plan(s: Settings, maps: dict[str, tokens.TokenMaps]) -> list[Sample]:
             rows = np.random.default_rng(order_seed).permutation(tokens.rows_of_class(real, label))
             real_rows[label] = np.resize(rows, per_class).tolist()
         if "nop" in s.modes:
-            tokens.rows_of_class(maps["train"], label)
+            tokens.rows_of_class(maps["train"], label)  # refuses a class that has no frequencies
     samples = []
     for scales, K in enumerate(boundaries := scale_boundaries(real.patch_nums)):
         if s.prefix_tokens and K not in s.prefix_tokens:
@@ -280,13 +291,30 @@ def is_there(s: Settings, sample: Sample) -> bool:
     return path.is_file() and (not s.save_tokens or path.with_suffix(".npy").is_file())
 
 
+def refuse_unlisted(s: Settings, samples: list[Sample], listed: set[str]) -> None:
+    """Refuse a folder with pictures of the names wanted that its samples.json does not list.
+
+    They would count as made with the present settings. A run that was killed leaves none: its samples.json
+    is written before its first picture.
+
+    Raises:
+        InputError: names the first.
+    """
+    for sample in samples:
+        if sample.file not in listed and (s.out_dir / sample.file).is_file():
+            raise InputError(
+                f"{s.out_dir} has {sample.file}, but no samples.json that says how it was made: delete such "
+                "pictures, or give another --out-dir"
+            )
+
+
 def in_batches(samples: list[Sample], size: int) -> Iterator[list[Sample]]:
     """Samples of one mode and K in pieces of `size`."""
     for _, group in itertools.groupby(samples, key=lambda sample: (sample.K, sample.mode)):
         yield from training.batches(list(group), size)
 
 
-def prior_mode(maps: tokens.TokenMaps, label: int, prefix: int) -> np.ndarray:
+def most_frequent_tokens(maps: tokens.TokenMaps, label: int, prefix: int) -> np.ndarray:
     """The most frequent token of a class at each of the first places, the lowest of equals: (K,) int64."""
     seen_NK = np.asarray(maps.idx_NL[tokens.rows_of_class(maps, label), :prefix], dtype=np.int64)
     return np.array([np.bincount(seen_N).argmax() for seen_N in seen_NK.T])
@@ -298,14 +326,15 @@ def given_tokens(s: Settings, batch: list[Sample], maps: dict[str, tokens.TokenM
     if mode == "plain":
         return None
     if mode == "tp":
-        prefix_BK = real.idx_NL[[sample.real_row for sample in batch], :K].astype(np.int64)
+        prefix_BK = real.idx_NL[[sample.real_row for sample in batch], :K]
     elif s.nop_prefix == "mode":
-        modes = {label: prior_mode(maps["train"], label, K) for label in {sample.label for sample in batch}}
-        prefix_BK = np.stack([modes[sample.label] for sample in batch])
+        labels = {sample.label for sample in batch}
+        prefix_of = {label: most_frequent_tokens(maps["train"], label, K) for label in labels}
+        prefix_BK = np.stack([prefix_of[sample.label] for sample in batch])
     else:
         labels, seeds = ([getattr(sample, name) for sample in batch] for name in ("label", "seed"))
         prefix_BK = tokens.draw_from_position_prior(maps["train"], labels, K, seeds)
-    return F.pad(torch.from_numpy(prefix_BK), (0, real.idx_NL.shape[1] - K), value=-1)
+    return torch.from_numpy(tokens.known_from_prefix(prefix_BK, real.idx_NL.shape[1]))
 
 
 def decode_maps(s: Settings, vae: VQVAE, f_hat_BChw: Tensor) -> np.ndarray:
@@ -327,13 +356,10 @@ def generate(
         idx_BL, f_hat_BChw = model.generate_tokens(
             [sample.label for sample in batch],
             seeds=[sample.seed for sample in batch],
-            cfg=s.cfg,
-            top_k=s.top_k,
-            top_p=s.top_p,
-            temperature=s.temperature if len(s.temperature) > 1 else s.temperature[0],
             greedy=s.greedy,
             more_smooth=s.more_smooth,
             known_BL=given_BL,
+            **vars(Drawing.of(s)),
         )
     return idx_BL.cpu().numpy(), decode_maps(s, vae, f_hat_BChw)
 
@@ -372,17 +398,9 @@ def real_images(
     return dict(zip(rows, grey_BHW, strict=True)), False
 
 
-def drawing_settings(s: Settings) -> str:
-    """How tokens were drawn, for titles."""
-    drawn = "greedy" if s.greedy else f"top-k {s.top_k}, top-p {s.top_p:g}"
-    if not s.greedy and s.temperature != (1.0,):
-        drawn += f", temperature {' '.join(f'{t:g}' for t in s.temperature)}"
-    return f"guidance {s.cfg:g}, {drawn}"
-
-
-def figure_paths(s: Settings, samples: list[Sample]) -> dict[Path, list[list[Sample]]]:
-    """Every figure, with the samples of its rows."""
-    figures: dict[Path, list[list[Sample]]] = {}
+def planned_figures(s: Settings, samples: list[Sample]) -> list[Figure]:
+    """Every figure, with the samples that it shows."""
+    figures = []
     names = list(dict.fromkeys(sample.class_name for sample in samples))
     row_of: dict[tuple[str, str, int], list[Sample]] = {}
     for sample in samples:
@@ -397,49 +415,81 @@ def figure_paths(s: Settings, samples: list[Sample]) -> dict[Path, list[list[Sam
             ]
             for name in names
         }
-        figures |= {s.out_dir / f"{mode}_{name}.png": rows[name] for name in names}
-        figures[s.out_dir / f"sweep_{mode}.png"] = [rows[name][0] for name in names]
+        figures += [Figure(s.out_dir / f"{mode}_{name}.png", "sweep", rows[name]) for name in names]
+        first_rows = [rows[name][0] for name in names]
+        figures.append(Figure(s.out_dir / f"sweep_{mode}.png", "overview", first_rows))
     if s.variety and ("plain", names[0], 0) in row_of:
         for name in names:
             plain = [row_of["plain", name, i][0] for i in range(s.variety)]
-            figures[s.out_dir / f"variety_{name}.png"] = list(training.batches(plain, 4))
+            path = s.out_dir / f"variety_{name}.png"
+            figures.append(Figure(path, "variety", list(training.batches(plain, 4))))
     return figures
 
 
 def scales_named(sample: Sample) -> str:
-    """How much of a picture was given, for the head of a column."""
+    """How much of a picture was given, as the head of a column."""
     if sample.generated_tokens == 0:
         return {"tp": "just rebuilt", "nop": "all by frequency"}[sample.mode]
     return f"{sample.scales} scale{'s' * (sample.scales > 1)}"
 
 
-def draw_figure(
-    s: Settings, path: Path, rows: list[list[Sample]], real: dict[int, np.ndarray], as_prepared: bool
+def drawing_words(s: Settings) -> str:
+    """How tokens were drawn, in titles."""
+    return f"guidance {s.cfg:g}, greedy" if s.greedy else str(Drawing.of(s))
+
+
+def read_pictures(s: Settings, rows: list[list[Sample]]) -> list[list[np.ndarray]]:
+    """The pictures of a figure's rows, (H, W) uint8 each."""
+    return [[images.read_image(s.out_dir / sample.file) for sample in row] for row in rows]
+
+
+def plot_variety(s: Settings, path: Path, rows: list[list[Sample]]) -> None:
+    """Many plain pictures of one class."""
+    title = f"{rows[0][0].class_name}: {sum(map(len, rows))} samples, nothing given but the class\n"
+    names, columns = [""] * len(rows), [""] * len(rows[0])
+    plots.image_grid(path, read_pictures(s, rows), names, columns, title + drawing_words(s))
+
+
+def plot_sweep(
+    s: Settings,
+    path: Path,
+    rows: list[list[Sample]],
+    real: dict[int, np.ndarray],
+    as_prepared: bool,
+    is_overview: bool,
 ) -> None:
-    """One figure from the pictures on disk: a sweep with K along the columns, or the variety of a class."""
-    pictures = [[images.read_image(s.out_dir / sample.file) for sample in row] for row in rows]
+    """K along the columns, and the real image of each row at the right.
+
+    Args:
+        s: what was generated, and how.
+        path: the figure.
+        rows: samples by rising K.
+        real: real images by their row in the token file.
+        as_prepared: whether these are the images themselves, and not decoded from their tokens.
+        is_overview: whether each row is of another class, and not another sample of the same.
+    """
     first, mode = rows[0], rows[0][-1].mode
-    if mode == "plain":
-        title = f"{first[0].class_name}: {sum(map(len, rows))} samples, nothing given but the class\n"
-        names, columns = [""] * len(rows), [""] * len(first)
-    else:
-        is_overview = path.name == f"sweep_{mode}.png"
-        names = [row[0].class_name if is_overview else f"sample {row[0].index + 1}" for row in rows]
-        columns = ["K = 0\nplain" if not x.K else f"K = {x.K}\n{scales_named(x)}" for x in first]
-        columns.append(f"{'real' if as_prepared else 'real, rebuilt'}\n({s.split})")
-        pictures = [[*row, real[samples[0].real_row]] for row, samples in zip(pictures, rows, strict=True)]
-        prefix = (
-            "the first K tokens of the real image at the right"
-            if mode == "tp"
-            else {
-                "drawn": "the first K tokens drawn by their frequency in the class",
-                "mode": "the first K tokens the most frequent ones of the class",
-            }[s.nop_prefix]
-        )
-        subject = "All classes" if is_overview else first[0].class_name
-        shown = "as prepared" if as_prepared else "decoded from its tokens"
-        title = f"{subject}: {prefix}, the others generated\nreal image {shown}; "
-    plots.image_grid(path, pictures, names, columns, title + drawing_settings(s))
+    names = [row[0].class_name if is_overview else f"sample {row[0].index + 1}" for row in rows]
+    columns = ["K = 0\nplain" if not x.K else f"K = {x.K}\n{scales_named(x)}" for x in first]
+    columns.append(f"{'real' if as_prepared else 'real, rebuilt'}\n({s.split})")
+    pictures = [
+        [*generated, real[row[0].real_row]]
+        for generated, row in zip(read_pictures(s, rows), rows, strict=True)
+    ]
+    subject = "All classes" if is_overview else first[0].class_name
+    prefix = PREFIX_WORDS["tp" if mode == "tp" else s.nop_prefix]
+    shown = "as prepared" if as_prepared else "decoded from its tokens"
+    title = f"{subject}: {prefix}, the others generated\nreal image {shown}; {drawing_words(s)}"
+    plots.image_grid(path, pictures, names, columns, title)
+
+
+def draw_figures(s: Settings, figures: list[Figure], real: dict[int, np.ndarray], as_prepared: bool) -> None:
+    """All figures; `real` and `as_prepared` are what `real_images` returns."""
+    for figure in tqdm(figures, desc="draw", unit="figure", file=sys.stdout):
+        if figure.kind == "variety":
+            plot_variety(s, figure.path, figure.rows)
+        else:
+            plot_sweep(s, figure.path, figure.rows, real, as_prepared, figure.kind == "overview")
 
 
 def main(s: Settings) -> None:
@@ -465,10 +515,11 @@ def main(s: Settings) -> None:
         # What chosen.json says is compared as settings, so that it need not be the same file.
         same = {role: file for role, file in record["inputs"].items() if role != "chosen_settings"}
         runs.refuse_other_settings(listing_path, earlier["made_by"], record | {"inputs": same}, MAY_CHANGE)
+    refuse_unlisted(s, samples, {entry["file"] for entry in earlier["samples"]} if earlier else set())
     missing = [sample for sample in samples if not is_there(s, sample)]
-    figures = figure_paths(s, samples)
+    figures = planned_figures(s, samples)
     is_same = earlier and earlier["complete"] and earlier["made_by"]["settings"] == record["settings"]
-    if is_same and not missing and all(path.is_file() for path in figures):
+    if is_same and not missing and all(figure.path.is_file() for figure in figures):
         print(f"nothing to do: {s.out_dir} has all {len(samples)} images and {len(figures)} figures")
         return
     real, as_prepared = real_images(s, vae, maps[s.split], samples)
@@ -498,8 +549,7 @@ def main(s: Settings) -> None:
         for batch in in_batches(missing, s.batch_size):
             write_samples(s, batch, *generate(s, model, vae, batch, given_tokens(s, batch, maps)))
             progress.update(len(batch))
-    for path, rows in tqdm(figures.items(), desc="draw", unit="figure", file=sys.stdout):
-        draw_figure(s, path, rows, real, as_prepared)
+    draw_figures(s, figures, real, as_prepared)
     write_json(listing_path, listing | {"complete": True})
     run.close()
     print(f"done: {len(missing)} new of {len(samples)} images, {len(figures)} figures in {s.out_dir}")

@@ -13,9 +13,11 @@ coverage is kept: distances nearer than that cannot be told apart, and variety i
 split is not read.
 
 Writes to <out-dir>: chosen.json (for --settings-from), sweep.json (every point), sweep.png and judges.pth
-(the networks that judge). Run the same command again to go on with the points that are missing.
+(the networks that judge). Run the same command again to go on with the points that are missing; the values to
+be tried may be others then, and points that were measured before are kept.
 """
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,32 @@ from usvar.files import read_record, write_json
 from usvar.judging import Judges, JudgeTraining, Models
 
 # Settings that do not change a point: they may differ when a sweep goes on.
-MAY_CHANGE = ("data_root", "var", "vqvae", "tokens_dir", "out_dir", "judges", "batch_size", "device")
+# What is varied is part of a point's name.
+MAY_CHANGE = (
+    "data_root",
+    "var",
+    "vqvae",
+    "tokens_dir",
+    "out_dir",
+    "judges",
+    "cfg",
+    "top_p",
+    "top_k",
+    "temperature",
+    "prefix_tokens",
+    "batch_size",
+    "device",
+)
+
+# What 0 stands for.
+UNLIMITED = {"top_k": math.inf, "top_p": 1.0}
+# Values that no other lies beyond: no guidance, one code, all codes.
+ENDS: dict[str, tuple[float, ...]] = {
+    "cfg": (0.0,),
+    "top_k": (1, math.inf),
+    "top_p": (1.0,),
+    "temperature": (),
+}
 
 
 @dataclass(frozen=True)
@@ -76,7 +103,7 @@ class Settings:
     # Probability that the codes drawn from must reach together; 0 is all.
     top_p: tuple[float, ...] = (0.0, 0.9, 0.95, 0.99)
 
-    # Codes that may be drawn at a place; 0 is all.
+    # Codes that may be drawn at each place; 0 is all.
     top_k: tuple[int, ...] = (0, 100, 300, 900)
 
     # Divides the logits.
@@ -127,11 +154,27 @@ def check(s: Settings, boundaries: list[int]) -> None:
         if not getattr(s, name):
             raise InputError(f"--{name.replace('_', '-')} was given without a value: give one or more")
         for value in getattr(s, name):
-            tokens.check_drawing(**vars(START) | {name: value})
-    if wrong := [K for K in s.prefix_tokens if K not in boundaries[:-1]]:
+            replace(START, **{name: value}).check()
+    tokens.check_prefix_tokens(s.prefix_tokens, boundaries[:-1])
+
+
+def judgeable(s: Settings, val: ImageSet, classes: tuple[str, ...]) -> tuple[ImageSet, list[str]]:
+    """The validation images of classes that have enough of them, and the names of the other classes.
+
+    A class without spread or neighbourhoods is left out on both sides, or it would count as a difference.
+
+    Raises:
+        InputError: when no class has enough.
+    """
+    least = evaluation.least_images(s.neighbours)
+    count_C = np.bincount(val.label_N, minlength=len(classes))
+    left_out = [name for name, count in zip(classes, count_C, strict=True) if count < least]
+    if len(left_out) == len(classes):
         raise InputError(
-            f"--prefix-tokens {wrong[0]} was given, wanted some of {' '.join(map(str, boundaries[:-1]))}"
+            f"{s.data_root / 'val'} has at most {count_C.max()} images of a class, wanted {least} or more "
+            f"with --neighbours {s.neighbours}: prepare more data"
         )
+    return val.take(np.flatnonzero(count_C[val.label_N] >= least)), left_out
 
 
 def measure(
@@ -144,19 +187,19 @@ def measure(
     """
     labels, real = np.unique(val.label_N), models.maps["train"]
 
-    def known(label_B: np.ndarray, seeds: list[int]) -> np.ndarray:
+    def draw_prefix(label_B: np.ndarray, seeds: list[int]) -> np.ndarray:
         if mode == "nop":
             prefix_BK = tokens.draw_from_position_prior(real, label_B.tolist(), K, seeds)
         else:
             rows_B = [tokens.rows_of_class(real, int(label)) for label in label_B]
             rows = [rows[seed % len(rows)] for rows, seed in zip(rows_B, seeds, strict=True)]
-            prefix_BK = real.idx_NL[rows, :K].astype(np.int64)
-        return np.pad(prefix_BK, ((0, 0), (0, models.var.L - K)), constant_values=-1)
+            prefix_BK = real.idx_NL[rows, :K]
+        return tokens.known_from_prefix(prefix_BK, models.var.L)
 
-    given = None if mode == "plain" else known
-    # Seeds of its own: what is chosen by its luck must not be scored by the evaluation with the same luck.
+    known = None if mode == "plain" else draw_prefix
+    # A separate stream: the evaluation must not reuse the very samples that the settings were chosen on.
     fake = judging.draw_samples(
-        models, drawing, s.images_per_class, s.seed, s.batch_size, given, labels=labels, stream="sweep"
+        models, drawing, s.images_per_class, s.seed, s.batch_size, known, labels=labels, stream="sweep"
     )
     judges.describe(fake)
     row: dict[str, Any] = {"images": len(fake), "val_images": len(val)}
@@ -189,6 +232,53 @@ def best_of(rows: list[dict[str, Any]]) -> int:
     return max(near, key=lambda i: (rows[i][f"{judging.SUPERVISED}-coverage"], -rows[i][distance]))
 
 
+def print_point(drawing: Drawing, mode: str, K: int, row: dict[str, Any], extractors: list[str]) -> None:
+    """One line with what `measure` found."""
+    distances = (
+        f"{name}-KD {row[f'{name}-KD']:.3f} +- {row[f'{name}-KD_spread']:.3f}" for name in extractors
+    )
+    print(
+        f"{drawing}  {mode} K = {K}: {'  '.join(distances)}"
+        f"  coverage {row[f'{judging.SUPERVISED}-coverage']:.2f}  class right {row['class_fidelity']:.0%}"
+    )
+
+
+def reason(s: Settings, tried: int, val_images: int, left_out: list[str], at_edge: list[str]) -> str:
+    """Why the settings were chosen, in words.
+
+    Args:
+        s: how they were looked for.
+        tried: settings that were compared.
+        val_images: images that they were compared with.
+        left_out: classes with too few of these.
+        at_edge: see `edges`.
+    """
+    words = (
+        f"Of {tried} settings with {s.images_per_class} images per class, varied one after another: the "
+        f"highest {judging.SUPERVISED}-coverage among those within one spread of the lowest "
+        f"{judging.SUPERVISED}-KD to {val_images} validation images whose classes are not surely worse"
+    )
+    if left_out:
+        least = evaluation.least_images(s.neighbours)
+        words += f" (without {', '.join(left_out)}: under {least} validation images)"
+    words += "."
+    if at_edge:
+        words += f" At the edge of what was tried: {', '.join(at_edge)}; values beyond it may be better."
+    return words
+
+
+def edges(s: Settings, chosen: Drawing) -> list[str]:
+    """The chosen values, as flags, that are the lowest or highest tried, where there are values beyond."""
+    at_edge = []
+    for name, value in vars(chosen).items():
+        unlimited = UNLIMITED.get(name, 0.0)
+        tried = {number or unlimited for number in getattr(s, name)}
+        place = value or unlimited
+        if len(tried) > 1 and place in (min(tried), max(tried)) and place not in ENDS[name]:
+            at_edge.append(f"--{name.replace('_', '-')} {value:g}")
+    return at_edge
+
+
 def main(s: Settings) -> None:
     """Vary one setting after the other, keep the best, then show K."""
     device = distributed.choose_device(s.device)
@@ -202,98 +292,71 @@ def main(s: Settings) -> None:
     if earlier:
         runs.refuse_other_settings(s.out_dir / "sweep.json", earlier["made_by"], record, MAY_CHANGE)
         points = earlier["points"]
-    own = s.out_dir / "judges.pth"
-    given = s.judges or (own if own.is_file() else None)
-    if given and not s.judges:
-        judging.refuse_other_judges(own, JudgeTraining.of(s))
+    own_judges = s.out_dir / "judges.pth"
+    judges_path = s.judges or (own_judges if own_judges.is_file() else None)
+    if judges_path and not s.judges:
+        judging.refuse_other_judges(own_judges, JudgeTraining.of(s))
     run = runs.RunFolder(s.out_dir, record)
     cache, group_of = s.out_dir / "cache", judging.read_groups(s.data_root)
     (train, train_files), (val, _) = (
         judging.read_split(s.data_root, split, models.classes, models.size, cache, group_of, str(s.vqvae))
         for split in ("train", "val")
     )
-    least = evaluation.least_images(s.neighbours)
-    count_C = np.bincount(val.label_N, minlength=len(models.classes))
-    lacking = np.flatnonzero(count_C < least)
-    if len(lacking) == len(models.classes):
-        raise InputError(
-            f"{s.data_root / 'val'} has at most {count_C.max()} images of a class, wanted {least} or more "
-            f"with --neighbours {s.neighbours}: prepare more data"
-        )
-    # A class without spread or neighbourhoods is left out on both sides, or it would count as a difference.
-    left = [models.classes[i] for i in lacking]
-    if left:
-        print(f"left out, with under {least} validation images: {', '.join(left)}")
-    val = val.take(np.flatnonzero(count_C[val.label_N] >= least))
+    val, left_out = judgeable(s, val, models.classes)
+    if left_out:
+        least = evaluation.least_images(s.neighbours)
+        print(f"left out, with under {least} validation images: {', '.join(left_out)}")
 
     # From here on the folder belongs to these settings, its judges as well.
     write_json(s.out_dir / "sweep.json", {"made_by": record, "points": points})
-    known = len(points)
-    judges = judging.read_or_train(given, own, train, train_files, JudgeTraining.of(s), device, record)
+    points_before = len(points)
+    judges = judging.read_or_train(
+        judges_path, own_judges, train, train_files, JudgeTraining.of(s), device, record
+    )
     judges.describe(val)
-    stamps, said = {name: judges.stamp(name) for name in judges.extractors}, set()
+    stamps = {name: judges.stamp(name) for name in judges.extractors}
+    printed: set[str] = set()
 
     def point(drawing: Drawing, mode: str = "plain", K: int = 0) -> dict[str, Any]:
-        # Of training images: points of before, whose prefixes were of val, do not count.
-        key = f"{drawing} {'tp of train' if mode == 'tp' else mode} {K} {stamps}"
+        key = f"{drawing!r} {mode} {K} {stamps}"
         if key not in points:
             points[key] = measure(s, models, judges, val, drawing, mode, K)
             write_json(s.out_dir / "sweep.json", {"made_by": record, "points": points})
-        row = points[key]
-        if key in said:  # where each setting starts, and K = 0, are met several times
-            return row
-        said.add(key)
-        print(
-            f"cfg {drawing.cfg:g}  top-p {drawing.top_p:g}  top-k {drawing.top_k}  temperature "
-            f"{drawing.temperature:g}  {mode} K = {K}: "
-            + "  ".join(f"{n}-KD {row[f'{n}-KD']:.3f} +- {row[f'{n}-KD_spread']:.3f}" for n in stamps)
-            + f"  coverage {row[f'{judging.SUPERVISED}-coverage']:.2f}"
-            + f"  class right {row['class_fidelity']:.0%}"
-        )
-        return row
+        if key not in printed:  # where each setting starts, and K = 0, are met several times
+            printed.add(key)
+            print_point(drawing, mode, K, points[key], list(stamps))
+        return points[key]
 
     rows: list[dict[str, Any]] = []
-    drawing, drawings = START, set()
+    chosen, compared = START, set()
     for axis in ("cfg", "top_p", "top_k", "temperature"):
         values = getattr(s, axis)
-        varied = [replace(drawing, **{axis: value}) for value in values]
-        measured = [point(one) for one in varied]
-        drawings |= set(varied)
+        varied = [replace(chosen, **{axis: value}) for value in values]
+        measured = [point(drawing) for drawing in varied]
+        compared |= set(varied)
         best = best_of(measured)
-        drawing = replace(drawing, **{axis: values[best]})
+        chosen = varied[best]
         rows += [
             row | {"axis": axis, "value": value, "mode": "plain", "chosen": i == best}
             for i, (value, row) in enumerate(zip(values, measured, strict=True))
         ]
     for mode in ("tp", "nop"):
         for K in s.prefix_tokens or boundaries[:-1]:
-            row = point(drawing, mode if K else "plain", K)
+            row = point(chosen, mode if K else "plain", K)
             rows.append(row | {"axis": "K", "value": K, "mode": mode, "chosen": K == 0})
 
-    why = (
-        f"Of {len(drawings)} settings with {s.images_per_class} images per class, varied one after another: "
-        f"the highest {judging.SUPERVISED}-coverage among those within one spread of the lowest "
-        f"{judging.SUPERVISED}-KD to {len(val)} validation images whose classes are not surely worse"
-        + (f" (without {', '.join(left)}: under {least} validation images)." if left else ".")
-    )
-    edges = []
-    for axis, value in vars(drawing).items():
-        tried = getattr(s, axis)
-        if value and len(set(tried)) > 1 and value in (min(tried), max(tried)):
-            edges.append(f"--{axis.replace('_', '-')} {value:g}")
-    if edges:
-        why += f" At the edge of what was tried: {', '.join(edges)}; values beyond it may be better."
-        print(f"note: chosen at the edge of what was tried: {', '.join(edges)}; try values beyond it")
-    chosen = vars(drawing)
+    if at_edge := edges(s, chosen):
+        print(f"note: chosen at the edge of what was tried: {', '.join(at_edge)}; try values beyond it")
+    why = reason(s, len(compared), len(val), left_out, at_edge)
     sweep = {"why": why, "stamps": stamps, "rows": rows}
     evaluation_figures.draw_sweep(s.out_dir / "sweep.png", sweep)
     write_json(
         s.out_dir / "chosen.json",
-        {"chosen": chosen, "var_sha256": models.var_sha256, **sweep, "made_by": record},
+        {"chosen": vars(chosen), "var_sha256": models.var_sha256, **sweep, "made_by": record},
     )
     run.close()
-    if len(points) == known:
-        print(f"nothing to do: all {known} points are in {s.out_dir / 'sweep.json'}")
+    if len(points) == points_before:
+        print(f"nothing to do: all {len(printed)} points are in {s.out_dir / 'sweep.json'}")
     print(f"chosen: {chosen}; see {s.out_dir / 'sweep.png'}, use --settings-from {s.out_dir / 'chosen.json'}")
 
 

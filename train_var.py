@@ -31,6 +31,7 @@ from models import VAR, VQVAE
 from models.helpers import image_seeds, scale_spans, split_scales
 from usvar import checks, cli, distributed, images, plots, provenance, runs, signals, tokens, training
 from usvar.checkpoints import load_vqvae, restore, save_checkpoint, save_last
+from usvar.chosen import Drawing
 from usvar.errors import InputError
 from usvar.files import write_json
 from usvar.muon import Muon
@@ -196,7 +197,7 @@ def check(s: Settings, train: tokens.TokenMaps, val: tokens.TokenMaps, processes
     checks.require(s, "1 or more", "width", "heads", "depth")
     if s.width % s.heads:
         raise InputError(f"--width {s.width} does not divide by --heads {s.heads}: choose a multiple")
-    tokens.check_drawing(s.cfg, s.top_k, s.top_p, 1.0)
+    Drawing(s.cfg, s.top_k, s.top_p, 1.0).check()
     checks.require(s, "0 or more", "head_chunk", "patience", "samples_per_class")
     checks.require(s, "0 to 1", "class_drop", "label_smoothing")
     checks.require(s, "0 to below 1", "drop_rate", "drop_path_rate")

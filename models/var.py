@@ -451,7 +451,7 @@ class VAR(nn.Module):
         temperatures = [float(temperature)] * S if isinstance(temperature, int | float) else list(temperature)
         if len(temperatures) != S or min(temperatures) <= 0:
             raise ValueError(
-                f"found temperature={temperature}, wanted one positive number or {S}, one a scale"
+                f"found temperature={temperature}, wanted one positive number or {S}, one per scale"
             )
         return temperatures
 

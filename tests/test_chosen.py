@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from usvar.chosen import read_sweep, with_chosen
+from usvar.chosen import Drawing, read_sweep, with_chosen
 from usvar.errors import InputError
 
 
@@ -60,6 +60,35 @@ def test_a_flag_beside_the_file_is_refused_unless_it_says_the_same(tmp_path):
 def test_files_that_do_not_fit_are_refused(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         with_chosen(Settings(), write(tmp_path / "chosen.json", **changes), "a" * 64)
+
+
+@pytest.mark.parametrize(
+    ("settings", "temperature", "text"),
+    [
+        (Settings(), 1.0, "guidance 1.5, top-k 0, top-p 0.95, temperature 1"),
+        (PerScale(top_k=900), 1.0, "guidance 1.5, top-k 900, top-p 0.95, temperature 1"),
+        (PerScale(0.0, temperature=(1, 0.8)), (1, 0.8), "guidance 0, top-k 0, top-p 0.95, temperature 1 0.8"),
+    ],
+)
+def test_drawing_is_read_from_settings_and_says_itself_in_words(settings, temperature, text):
+    drawing = Drawing.of(settings)
+    assert vars(drawing) == vars(settings) | {"temperature": temperature} and str(drawing) == text
+    drawing.check()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Settings(cfg=-1.0), "--cfg -1 was given, wanted 0 or more"),
+        (Settings(top_k=-1), "--top-k -1 was given, wanted 0 or more"),
+        (Settings(top_p=1.01), "--top-p 1.01 was given, wanted 0 to 1"),
+        (Settings(temperature=float("inf")), "--temperature inf was given, wanted above 0"),
+        (PerScale(temperature=(1.0, 0.0, 1.0)), "--temperature 0 was given, wanted above 0"),
+    ],
+)
+def test_drawing_that_can_draw_nothing_is_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        Drawing.of(settings).check()
 
 
 def test_other_files_are_refused(tmp_path):

@@ -14,12 +14,14 @@ from PIL import Image
 import edit_var
 from models import VAR, VQVAE
 from usvar import checkpoints, cli, images
+from usvar.chosen import Drawing
 from usvar.errors import InputError
 from usvar.files import lock_folder
 from usvar.prefixed import refuse_prefixed
 from usvar.provenance import sha256_file
 
 BOX = (0, 0, 32, 32)
+DRAWING = Drawing(cfg=1.5, top_k=0, top_p=0.0, temperature=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_all_free_is_plain_generation(models):
     model, vae = models
     known = edit_var.known_tokens(token_maps((1, 2, 4)), np.ones((64, 64), bool), (1, 2, 4))
     assert (known == -1).all()
-    found = edit_var.draw_variants(model, vae, known, 1, [5, 6], cfg=1.5)
+    found = edit_var.draw_variants(model, vae, known, 1, [5, 6], DRAWING)
     _, f_hat = model.generate_tokens(1, seeds=[5, 6], cfg=1.5)
     np.testing.assert_array_equal(found, images.to_uint8(vae.fhat_to_img(f_hat)))
 
@@ -88,7 +90,7 @@ def test_none_free_is_the_reconstruction(models, settings):
     model, vae = models
     image = images.to_model_range(images.read_image(settings.image)[None])
     known = edit_var.known_tokens(vae.img_to_idxBl(image), np.zeros((64, 64), bool), (1, 2, 4))
-    found = edit_var.draw_variants(model, vae, known, 0, [1])
+    found = edit_var.draw_variants(model, vae, known, 0, [1], DRAWING)
     rebuilt = images.to_uint8(vae.img_to_reconstructed_img(image, last_one=True))
     assert np.abs(found.astype(int) - rebuilt).max() <= 1  # rounding
 
@@ -140,7 +142,7 @@ def test_drawn_as_the_sweep_chose(settings, tmp_path):
 
 def test_a_mask_is_the_same_as_its_box_and_variants_do_not_depend_on_the_batch(settings, tmp_path):
     path = tmp_path / "mask.png"
-    Image.fromarray(region()).save(path)  # one bit a pixel
+    Image.fromarray(region()).save(path)  # one bit per pixel
     by_mask = dataclasses.replace(
         settings, box=None, mask=path, out_dir=tmp_path / "by_mask", variants=3, batch_size=2
     )
@@ -180,6 +182,23 @@ def test_pasted_pixels_mark_the_picture_even_when_every_token_was_drawn(settings
 def test_without_pasting_everything_is_decoded(settings):
     found = edited(dataclasses.replace(settings, paste=False))
     assert (found != images.read_image(settings.image))[:, ~region()].mean() > 0.3
+
+
+@pytest.mark.parametrize(("box", "is_given"), [((8, 8, 56, 56), False), (BOX, True)])
+def test_picture_and_record_agree_on_what_was_given(settings, box, is_given):
+    """Past fault: with nothing pasted and every token drawn, edit.json alone said that tokens were given."""
+    edited(dataclasses.replace(settings, box=box, paste=False))
+    for row in json.loads((settings.out_dir / "edit.json").read_text())["samples"]:
+        with Image.open(settings.out_dir / row["file"]) as picture:
+            assert (images.TOKENS_GIVEN in picture.info) == row["prefixed"] == is_given
+
+
+def test_the_title_says_all_that_decides_how_tokens_are_drawn(settings, monkeypatch):
+    """Past fault: top-k and temperature of --settings-from were left out."""
+    titles = []
+    monkeypatch.setattr(edit_var.plots, "image_grid", lambda *given: titles.append(given[-1]))
+    edit_var.main(dataclasses.replace(settings, top_k=8, temperature=1.5))
+    assert titles[0].endswith("as Heart\nguidance 1.5, top-k 8, top-p 0.95, temperature 1.5")
 
 
 def saved(path: Path, array: np.ndarray) -> Path:

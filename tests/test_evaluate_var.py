@@ -18,6 +18,7 @@ from torch import nn
 
 import evaluate_var
 from usvar import cli, copies, evaluation, images, judging, report
+from usvar.chosen import Drawing
 from usvar.errors import InputError
 from usvar.prefixed import refuse_prefixed, require_drawn_by
 from usvar.tokens import read_token_maps, write_token_maps
@@ -515,12 +516,12 @@ def test_samples_of_another_transformer_or_other_settings_are_not_taken_for_thos
     """Past fault: the sweep and the likelihood of --var were shown as if it had drawn the images."""
     folder = tmp_path / "scale_0_K0" / "plain"
     images.save_png(folder / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
-    drawing = {"cfg": 1.5, "top_k": 0, "top_p": 0.95, "temperature": 1.0}
+    drawing = Drawing(cfg=1.5, top_k=0, top_p=0.95, temperature=1.0)
     assert not require_drawn_by(folder, "a" * 64, drawing)
     listing = {
         "made_by": {
             "script": "sample_var.py",
-            "settings": drawing | {"temperature": [1.0]},
+            "settings": vars(drawing) | {"temperature": [1.0]},
             "inputs": {"var": {"sha256": "a" * 64}},
         },
         "samples": [{"file": "scale_0_K0/plain/Heart/0.png", "prefixed": False}],
@@ -530,7 +531,7 @@ def test_samples_of_another_transformer_or_other_settings_are_not_taken_for_thos
     with pytest.raises(InputError, match=r"by a transformer with SHA-256 aaaaaaaaaaaa, --var .* bbbb"):
         require_drawn_by(folder, "b" * 64, None)
     with pytest.raises(InputError, match=r"drawn with cfg 1\.5, --settings-from says 3\.0"):
-        require_drawn_by(folder, "a" * 64, drawing | {"cfg": 3.0})
+        require_drawn_by(folder, "a" * 64, dataclasses.replace(drawing, cfg=3.0))
     # Pictures of another folder are none of these.
     images.save_png(tmp_path / "gan" / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
     assert not require_drawn_by(tmp_path / "gan", "b" * 64, None)

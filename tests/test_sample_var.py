@@ -212,9 +212,9 @@ def test_figures_have_K_rising_and_the_real_image_of_the_row_at_the_right(
     samples = sample_var.plan(s, {split: read_token_maps(s.tokens_dir / split) for split in ("train", "val")})
     vae = load_vqvae(s.vqvae).model
     real, as_prepared = sample_var.real_images(s, vae, read_token_maps(s.tokens_dir / "val"), samples)
-    for path, rows in sample_var.figure_paths(s, samples).items():
-        assert path.is_file()
-        sample_var.draw_figure(s, path, rows, real, as_prepared)
+    figures = sample_var.planned_figures(s, samples)
+    assert all(figure.path.is_file() for figure in figures)
+    sample_var.draw_figures(s, figures, real, as_prepared)
     wanted = {f"{kind}_{name}.png" for kind in ("tp", "nop", "variety") for name in CLASSES}
     assert set(drawn) == wanted | {"sweep_tp.png", "sweep_nop.png"}
 
@@ -241,7 +241,7 @@ def test_figures_have_K_rising_and_the_real_image_of_the_row_at_the_right(
     decoded, as_prepared = sample_var.real_images(base, vae, val, samples)
     assert decoded.keys() == real.keys() and not as_prepared
     shown = [[entry] for entry in samples if entry.mode == "tp" and entry.K == 21 and entry.index < 2]
-    sample_var.draw_figure(base, base.out_dir / "tp_Kidney.png", shown, decoded, as_prepared)
+    sample_var.plot_sweep(base, base.out_dir / "tp_Kidney.png", shown, decoded, as_prepared, False)
     assert "decoded from its tokens" in drawn["tp_Kidney.png"][3]
     assert drawn["tp_Kidney.png"][2][-1] == "real, rebuilt\n(val)"
 
@@ -332,6 +332,48 @@ def test_chosen_settings_are_on_record_and_do_not_keep_a_run_from_going_on(base,
         sample_var.main(replace(s, images_per_class=4))
 
 
+def test_pictures_that_no_listing_tells_of_are_not_taken_for_those_of_these_settings(
+    base, tmp_path, monkeypatch
+):
+    """Past fault: without samples.json they counted as made, and were listed with seeds that made others."""
+    s = replace(base, out_dir=tmp_path, classes=("Heart",), modes=("plain",), images_per_class=2, variety=0)
+    write_samples = sample_var.write_samples
+
+    def stop(*rest):
+        write_samples(*rest)
+        raise KeyboardInterrupt
+
+    # A run that was killed after its first picture still goes on.
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sample_var, "write_samples", stop)
+        sample_var.main(replace(s, batch_size=1))
+    assert len(list(tmp_path.rglob("*.png"))) == 1
+    sample_var.main(s)
+
+    (tmp_path / "samples.json").unlink()
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    message = r"plain/Heart/00000\.png, but no samples\.json .* another --out-dir"
+    with pytest.raises(InputError, match=message):
+        sample_var.main(replace(s, seed=1))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == stamps
+    # A run that makes others does not claim them either, neither now nor later.
+    sample_var.main(replace(s, classes=("Liver",)))
+    with pytest.raises(InputError, match=message):
+        sample_var.main(s)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"temperature": (1.0, 0.5, 2.0)}, "guidance 1.5, top-k 0, top-p 0.95, temperature 1 0.5 2"),
+        ({"top_k": 8, "temperature": (0.9,)}, "guidance 1.5, top-k 8, top-p 0.95, temperature 0.9"),
+        ({"greedy": True}, "guidance 1.5, greedy"),
+    ],
+)
+def test_titles_say_how_tokens_were_drawn(base, change, words):
+    assert sample_var.drawing_words(replace(base, **change)) == words
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"cfg": 3.0}, {"split": "test"}])
 def test_other_settings_in_the_same_folder_are_refused(change, base, sweep):
     before = (base.out_dir / "samples.json").read_bytes()
@@ -362,8 +404,8 @@ def test_greedy_and_published_smoothing_and_temperature_per_scale(base, tmp_path
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"prefix_tokens": (0, 4)}, "--prefix-tokens 4 is no scale boundary, wanted some of 0 1 5 21"),
-        ({"prefix_tokens": (30,)}, "--prefix-tokens 30 is no scale boundary"),
+        ({"prefix_tokens": (0, 4)}, "--prefix-tokens 4 was given, wanted some of 0 1 5 21"),
+        ({"prefix_tokens": (30,)}, "--prefix-tokens 30 was given"),
         ({"modes": ("plain",), "prefix_tokens": (5,)}, "makes nothing"),
         ({"classes": ("Spleen",)}, "--classes Spleen was given, known are Heart, Kidney, Liver"),
         ({"data_root": Path("nowhere")}, "--data-root nowhere is no folder"),
@@ -371,8 +413,9 @@ def test_greedy_and_published_smoothing_and_temperature_per_scale(base, tmp_path
         ({"top_p": float("nan")}, "--top-p nan"),
         ({"top_k": -1}, "--top-k -1"),
         ({"cfg": -0.5}, "--cfg -0.5"),
-        ({"temperature": (0.0,)}, "--temperature 0.0 was given, wanted one number above 0, or 3"),
-        ({"temperature": (1.0, 1.0)}, "or 3, one a scale"),
+        ({"temperature": (0.0,)}, "--temperature 0 was given, wanted above 0"),
+        ({"temperature": (1.0, 1.0, float("inf"))}, "--temperature inf was given, wanted above 0"),
+        ({"temperature": (1.0, 1.0)}, "--temperature 1.0 1.0 was given, wanted one number, or 3, one per"),
         ({"greedy": True, "more_smooth": True}, "choose one"),
         ({"batch_size": 0}, "--batch-size 0"),
         ({"images_per_class": 0}, "--images-per-class 0"),
@@ -547,7 +590,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(wrong, base, tmp_path, monkeypa
         "labels": "was trained with Heart, Kidney, Liver",
         "class": "known are Heart, Kidney, Liver",
         "K": "wanted some of 0 1 5 21",
-        "guidance": "--cfg -1.0 was given",
+        "guidance": "--cfg -1 was given",
         "top-p": "--top-p 1.5 was given",
         "cfg nan": "--cfg nan was given",
         "split": "invalid choice 'vall' for argument '--split'",

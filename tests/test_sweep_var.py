@@ -14,6 +14,7 @@ import sample_var
 import sweep_var
 from models import VAR
 from usvar import images, judging
+from usvar.chosen import Drawing
 from usvar.errors import InputError
 from usvar.prefixed import require_drawn_by
 from usvar.tokens import rows_of_class
@@ -84,6 +85,44 @@ def test_it_goes_on_with_the_points_that_are_missing(settings, chosen, monkeypat
     assert json.loads(path.read_text(encoding="utf-8"))["points"] == before["points"]
     with pytest.raises(InputError, match="images_per_class"):
         sweep_var.main(dataclasses.replace(settings, images_per_class=6))
+
+
+def test_other_values_may_be_tried_in_the_same_folder_and_points_before_are_kept(
+    settings, chosen, tmp_path, monkeypatch, capsys
+):
+    """Past fault: after "try values beyond it" a wider --cfg was refused, and all had to start again."""
+    s = dataclasses.replace(settings, out_dir=tmp_path / "out")
+    shutil.copytree(settings.out_dir, s.out_dir)
+    monkeypatch.setattr(sweep_var, "best_of", lambda rows: 0)
+    measured, drawn, measure = [], [], sweep_var.measure
+    monkeypatch.setattr(sweep_var, "measure", lambda *a: measured.append(a[4:]) or measure(*a))
+    monkeypatch.setattr(sweep_var.evaluation_figures, "draw_sweep", lambda path, sweep: drawn.append(sweep))
+
+    def run(**change) -> tuple[dict, dict]:
+        measured.clear()
+        sweep_var.main(dataclasses.replace(s, **change))
+        points, found = (
+            json.loads((s.out_dir / name).read_text(encoding="utf-8"))
+            for name in ("sweep.json", "chosen.json")
+        )
+        assert drawn.pop()["rows"] == found["rows"]
+        return points["points"], found
+
+    before, _ = run()
+    wider, found = run(cfg=(0.0, 2.0, 3.0), prefix_tokens=(0, 1, 5))
+    assert measured == [
+        (dataclasses.replace(sweep_var.START, cfg=3.0), "plain", 0),
+        *((Drawing(0.0, 0, 0.9, 1.0), mode, 1) for mode in ("tp", "nop")),
+    ]
+    assert len(wider) == len(before) + 3 and before.items() <= wider.items()
+    assert [row["value"] for row in found["rows"] if row["axis"] == "cfg"] == [0.0, 2.0, 3.0]
+    # Fewer values: what was measured stays, and is not shown.
+    capsys.readouterr()
+    narrower, found = run(cfg=(2.0,), top_k=(8,), top_p=(0.95,), temperature=(1.0,), prefix_tokens=(0,))
+    assert "Of 2 settings" in found["why"] and len(found["rows"]) == 6 and wider.items() <= narrower.items()
+    capsys.readouterr()
+    assert run(cfg=(2.0,), top_k=(8,), top_p=(0.95,), temperature=(1.0,), prefix_tokens=(0,))[0] == narrower
+    assert not measured and "nothing to do: all 2 points are in" in capsys.readouterr().out
 
 
 def test_judges_of_a_sweep_that_was_stopped_before_its_first_point_are_not_taken_for_others(
@@ -222,6 +261,52 @@ def test_a_choice_at_the_edge_of_what_was_tried_says_so(settings, chosen, tmp_pa
     assert "what was tried: --temperature 1;" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("change", "flags"),
+    [
+        # 0 is no guidance: nothing lies below.
+        ({"cfg": 0.0}, []),
+        ({"cfg": 1.0}, []),
+        ({"cfg": 3.0}, ["--cfg 3"]),
+        # Past fault: 0, which is all, counted as the lowest, and the second highest as an edge.
+        ({"top_k": 0}, []),
+        ({"top_k": 900}, []),
+        ({"top_k": 100}, ["--top-k 100"]),
+        ({"top_p": 0.0}, []),
+        ({"top_p": 0.99}, []),
+        ({"top_p": 0.9}, ["--top-p 0.9"]),
+        ({"temperature": 0.8}, ["--temperature 0.8"]),
+        ({"temperature": 1.2, "top_k": 100}, ["--top-k 100", "--temperature 1.2"]),
+    ],
+)
+def test_edges_of_what_was_tried_by_default(change, flags):
+    """Two of these were reported where there was none, and the real ones never."""
+    nowhere = Path("nowhere")
+    inside = Drawing(cfg=1.5, top_k=300, top_p=0.95, temperature=1.0)
+    s = sweep_var.Settings(data_root=nowhere, var=nowhere, vqvae=nowhere, tokens_dir=nowhere)
+    assert sweep_var.edges(s, inside) == []
+    assert sweep_var.edges(s, dataclasses.replace(inside, **change)) == flags
+
+
+@pytest.mark.parametrize(
+    ("tried", "change", "flags"),
+    [
+        ({"top_k": (100, 900)}, {"top_k": 900}, ["--top-k 900"]),
+        ({"top_k": (1, 900)}, {"top_k": 1}, []),
+        ({"top_p": (0.9, 0.99)}, {"top_p": 0.99}, ["--top-p 0.99"]),
+        ({"top_p": (0.9, 1.0)}, {"top_p": 1.0}, []),
+        ({"top_p": (0.0, 1.0)}, {"top_p": 0.0}, []),
+        ({"cfg": (1.0, 2.0)}, {"cfg": 1.0}, ["--cfg 1"]),
+        # A single value was not varied.
+        ({"cfg": (2.0,)}, {"cfg": 2.0}, []),
+        ({"temperature": (1.0, 1.0)}, {"temperature": 1.0}, []),
+    ],
+)
+def test_edges_of_other_grids(settings, tried, change, flags):
+    s = dataclasses.replace(settings, **{"cfg": (1.5,), "top_k": (0,), "temperature": (1.0,)} | tried)
+    assert sweep_var.edges(s, dataclasses.replace(sweep_var.START, **change)) == flags
+
+
 def test_samples_and_evaluation_are_drawn_as_chosen(settings, chosen, tmp_path):
     path = tmp_path / "chosen.json"
     other = chosen | {"chosen": {"cfg": 0.5, "top_k": 8, "top_p": 0.9, "temperature": 1.5}}
@@ -239,9 +324,10 @@ def test_samples_and_evaluation_are_drawn_as_chosen(settings, chosen, tmp_path):
 
     # As samples.json tells the evaluation of such a folder.
     drawn = tmp_path / "file" / "scale_0_K0" / "plain"
-    assert require_drawn_by(drawn, chosen["var_sha256"], other["chosen"])
+    drawing = Drawing(**other["chosen"])
+    assert require_drawn_by(drawn, chosen["var_sha256"], drawing)
     with pytest.raises(InputError, match="--settings-from says"):
-        require_drawn_by(drawn, chosen["var_sha256"], other["chosen"] | {"cfg": 2.0})
+        require_drawn_by(drawn, chosen["var_sha256"], dataclasses.replace(drawing, cfg=2.0))
 
     evaluate_var.main(
         evaluate_var.Settings(

@@ -171,7 +171,7 @@ def test_the_position_prior_draws_the_class_s_frequencies(tmp_path):
 
 
 def test_the_position_prior_looks_for_a_class_s_images_once(tmp_path, monkeypatch):
-    """Once a class and not once an image, which read all labels of a million images for each."""
+    """Once per class and not once per image, which read all labels of a million images for each."""
     tokens.write_token_maps(tmp_path, **maps(count=40))
     read, looked_for = tokens.read_token_maps(tmp_path), []
     find = tokens.rows_of_class
@@ -182,6 +182,20 @@ def test_the_position_prior_looks_for_a_class_s_images_once(tmp_path, monkeypatc
         rows = find(read, label)
         chosen = rows[np.random.default_rng(row).integers(len(rows), size=5)]
         assert np.array_equal(drawn[row], read.idx_NL[chosen, np.arange(5)])
+
+
+def test_a_prefix_is_followed_by_free_tokens():
+    known_BL = tokens.known_from_prefix(np.array([[3, 0], [1, 2]], dtype=np.uint16), 5)
+    assert known_BL.dtype == np.int64
+    assert known_BL.tolist() == [[3, 0, -1, -1, -1], [1, 2, -1, -1, -1]]
+    assert tokens.known_from_prefix(np.zeros((1, 0)), 2).tolist() == [[-1, -1]]
+
+
+def test_a_prefix_that_ends_within_a_scale_is_refused():
+    tokens.check_prefix_tokens((), (0, 1, 5))
+    tokens.check_prefix_tokens((5, 0), (0, 1, 5))
+    with pytest.raises(InputError, match="--prefix-tokens 3 was given, wanted some of 0 1 5: "):
+        tokens.check_prefix_tokens((1, 3), (0, 1, 5))
 
 
 def test_a_class_without_images_has_no_prior(tmp_path):

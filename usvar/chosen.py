@@ -1,4 +1,4 @@
-"""The file in which sweep_var.py keeps the settings that it chose, and scripts that draw read them."""
+"""How tokens are drawn, and the file in which sweep_var.py keeps what it chose for the scripts that draw."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from usvar import tokens
+from usvar import checks
 from usvar.errors import InputError
 
 S = TypeVar("S")
@@ -16,10 +16,48 @@ S = TypeVar("S")
 class Drawing:
     """How tokens are drawn: the sampler's settings that are chosen."""
 
+    # Guidance by the class; 0 is none.
     cfg: float
+    # Codes that may be drawn at a place; 0 is all.
     top_k: int
+    # Probability that the codes drawn from must reach together; 0 is all.
     top_p: float
-    temperature: float
+    # Divides the logits; one number, or one per scale.
+    temperature: float | tuple[float, ...]
+
+    @classmethod
+    def of(cls, settings: Any) -> "Drawing":
+        """As the settings of a script say, where a single temperature may stand in a tuple."""
+        values = {name: getattr(settings, name) for name in DRAWING}
+        temperature = values["temperature"]
+        if isinstance(temperature, tuple) and len(temperature) == 1:
+            (values["temperature"],) = temperature
+        return cls(**values)
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """One number, or one per scale."""
+        return self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
+
+    def check(self) -> None:
+        """Refuse settings with which no token can be drawn.
+
+        Raises:
+            InputError: names the first that is out of range.
+        """
+        given = {
+            f"--cfg {self.cfg:g}": (self.cfg, "0 or more"),
+            f"--top-k {self.top_k}": (self.top_k, "0 or more"),
+            f"--top-p {self.top_p:g}": (self.top_p, "0 to 1"),
+        }
+        given |= {f"--temperature {number:g}": (number, "above 0") for number in self.temperatures}
+        for flag, (number, wanted) in given.items():
+            if not checks.fits(number, wanted):
+                raise InputError(f"{flag} was given, wanted {wanted}")
+
+    def __str__(self) -> str:
+        temperatures = " ".join(f"{number:g}" for number in self.temperatures)
+        return f"guidance {self.cfg:g}, top-k {self.top_k}, top-p {self.top_p:g}, temperature {temperatures}"
 
 
 # Their names, in this order.
@@ -53,7 +91,7 @@ def with_chosen(settings: S, path: Path | None, var_sha256: str) -> S:
         raise InputError(
             f"--settings-from {path} holds no chosen settings ({error!r}): give chosen.json of sweep_var.py"
         ) from error
-    tokens.check_drawing(**chosen)
+    Drawing(**chosen).check()
     if about != var_sha256:
         raise InputError(
             f"--settings-from {path} was chosen for a transformer with SHA-256 {str(about)[:12]}, the one "

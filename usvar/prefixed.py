@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from usvar.chosen import Drawing
 from usvar.errors import InputError
 from usvar.images import TOKENS_GIVEN
 
@@ -32,7 +33,7 @@ def listed(folder: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         for name, script in LISTINGS.items():
             listing = place / name
             text = listing.read_bytes() if listing.is_file() else b""
-            # As text, so that a broken listing is still known for ours.
+            # As text, so that a broken listing is still known as ours.
             if f'"{script}"'.encode() not in text:
                 continue
             try:
@@ -75,13 +76,13 @@ def refuse_prefixed(folder: Path) -> None:
                 raise _refusal(folder, path.relative_to(folder).as_posix())
 
 
-def require_drawn_by(folder: Path, var_sha256: str, drawing: dict[str, float] | None) -> bool:
+def require_drawn_by(folder: Path, var_sha256: str, drawing: Drawing | None) -> bool:
     """Refuse pictures that are listed as drawn by another transformer, or with other settings.
 
     Args:
         folder: holds <Class>/*.png.
         var_sha256: of the transformer.
-        drawing: settings that they must have been drawn with, see `chosen.DRAWING`; None: any.
+        drawing: settings that they must have been drawn with; None: any.
 
     Returns:
         Whether a listing says that this transformer drew them; without one nothing is known.
@@ -97,7 +98,7 @@ def require_drawn_by(folder: Path, var_sha256: str, drawing: dict[str, float] | 
                 f"--generated {folder} was drawn by a transformer with SHA-256 {found[:12]}, --var has "
                 f"{var_sha256[:12]}: give the one that drew these images"
             )
-        for name, value in (drawing or {}).items():
+        for name, value in vars(drawing).items() if drawing else ():
             used = made_by["settings"][name]
             if used not in (value, [value]):  # sample_var.py may have a temperature for each scale
                 raise InputError(

@@ -49,7 +49,7 @@ class TokenMaps:
     path_N: np.ndarray
     # (N,) 0 for the picture as it is, 1, 2, ... for its augmented views.
     view_N: np.ndarray
-    # Tokens a side, one per scale.
+    # Tokens per side, one number for each scale.
     patch_nums: tuple[int, ...]
     # Class names; index = label.
     classes: tuple[str, ...]
@@ -86,7 +86,7 @@ def write_token_maps(
         folder: takes both files; made if missing.
         idx_NL: (N, L) integers, coarse scale first; it and the next three may be memory-mapped.
         label_N, path_N, view_N: class, picture and view of each row.
-        patch_nums: tokens a side of each scale.
+        patch_nums: tokens per side of each scale.
         classes: names; index = label.
         made_by: what makes the file.
     """
@@ -159,7 +159,7 @@ def read_token_maps(folder: Path) -> TokenMaps:
         classes=tuple(classes),
         made_by=made_by,
     )
-    _check(maps)
+    _check_contents(maps)
     _check_maps_of_scales(maps)
     return maps
 
@@ -288,10 +288,11 @@ def _check_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
         raise InputError(f"{path}: its patch numbers are {sides[:100].tolist()}: tokenise again")
 
 
-def _check(maps: TokenMaps) -> None:
+def _check_contents(maps: TokenMaps) -> None:
+    """Refuse arrays that do not fit each other, the class names or the record, and paths that lead out."""
     count, length = len(maps.label_N), scale_boundaries(maps.patch_nums)[-1]
     for name, needed in (("inputs", dict), ("vocab_size", int)):
-        if not isinstance(maps.made_by, dict) or not isinstance(maps.made_by.get(name), needed):
+        if not isinstance(maps.made_by.get(name), needed):
             raise InputError(f"{maps.file}: its made_by record has no {name}: tokenise again")
     vqvae = maps.made_by["inputs"].get("vqvae")
     if not isinstance(vqvae, dict) or "sha256" not in vqvae:
@@ -341,23 +342,6 @@ def _check_maps_of_scales(maps: TokenMaps) -> None:
                 )
 
 
-def check_drawing(cfg: float, top_k: int, top_p: float, temperature: float) -> None:
-    """Refuse settings with which no token can be drawn.
-
-    Raises:
-        InputError: names the first that is out of range.
-    """
-    given = {
-        f"--cfg {cfg:g}": (cfg, "0 or more"),
-        f"--top-k {top_k}": (top_k, "0 or more"),
-        f"--top-p {top_p:g}": (top_p, "0 to 1"),
-        f"--temperature {temperature:g}": (temperature, "above 0"),
-    }
-    for flag, (number, wanted) in given.items():
-        if not checks.fits(number, wanted):
-            raise InputError(f"{flag} was given, wanted {wanted}")
-
-
 def as_tensor(idx_NL: np.ndarray, rows: Sequence[int] | np.ndarray) -> Tensor:
     """Some rows as (B, L) int64, copied out of the memory map."""
     return torch.from_numpy(np.ascontiguousarray(idx_NL[np.asarray(rows)]).astype(np.int64))
@@ -391,6 +375,29 @@ def draw_from_position_prior(
         chosen_K = rows[np.random.default_rng(seed).integers(len(rows), size=prefix)]
         prior_BK[row] = maps.idx_NL[chosen_K, np.arange(prefix)]
     return prior_BK
+
+
+def check_prefix_tokens(prefix_tokens: Sequence[int], boundaries: Sequence[int]) -> None:
+    """Refuse values of K that do not end on a scale.
+
+    Args:
+        prefix_tokens: values of K.
+        boundaries: those that may be given.
+
+    Raises:
+        InputError: names the first other one.
+    """
+    if wrong := [K for K in prefix_tokens if K not in boundaries]:
+        raise InputError(
+            f"--prefix-tokens {wrong[0]} was given, wanted some of {' '.join(map(str, boundaries))}: each K "
+            "must be a scale boundary"
+        )
+
+
+def known_from_prefix(prefix_BK: np.ndarray, length: int) -> np.ndarray:
+    """The first K tokens of images as the sampler takes them: (B, L) int64, -1 where a token is free."""
+    free = length - prefix_BK.shape[1]
+    return np.pad(prefix_BK.astype(np.int64), ((0, 0), (0, free)), constant_values=-1)
 
 
 def rows_of_class(maps: TokenMaps, label: int) -> np.ndarray:
@@ -428,7 +435,7 @@ def frequency_scores(train: TokenMaps, other: TokenMaps) -> dict[str, tuple[np.n
         other: token maps to score, such as those of the validation split.
 
     Returns:
-        For each of the two, (S,) mean nats a token of each scale, and (S,) the share of tokens that are the
+        For each of the two, (S,) mean nats per token of each scale, and (S,) the share of tokens that are the
         model's most likely code.
     """
     vocab, classes = train.vocab_size, len(train.classes)
