@@ -272,7 +272,7 @@ def copy_numbers(
         "generated_below": hits,
         "share_below": hits / len(counted_N),
         "share_below_interval_95": np.quantile(shares, (0.025, 0.975)).tolist(),
-        "test_below": int((test_N < threshold).sum()),
+        "test_below": int((unseen_N < threshold).sum()),
         "share_below_expected": QUANTILE,
         "planted_copies_detected": {
             kind: {
