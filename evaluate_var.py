@@ -310,7 +310,7 @@ def print_summary(result: dict[str, Any], page: Path) -> None:
         for extractor, stamp in result["judges"]["stamps"].items():
             print(
                 f"{extractor + '-KD':9s} {report.number(pooled.get(f'{extractor}-KD')):>8s} +- "
-                f"{report.number(pooled.get(f'{extractor}-KD_spread'))}  {report.SETS[name]}, "
+                f"{report.number(pooled.get(f'{extractor}-KD_spread'))}  {evaluation.SETS[name]}, "
                 f"{pooled['images']} against {pooled['real_test_images']} test images [{stamp}]"
             )
     scores, bits = result["classification_accuracy_score"], result["bits_per_token"]
@@ -405,7 +405,7 @@ def main(s: Settings) -> None:
     physics_numbers, physics_curves = physics.differences_from_test(sets, train, test)
     for name in sets:
         if name not in physics_numbers:
-            note(left_out, f"physics, {report.SETS[name]}", "no class in common with the test images")
+            note(left_out, f"physics, {evaluation.SETS[name]}", "no class in common with the test images")
     bits_per_token = likelihood(s, models, group_of) if models else None
     real = {"real_train": train, "real_val": val, "real_test": test}
     # Patients and videos; None: not known, each image counts as one by itself.

@@ -154,7 +154,7 @@ def test_the_other_measures_are_there(result):
     for name in ("pixels, rebuilt", "US, rebuilt", "US-SSL, rebuilt"):
         detected = result["copies"][name]["planted_copies_detected"]["rebuilt"]
         assert detected["share_whose_source_is_nearest"] == 1.0
-    assert set(result["variety"]) == set(result["physics"]) == {"real_test", *report.SETS}
+    assert set(result["variety"]) == set(result["physics"]) == {"real_test", *evaluation.SETS}
     assert result["physics"]["real_test"]["spectrum_difference_rms_db"] == 0
     assert sorted(result["best_to_worst"]["row"]) == list(range(15))
     assert result["best_to_worst"]["realism"] == sorted(result["best_to_worst"]["realism"], reverse=True)

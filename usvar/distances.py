@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from usvar import evaluation, report
-from usvar.evaluation import ImageSet, note
+from usvar import evaluation
+from usvar.evaluation import SETS, ImageSet, note
 
 # Principal components that the Fréchet distance is taken over: all, or as many of these as there are
 # GROUPS_PER_COMPONENT groups of test images for.
@@ -64,7 +64,7 @@ def all_distances(
     would reach into other classes, and nearly anything would count as precise.
 
     Args:
-        sets: images by name, those of report.SETS, with their features.
+        sets: images by name, those of evaluation.SETS, with their features.
         test: the real test images, with theirs.
         classes: names; index = label.
         stamps: extractor -> its name and hash, kept beside the numbers.
@@ -97,7 +97,7 @@ def all_distances(
                 "extractors": stamps,
             }
             distances[name][where] = row
-            title = f"{where}, {report.SETS[name]}"
+            title = f"{where}, {SETS[name]}"
             most_of_class = min(np.bincount(x.label_N, minlength=1).max() for x in (fake, real))
             if min(len(fake), len(real)) < least or most_of_class < 2:
                 why = f"{len(fake)} images against {len(real)} test images, wanted {least} each"

@@ -24,6 +24,13 @@ from scipy import stats
 from sklearn.metrics import pairwise_distances_argmin_min, pairwise_distances_chunked
 from torch import Tensor
 
+# What is compared with the real test images, in the order of tables and figures.
+SETS = {
+    "generated": "generated",
+    "real_train": "real training images (floor)",
+    "reconstructed_test": "test images rebuilt by the VQ-VAE (tokenizer's ceiling)",
+    "position_prior": "tokens by frequency alone (trivial generator)",
+}
 # Groups that a class must have for its halves to tell how groups scatter.
 LEAST_GROUPS = 4
 # Rows at a time, and MiB, where a table of all pairs would not fit in memory.

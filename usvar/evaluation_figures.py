@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from usvar import plots
-from usvar.evaluation import ImageSet
-from usvar.report import SETS, USE
+from usvar.evaluation import SETS, ImageSet
+from usvar.report import USE
 
 MARKERS = "osD^v"
 # Nearest pairs shown of each search, and images of a row.
