@@ -289,7 +289,7 @@ def likelihood(s: Settings, models: Models, group_of: dict[str, str] | None) -> 
         numbers[split] = {"images": len(rows)} | _bits(bits_NS.mean(0), length_S)
         group_N = judging.numbers_of_groups(originals.path_N.tolist(), group_of)
         numbers[split]["standard_error"] = evaluation.standard_error(
-            bits_NS @ length_S / length_S.sum(), np.arange(len(rows)) if group_N is None else group_N
+            bits_NS @ length_S / length_S.sum(), evaluation.groups_or_rows(group_N, len(rows))
         )
     for name, (nats_S, _) in tokens.frequency_scores(maps["train"], scored["test"]).items():
         numbers[f"test, {tokens.FREQUENCIES[name]} alone"] = {"images": len(scored["test"])} | _bits(

@@ -22,7 +22,7 @@ from models.helpers import scale_spans
 from usvar import images, judging
 from usvar.augment import augment, draw_parameters
 from usvar.errors import InputError
-from usvar.evaluation import ImageSet, draw_weights, nearest, note
+from usvar.evaluation import ImageSet, draw_weights, groups_or_rows, nearest, note
 from usvar.extractor import features
 from usvar.judging import Judges, Models
 from usvar.physics import LEAST_GREY
@@ -228,11 +228,11 @@ def copy_numbers(
         groups, one in forty with 400.
     """
     (generated_N, row_N), (label_N, test_label_N) = generated, labels
-    test_group_N = np.arange(len(test_N)) if test_group_N is None else test_group_N
+    test_group_N = groups_or_rows(test_group_N, len(test_N))
     shared, count_C = np.unique(label_N[np.isin(label_N, test_label_N)], return_counts=True)
     groups_C = np.array([len(np.unique(test_group_N[test_label_N == label])) for label in shared])
     few: list[int] = []
-    # Without a class the others weigh more.
+    # Dropping a class raises the weight of the others, so repeat.
     while (is_few_C := count_C / count_C.sum() / groups_C > QUANTILE).any():
         few += shared[is_few_C].tolist()
         shared, count_C, groups_C = (x_C[~is_few_C] for x_C in (shared, count_C, groups_C))

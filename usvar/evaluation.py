@@ -51,8 +51,7 @@ class ImageSet:
     group_N: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        if self.group_N is None:
-            self.group_N = np.arange(len(self.label_N))
+        self.group_N = groups_or_rows(self.group_N, len(self))
 
     def __len__(self) -> int:
         return len(self.label_N)
@@ -76,6 +75,11 @@ class ImageSet:
         features = {name: values_ND[rows] for name, values_ND in self.features.items()}
         idx_NL = None if self.idx_NL is None else self.idx_NL[rows]
         return ImageSet(self.grey_NHW[rows], self.label_N[rows], features, idx_NL, self.group_N[rows])
+
+
+def groups_or_rows(group_N: np.ndarray | None, count: int) -> np.ndarray:
+    """The group of each of `count` rows; where none are known, each row is one by itself."""
+    return np.arange(count) if group_N is None else group_N
 
 
 def least_images(neighbours: int) -> int:
@@ -163,7 +167,7 @@ def _with_classes(
     groups: each image by itself in a class of few."""
     x_ND = np.asarray(x_ND, np.float64)
     label_N = np.zeros(len(x_ND), np.int64) if label_N is None else np.asarray(label_N)
-    group_N = np.arange(len(x_ND)) if group_N is None else np.array(group_N)
+    group_N = np.array(groups_or_rows(group_N, len(x_ND)))  # a copy, which is changed below
     for label in np.unique(label_N):
         rows = np.flatnonzero(label_N == label)
         if len(np.unique(group_N[rows])) < LEAST_GROUPS:
@@ -314,7 +318,7 @@ def frechet_extrapolated(
 
 def _group_after_group(count: int, group_N: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
     """All rows, the groups in random order."""
-    group_N = np.arange(count) if group_N is None else group_N
+    group_N = groups_or_rows(group_N, count)
     return np.argsort(rng.permutation(group_N.max() + 1)[group_N], kind="stable")
 
 
@@ -522,7 +526,7 @@ def bootstrap_balanced_accuracy(
     Returns:
         The interval; Wilson's where all draws are alike, as when every image is right: that is no certainty.
     """
-    group_N = np.arange(len(label_N)) if group_N is None else group_N
+    group_N = groups_or_rows(group_N, len(label_N))
     rng, share_N = np.random.default_rng(seed), right_SN.mean(0)
     _, class_N = np.unique(label_N, return_inverse=True)
     accuracy_R = np.empty(draws)
