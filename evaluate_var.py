@@ -252,7 +252,7 @@ def usefulness(
             "balanced_accuracy_of_each_seed": scores,
             "balanced_accuracy": float(np.mean(scores)),
             "interval_95_over_seeds": evaluation.student_interval(scores),
-            "interval_95_over_test_images": evaluation.bootstrap_balanced_accuracy(
+            "interval_95_over_test_images": evaluation.bootstrap_balanced_share(
                 predicted_SN == test.label_N, test.label_N, test.group_N, seed=s.seed
             ),
         }

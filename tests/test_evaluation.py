@@ -271,21 +271,21 @@ def test_student_interval_against_a_table():
 def test_bootstrap_interval_is_that_of_a_share():
     right = np.zeros((3, 200), bool)
     right[:, ::2] = True
-    low, high = evaluation.bootstrap_balanced_accuracy(right, np.zeros(200, int))
+    low, high = evaluation.bootstrap_balanced_share(right, np.zeros(200, int))
     assert (low, high) == pytest.approx((0.5 - 1.96 * (0.25 / 200) ** 0.5, 0.5 + 0.069), abs=0.01)
     # Classes weigh alike: three right of a rare class and none of a common one are a half. No draw differs,
     # and still the interval is that of a hundred images.
     labels = np.array([0] * 97 + [1] * 3)
-    found = evaluation.bootstrap_balanced_accuracy((labels == 1)[None], labels)
+    found = evaluation.bootstrap_balanced_share((labels == 1)[None], labels)
     assert found == pytest.approx(evaluation.wilson_interval(50, 100))
-    assert evaluation.bootstrap_balanced_accuracy(np.ones((3, 57), bool), np.zeros(57, int))[0] < 0.95
+    assert evaluation.bootstrap_balanced_share(np.ones((3, 57), bool), np.zeros(57, int))[0] < 0.95
 
 
 def test_several_images_of_a_patient_do_not_narrow_an_interval():
     """Ten images of each of 40 patients, all right or all wrong: the interval is that of 40 images."""
     rng = np.random.default_rng(0)
     right_N, label_N, ten = rng.random(40) < 0.7, np.arange(40) % 2, np.arange(40).repeat(10)
-    balanced = evaluation.bootstrap_balanced_accuracy
+    balanced = evaluation.bootstrap_balanced_share
     once = balanced(right_N[None], label_N)
     assert balanced(right_N[None, ten], label_N[ten], ten) == pytest.approx(once)
     assert np.ptp(balanced(right_N[None, ten], label_N[ten])) < 0.5 * np.ptp(once)

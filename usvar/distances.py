@@ -171,12 +171,12 @@ def compare(
     if paired:
         pair_N = rows_of_each_class(real.label_N, np.full(real.label_N.max() + 1, most_paired), seed)
         fake, fake_ND = fake.take(pair_N), fake_ND[pair_N]
-    few_ND, few_MD = fake_ND[:, :components], (real_MD[pair_N] if paired else real_MD)[:, :components]
+    leading_ND, leading_MD = fake_ND[:, :components], (real_MD[pair_N] if paired else real_MD)[:, :components]
     wanted = 2 * components * (2 if paired else 1)
     if min(fake.num_groups, real.num_groups) >= wanted:
         row |= evaluation.frechet_extrapolated(
-            few_ND,
-            few_MD,
+            leading_ND,
+            leading_MD,
             fake_group_N=fake.group_N,
             real_group_M=real.group_N,
             paired=paired,
@@ -202,9 +202,9 @@ def agreement(distances: dict[str, Any], extractors: list[str]) -> dict[str, Any
     for where in next(iter(distances.values())):
         tables = {
             extractor: {
-                name: (groups[where][f"{extractor}-KD"], groups[where][f"{extractor}-KD_spread"])
-                for name, groups in distances.items()
-                if f"{extractor}-KD" in groups[where]
+                name: (by_class[where][f"{extractor}-KD"], by_class[where][f"{extractor}-KD_spread"])
+                for name, by_class in distances.items()
+                if f"{extractor}-KD" in by_class[where]
             }
             for extractor in extractors
         }

@@ -33,6 +33,11 @@ SETS = {
 }
 # Groups that a class must have for its halves to tell how groups scatter.
 LEAST_GROUPS = 4
+# The Fréchet distance is extrapolated from so many numbers of images, a third of all to all, and in so many
+# random orders of the groups.
+FRECHET_SIZES, FRECHET_ORDERS = 8, 10
+# Draws of the groups for an interval over images.
+BOOTSTRAP_DRAWS = 2000
 # Rows at a time, and MiB, where a table of all pairs would not fit in memory.
 ROWS, BLOCK_MIB = 1024, 64
 
@@ -267,8 +272,6 @@ def frechet_extrapolated(
     fake_group_N: np.ndarray | None = None,
     real_group_M: np.ndarray | None = None,
     paired: bool = False,
-    sizes: int = 8,
-    orders: int = 10,
     seed: int = 0,
 ) -> dict[str, float]:
     """Fréchet distance at this number of images, and its limit for infinitely many.
@@ -285,9 +288,7 @@ def frechet_extrapolated(
         real_group_M: likewise.
         paired: row i of both sets stems from the same picture: such sets share their accidents, so each
             distance is taken between different pictures, which halves N.
-        sizes: numbers of images, from a third of all to all.
-        orders: random orders that the groups are taken in.
-        seed: of those orders.
+        seed: of the orders that the groups are taken in.
 
     Returns:
         "FD" at "FD_images" images, "FD_infinite", and "FD_infinite_deviation" over the orders: about the
@@ -299,9 +300,10 @@ def frechet_extrapolated(
     most = min(len(fake_ND), len(real_MD)) // (2 if paired else 1)
     if most < 2 * fake_ND.shape[1]:
         raise ValueError(f"found {most} images for {fake_ND.shape[1]} features, wanted twice as many or more")
-    count_K = np.unique(np.linspace(max(most // 3, fake_ND.shape[1] + 1), most, sizes).round().astype(int))
-    rng, distance_OK = np.random.default_rng(seed), np.empty((orders, len(count_K)))
-    for order in range(orders):
+    least = max(most // 3, fake_ND.shape[1] + 1)
+    count_K = np.unique(np.linspace(least, most, FRECHET_SIZES).round().astype(int))
+    rng, distance_OK = np.random.default_rng(seed), np.empty((FRECHET_ORDERS, len(count_K)))
+    for order in range(FRECHET_ORDERS):
         fake_row_N = _group_after_group(len(fake_ND), fake_group_N, rng)
         real_row_M = fake_row_N[::-1] if paired else _group_after_group(len(real_MD), real_group_M, rng)
         distance_OK[order] = [
@@ -507,21 +509,17 @@ def draw_weights(group_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return rng.exponential(size=group_N.max() + 1)[group_N]
 
 
-def bootstrap_balanced_accuracy(
-    right_SN: np.ndarray,
-    label_N: np.ndarray,
-    group_N: np.ndarray | None = None,
-    draws: int = 2000,
-    seed: int = 0,
+def bootstrap_balanced_share(
+    right_SN: np.ndarray, label_N: np.ndarray, group_N: np.ndarray | None = None, seed: int = 0
 ) -> tuple[float, float]:
-    """95% interval of the mean balanced accuracy of several classifiers from the choice of test images.
+    """95% interval, from the choice of images, of the share that counts in the mean over classes.
 
     Args:
-        right_SN: bool, whether each of S classifiers is right on each test image.
+        right_SN: bool, whether each image counts, such as one that a classifier is right on or whose frame is
+            whole; S of these, such as of S classifiers, are averaged.
         label_N: classes, which weigh alike.
         group_N: groups, which are drawn anew; None: each image is one by itself.
-        draws: bootstrap draws.
-        seed: of those draws.
+        seed: of the draws.
 
     Returns:
         The interval; Wilson's where all draws are alike, as when every image is right: that is no certainty.
@@ -529,11 +527,11 @@ def bootstrap_balanced_accuracy(
     group_N = groups_or_rows(group_N, len(label_N))
     rng, share_N = np.random.default_rng(seed), right_SN.mean(0)
     _, class_N = np.unique(label_N, return_inverse=True)
-    accuracy_R = np.empty(draws)
-    for draw in range(draws):
+    balanced_R = np.empty(BOOTSTRAP_DRAWS)
+    for draw in range(BOOTSTRAP_DRAWS):
         weight_N = draw_weights(group_N, rng)
-        accuracy_R[draw] = np.mean(np.bincount(class_N, weight_N * share_N) / np.bincount(class_N, weight_N))
-    low, high = np.quantile(accuracy_R, (0.025, 0.975))
+        balanced_R[draw] = np.mean(np.bincount(class_N, weight_N * share_N) / np.bincount(class_N, weight_N))
+    low, high = np.quantile(balanced_R, (0.025, 0.975))
     if high - low < 1e-9:
         groups = len(np.unique(group_N))
         return wilson_interval(float(low) * groups, groups)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from skimage.measure import label, regionprops
 
-from usvar.evaluation import ImageSet, bootstrap_balanced_accuracy, note
+from usvar.evaluation import ImageSet, bootstrap_balanced_share, note
 from usvar.metrics import ssim
 
 # Pictures at a time.
@@ -343,7 +343,7 @@ def differences_from_test(
             "well_formed_share": float(
                 np.mean([is_well_formed_N[image_set.label_N == k].mean() for k in labels])
             ),
-            "well_formed_interval_95": bootstrap_balanced_accuracy(
+            "well_formed_interval_95": bootstrap_balanced_share(
                 is_well_formed_N[None, kept_N], image_set.label_N[kept_N], image_set.group_N[kept_N]
             ),
         }
