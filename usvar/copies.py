@@ -25,7 +25,7 @@ from usvar.errors import InputError
 from usvar.evaluation import ImageSet, draw_weights, groups_or_rows, nearest, note
 from usvar.extractor import features
 from usvar.judging import Judges, Models
-from usvar.physics import LEAST_GREY
+from usvar.physics import LEAST_GREY, float_chunks
 
 # Side of the thumbnails, and of the coarse ones by which CANDIDATES are chosen that are looked at closer.
 SIDE, COARSE, CANDIDATES = 32, 16, 16
@@ -69,11 +69,7 @@ def thumbnails(grey_NHW: np.ndarray) -> Tensor:
 
     Averaging takes out the speckle, which no two acquisitions share.
     """
-    rows = [
-        F.adaptive_avg_pool2d(torch.from_numpy(np.array(grey_NHW[i : i + 512]))[:, None].float(), SIDE)[:, 0]
-        for i in range(0, len(grey_NHW), 512)
-    ]
-    return torch.cat(rows)
+    return torch.cat([F.adaptive_avg_pool2d(x_B1HW, SIDE)[:, 0] for _, x_B1HW in float_chunks(grey_NHW)])
 
 
 class PixelSearch:
@@ -91,7 +87,8 @@ class PixelSearch:
 
     def __init__(self, train_MHW: np.ndarray) -> None:
         self.count = len(train_MHW)
-        both_MHW = torch.cat([thumbnails(train_MHW), thumbnails(train_MHW).flip(2)])
+        small_MHW = thumbnails(train_MHW)
+        both_MHW = torch.cat([small_MHW, small_MHW.flip(2)])
         self.coarse_MP = _standard(_coarse(both_MHW))
         self.train_MP = both_MHW.flatten(1)
         self.inside_MP = (self.train_MP > LEAST_GREY).float()
