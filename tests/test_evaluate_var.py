@@ -165,8 +165,12 @@ def test_the_other_measures_are_there(result):
 
 
 def test_the_distances_are_the_same_again_with_the_judges_kept(settings, result, tmp_path):
-    """And a TorchScript file from outside stands beside them, under its own name."""
-    outside = tmp_path / "Outside.pt"
+    """And a TorchScript file from outside stands beside them, under its own name, whatever that is.
+
+    Past fault: what follows a comma was taken for the kind of search, so that copies found by such a network
+    stood without its hash.
+    """
+    outside = tmp_path / "Outside, B.pt"
     torch.jit.trace(nn.Sequential(nn.AvgPool2d(8), nn.Flatten()), torch.zeros(2, 3, 32, 32)).save(
         str(outside)
     )
@@ -181,14 +185,17 @@ def test_the_distances_are_the_same_again_with_the_judges_kept(settings, result,
     evaluate_var.main(again)
     found = json.loads((again.out_dir / "metrics.json").read_text(encoding="utf-8"))
     assert found["judges"]["sha256"]["US"] == result["judges"]["sha256"]["US"]
-    assert found["made_by"]["inputs"]["extractor_file"]["path"] == "Outside.pt"
+    assert found["made_by"]["inputs"]["extractor_file"]["path"] == "Outside, B.pt"
+    stamp = found["judges"]["stamps"]["Outside, B"]
+    assert found["copies"]["Outside, B"]["by"] == stamp
+    assert found["copies"]["Outside, B, rebuilt"]["by"] == f"{stamp}, rebuilt"
     for name, groups in result["distances"].items():
         for where, row in groups.items():
             again_row = found["distances"][name][where]
             assert {k: again_row[k] for k in row if k != "extractors"} == {
                 k: v for k, v in row.items() if k != "extractors"
             }
-            assert again_row["Outside-KD"] is not None and again_row["extractors"]["Outside"]
+            assert again_row["Outside, B-KD"] is not None and again_row["extractors"]["Outside, B"] == stamp
     assert found["classification_accuracy_score"] == result["classification_accuracy_score"]
 
 

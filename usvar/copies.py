@@ -220,7 +220,7 @@ def copy_numbers(
         Medians, counts and shares, and the classes with too few groups; where there are LEAST_FOR_QUANTILE
         groups of test pictures, also the 5% quantile of their distances, the generated ones below it, and the
         share of planted copies that are found so. The interval of the share is from draws of both sets anew,
-        of the test pictures by groups, for the quantile of few test pictures is as uncertain as the share. It
+        of the test pictures by groups, because the quantile of few is as uncertain as the share. It
         is a little narrow where they are few: of new pictures a fourth of such intervals miss 5% with 40
         groups, one in forty with 400.
     """
@@ -302,7 +302,7 @@ def weighed_quantile(value_N: np.ndarray, weight_N: np.ndarray, count: int) -> f
 class CopyInputs:
     """What is searched for copies, where, and by which networks; all images have one side."""
 
-    # N images that may be copies; with tokens (N, L) where they were sampled here.
+    # N images that may be copies; they have tokens where they were sampled here.
     generated: ImageSet
     # M training images, and their files in the same order.
     train: ImageSet
@@ -317,7 +317,22 @@ class CopyInputs:
 
 
 # A set to distances (N,) to the nearest training image, and its row (N,).
-Search = Callable[[ImageSet], tuple[np.ndarray, np.ndarray]]
+Find = Callable[[ImageSet], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search among the training images."""
+
+    # "pixels", "tokens" or the name of an extractor.
+    label: str
+    # Whether the training images went through the VQ-VAE.
+    is_rebuilt: bool
+    find: Find
+
+    def named(self, label: str) -> str:
+        """The label, or what is to stand in its place, and what is searched."""
+        return f"{label}, rebuilt" if self.is_rebuilt else label
 
 
 def find_copies(
@@ -337,32 +352,39 @@ def find_copies(
         left_out: what could not be computed is added here.
 
     Returns:
-        Search -> numbers for the file, and search -> distances and rows for the figures.
+        Search -> numbers for the file, and search -> its label, distances and rows for the figures.
     """
     generated, test, judges = given.generated, given.test, given.judges
     plants, source_N = _plants(given, batch_size, seed)
-    searches = _searches(given, batch_size)
     is_sampled = generated.idx_NL is not None
     numbers, for_figures, few = {}, {}, set()
-    for space, search in searches.items():
-        as_tested = not given.rebuilt_test or (space == "tokens" and is_sampled)
+    for search in _searches(given, batch_size):
+        space = search.named(search.label)
+        as_tested = given.rebuilt_test is None or (search.label == "tokens" and is_sampled)
         unseen = test if as_tested else given.rebuilt_test
-        (generated_N, row_N), (test_N, _) = search(generated), search(unseen)
+        (generated_N, row_N), (test_N, _) = search.find(generated), search.find(unseen)
         numbers[space] = copy_numbers(
             (generated_N, row_N),
             test_N,
             (generated.label_N, unseen.label_N),
             len(given.train),
-            {kind: search(plant) for kind, plant in plants.items()},
+            {kind: search.find(plant) for kind, plant in plants.items()},
             source_N,
             seed,
             test_group_N=unseen.group_N,
         )
         few |= set(numbers[space]["labels_not_counted"])
-        name, comma, domain = space.partition(", ")
-        numbers[space]["by"] = (judges.stamp(name) if name in judges.extractors else name) + comma + domain
+        is_by_net = search.label in judges.extractors
+        numbers[space]["by"] = search.named(judges.stamp(search.label) if is_by_net else search.label)
         threshold = numbers[space].get("threshold_5_percent_of_test")
-        for_figures[space] = {"generated": generated_N, "row": row_N, "test": test_N, "threshold": threshold}
+        for_figures[space] = {
+            "label": search.label,
+            "is_rebuilt": search.is_rebuilt,
+            "generated": generated_N,
+            "row": row_N,
+            "test": test_N,
+            "threshold": threshold,
+        }
         if threshold is None:
             why = f"{test.in_words} of test, wanted {LEAST_FOR_QUANTILE} groups for a 5% quantile"
             note(left_out, f"share of near copies in {space}", why)
@@ -392,21 +414,22 @@ def _plants(given: CopyInputs, batch_size: int, seed: int) -> tuple[dict[str, Im
     return plants, source_N
 
 
-def _searches(given: CopyInputs, batch_size: int) -> dict[str, Search]:
-    """Every search by its name: pixels and extractors, the same among rebuilt images, and tokens."""
-    references = {"": given.train}
+def _searches(given: CopyInputs, batch_size: int) -> list[Search]:
+    """Every search: in pixels and by each extractor, the same among rebuilt images, and in tokens."""
+    references = [(given.train, False)]
     if given.models:
-        references[", rebuilt"] = _rebuilt(given.train, given.models, batch_size)
-    searches: dict[str, Search] = {}
-    for suffix, reference in references.items():
+        references.append((_rebuilt(given.train, given.models, batch_size), True))
+    searches = []
+    for reference, is_rebuilt in references:
         given.judges.describe(reference)
-        searches[f"pixels{suffix}"] = _in_pixels(reference.grey_NHW)
+        searches.append(Search("pixels", is_rebuilt, _in_pixels(reference.grey_NHW)))
         mirrored_NHW = mirrored(reference.grey_NHW)
         for name, extractor in given.judges.extractors.items():
             mirrored_MD = features(extractor, mirrored_NHW)
-            searches[f"{name}{suffix}"] = _in_features(name, reference.features[name], mirrored_MD)
+            find = _in_features(name, reference.features[name], mirrored_MD)
+            searches.append(Search(name, is_rebuilt, find))
     if given.models:
-        searches["tokens"] = _in_tokens(given.models, given.train_files, batch_size)
+        searches.append(Search("tokens", False, _in_tokens(given.models, given.train_files, batch_size)))
     return searches
 
 
@@ -415,18 +438,18 @@ def _rebuilt(image_set: ImageSet, models: Models, batch_size: int) -> ImageSet:
     return ImageSet(judging.rebuild(models.vae, image_set.grey_NHW, batch_size), image_set.label_N)
 
 
-def _in_pixels(reference_MHW: np.ndarray) -> Search:
+def _in_pixels(reference_MHW: np.ndarray) -> Find:
     """Search by grey levels, masked and registered."""
     search = PixelSearch(reference_MHW)
     return lambda image_set: search(image_set.grey_NHW)
 
 
-def _in_features(name: str, train_MD: np.ndarray, mirrored_MD: np.ndarray) -> Search:
+def _in_features(name: str, train_MD: np.ndarray, mirrored_MD: np.ndarray) -> Find:
     """Search by one extractor, mirror images included."""
     return lambda image_set: nearest_in_features(image_set.features[name], train_MD, mirrored_MD)
 
 
-def _in_tokens(models: Models, train_files: images.ImageFiles, batch_size: int) -> Search:
+def _in_tokens(models: Models, train_files: images.ImageFiles, batch_size: int) -> Find:
     """Search in the token maps of all views that the transformer was trained on."""
     maps, spans = models.maps["train"], scale_spans(models.var.patch_nums)
     row_of = {path: row for row, path in enumerate(train_files.paths)}
@@ -437,9 +460,10 @@ def _in_tokens(models: Models, train_files: images.ImageFiles, batch_size: int) 
     row_M = np.array([row_of[path] for path in maps.path_N.tolist()])
 
     def search(image_set: ImageSet) -> tuple[np.ndarray, np.ndarray]:
-        if image_set.idx_NL is None:
-            image_set.idx_NL = judging.encode(models.vae, image_set.grey_NHW, batch_size)
-        distance_N, view_N = nearest_in_tokens(image_set.idx_NL, maps.idx_NL, spans)
+        idx_NL = image_set.idx_NL
+        if idx_NL is None:
+            idx_NL = judging.encode(models.vae, image_set.grey_NHW, batch_size)
+        distance_N, view_N = nearest_in_tokens(idx_NL, maps.idx_NL, spans)
         return distance_N, row_M[view_N]
 
     return search

@@ -44,13 +44,13 @@ ROWS, BLOCK_MIB = 1024, 64
 
 @dataclass
 class ImageSet:
-    """Images with their classes and, once computed, what the extractors and the VQ-VAE make of them."""
+    """Images with their classes and groups and, once computed, what the extractors make of them."""
 
     grey_NHW: np.ndarray
     label_N: np.ndarray
     # Extractor name -> (N, D).
     features: dict[str, np.ndarray] = field(default_factory=dict)
-    # (N, L) tokens, where they are needed.
+    # (N, L) tokens that the images were decoded from; None: they were not drawn here.
     idx_NL: np.ndarray | None = None
     # (N,) group of each image, such as its patient; None: each image is one by itself.
     group_N: np.ndarray | None = None

@@ -40,7 +40,7 @@ def draw_all(
         folder: where the PNGs go.
         result: what goes into metrics.json.
         sets: images by name, those of SETS and real_test.
-        copies: search -> distances to the nearest training image, its row, and the threshold.
+        copies: search -> its label, distances to the nearest training image, its row, and the threshold.
         curves: set -> spectra, grey levels, speckle and depth.
     """
     classes, stamps = result["classes"], result["judges"]["stamps"]
@@ -189,7 +189,7 @@ def draw_copies(path: Path, copies: dict[str, Any], stamps: dict[str, str]) -> N
     figure, axes = plt.subplots(rows, 2, figsize=(8.4, 3.0 * rows), layout="constrained", squeeze=False)
     for axis in axes.flat[len(copies) :]:
         axis.set_visible(False)
-    for axis, (space, nearest) in zip(axes.flat, copies.items(), strict=False):
+    for axis, nearest in zip(axes.flat, copies.values(), strict=False):
         both = np.concatenate([nearest["generated"], nearest["test"]])
         bins = np.linspace(0, max(both.max(), 1e-6) * 1.02, 25)
         for name, colour in (("test", plots.COLOURS[1]), ("generated", plots.COLOURS[0])):
@@ -198,9 +198,9 @@ def draw_copies(path: Path, copies: dict[str, Any], stamps: dict[str, str]) -> N
             axis.hist(values, bins, weights=weights, alpha=0.55, color=colour, label=label)
         if nearest["threshold"] is not None:
             axis.axvline(nearest["threshold"], color="black", linestyle=":", label="5% quantile of test")
-        name, _, domain = space.partition(", ")
-        unit = units.get(name, f"distance in features ({stamps.get(name)})")
-        title = f"Nearest {domain} training image in {name}".replace("  ", " ")
+        label, domain = nearest["label"], "rebuilt " * nearest["is_rebuilt"]
+        unit = units.get(label, f"distance in features ({stamps.get(label)})")
+        title = f"Nearest {domain}training image in {label}"
         axis.set(title=title, xlabel=unit, ylabel="share of images")
         axis.legend(fontsize=7)
     plots.save(figure, path)
