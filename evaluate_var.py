@@ -371,7 +371,7 @@ def main(s: Settings) -> None:
     )
     if outside:
         pixels = s.extractor_file_pixels
-        judging.add_outside(judges, s.extractor_file.stem, outside, pixels, train, device)
+        judges = judging.with_outside(judges, s.extractor_file.stem, outside, pixels, train, device)
     stamps = {name: judges.stamp(name) for name in judges.extractors}
     drawing = Drawing(s.cfg, s.top_k, s.top_p, s.temperature)
     generated = generated or judging.draw_samples(models, drawing, s.images_per_class, s.seed, s.batch_size)

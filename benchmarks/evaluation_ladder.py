@@ -357,10 +357,10 @@ def main(s: Settings) -> None:
     )
     record = provenance.made_by("evaluation_ladder.py", s, {"judges": s.judges} if s.judges else {})
     how = judging.JudgeTraining(
-        pixels=s.extractor_pixels,
-        steps=s.extractor_steps,
+        extractor_pixels=s.extractor_pixels,
+        extractor_steps=s.extractor_steps,
         classifier_steps=s.classifier_steps,
-        classifiers=3,
+        classifier_seeds=3,
         seed=s.seed,
     )
     judges = judging.read_or_train(
