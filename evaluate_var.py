@@ -50,6 +50,8 @@ from usvar.files import lock_folder, write_json, write_text
 from usvar.judging import Drawing, Judges, JudgeTraining, Models
 from usvar.prefixed import refuse_prefixed, require_drawn_by
 
+# Tokens whose logits are held at once for the likelihood.
+TOKENS_AT_ONCE = 4096
 # What is left out for images of a generator that is not ours.
 WANT_MODELS = (
     "test images rebuilt by the VQ-VAE",
@@ -268,7 +270,7 @@ def join(first: ImageSet, second: ImageSet) -> ImageSet:
 
 @torch.no_grad()
 def likelihood(s: Settings, models: Models, group_of: dict[str, str] | None) -> dict[str, Any]:
-    """Bits a token on each scale for un-augmented images of each split, with what frequencies alone score."""
+    """Bits per token on each scale of each split's un-augmented images, and what frequencies alone score."""
     model, vae, maps = models.var, models.vae, models.maps
     spans, device = scale_spans(model.patch_nums), next(model.parameters()).device
     length_S = np.array([end - start for start, end in spans])
@@ -283,9 +285,10 @@ def likelihood(s: Settings, models: Models, group_of: dict[str, str] | None) -> 
         for chosen in training.batches(np.arange(len(rows)), s.batch_size):
             idx_BL = tokens.as_tensor(originals.idx_NL, chosen).to(device)
             input_BLC = vae.quantize.idxBl_to_var_input(split_scales(idx_BL, model.patch_nums))
-            logits_BLV = model(torch.from_numpy(originals.label_N[chosen]).to(device), input_BLC)
-            nats.append(evaluation.token_nats(logits_BLV, idx_BL, spans))
-        bits_NS = np.concatenate(nats) / math.log(2)
+            label_B = torch.from_numpy(originals.label_N[chosen]).to(device)
+            _, nats_BL, _ = model(label_B, input_BLC, target_BL=idx_BL, chunk=TOKENS_AT_ONCE)
+            nats.append(torch.stack([nats_BL[:, start:end].mean(1) for start, end in spans], dim=1).cpu())
+        bits_NS = torch.cat(nats).numpy() / math.log(2)
         numbers[split] = {"images": len(rows)} | _bits(bits_NS.mean(0), length_S)
         group_N = judging.numbers_of_groups(originals.path_N.tolist(), group_of)
         numbers[split]["standard_error"] = evaluation.standard_error(

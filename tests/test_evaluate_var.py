@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import math
 import re
 import shutil
 import sys
@@ -17,6 +18,7 @@ from test_report import CHROMIUM, contrast, looked_at
 from torch import nn
 
 import evaluate_var
+from models.helpers import scale_spans, split_scales
 from usvar import cli, copies, evaluation, images, judging, report
 from usvar.errors import InputError
 from usvar.prefixed import refuse_prefixed, require_drawn_by
@@ -541,6 +543,25 @@ def test_samples_of_another_transformer_or_other_settings_are_not_taken_for_thos
     # Pictures of another folder are none of these.
     images.save_png(tmp_path / "gan" / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
     assert not require_drawn_by(tmp_path / "gan", "b" * 64, None)
+
+
+@pytest.mark.parametrize("tokens_at_once", [4096, 5])
+def test_the_likelihood_is_that_of_the_logits_whatever_is_held_at_once(settings, monkeypatch, tokens_at_once):
+    """Each scale is the mean over its own tokens: 1, 4 and 16 of the 21."""
+    monkeypatch.setattr(evaluate_var, "TOKENS_AT_ONCE", tokens_at_once)
+    files = settings.var, settings.vqvae, settings.tokens_dir, images.SPLITS, torch.device("cpu")
+    models = judging.load_models(settings.data_root, *files)
+    maps, patch_nums = models.maps["test"], models.var.patch_nums
+    idx_NL = torch.from_numpy(np.asarray(maps.idx_NL).astype(np.int64))
+    with torch.no_grad():
+        input_NLC = models.vae.quantize.idxBl_to_var_input(split_scales(idx_NL, patch_nums))
+        logits_NLV = models.var(torch.from_numpy(maps.label_N), input_NLC)
+    bits_NL = -logits_NLV.log_softmax(-1).gather(-1, idx_NL[..., None])[..., 0] / math.log(2)
+    found = evaluate_var.likelihood(settings, models, None)["test"]
+    wanted_S = [float(bits_NL[:, start:end].mean()) for start, end in scale_spans(patch_nums)]
+    assert found["bits_per_token_of_each_scale"] == pytest.approx(wanted_S, rel=1e-4)
+    assert found["bits_per_token"] == pytest.approx(float(bits_NL.mean()), rel=1e-4)
+    assert max(wanted_S) - min(wanted_S) > 1e-3
 
 
 def test_models_of_other_classes_are_refused(settings, tiny_data, tmp_path):

@@ -349,15 +349,6 @@ def test_planted_copies_are_found_at_their_source():
     assert (distance < threshold).all()
 
 
-def test_token_nats_of_equal_logits_are_log_v_and_of_a_sure_model_0():
-    idx = torch.tensor([[1, 0, 3, 2, 1]])
-    spans = [(0, 1), (1, 5)]
-    assert evaluation.token_nats(torch.zeros(1, 5, 4), idx, spans)[0] == pytest.approx([math.log(4)] * 2)
-    sure = 100 * torch.nn.functional.one_hot(idx, 4).float()
-    sure[0, 0] = 0.0  # only the first scale is unsure
-    assert evaluation.token_nats(sure, idx, spans)[0] == pytest.approx([math.log(4), 0.0])
-
-
 def test_wilson_interval_against_published_values():
     assert evaluation.wilson_interval(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
     assert evaluation.wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)

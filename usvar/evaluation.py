@@ -19,10 +19,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy import stats
 from sklearn.metrics import pairwise_distances_argmin_min, pairwise_distances_chunked
-from torch import Tensor
 
 # What is compared with the real test images, in the order of tables and figures.
 SETS = {
@@ -536,9 +534,3 @@ def bootstrap_balanced_share(
         groups = len(np.unique(group_N))
         return wilson_interval(float(low) * groups, groups)
     return float(low), float(high)
-
-
-def token_nats(logits_BLV: Tensor, idx_BL: Tensor, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Minus log-likelihood in nats of each image's tokens, (B, S): mean over the tokens of a scale."""
-    nats_BL = F.cross_entropy(logits_BLV.float().transpose(1, 2), idx_BL, reduction="none")
-    return torch.stack([nats_BL[:, start:end].mean(1) for start, end in spans], dim=1).cpu().numpy()
