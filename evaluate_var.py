@@ -165,16 +165,62 @@ def check(s: Settings) -> None:
     tokens.check_drawing(s.cfg, s.top_k, s.top_p, s.temperature)
 
 
-def read_generated(s: Settings, folder: Path, classes: tuple[str, ...], size: int) -> ImageSet:
-    """Images of a folder <Class>/*.png, refused when prefixed, of another size or of no known class."""
-    if not folder.is_dir():
-        raise InputError(f"--generated {folder} is no folder, wanted one with <Class>/*.png")
-    folder = folder.resolve()  # "." has no name
+def read_generated(s: Settings, classes: tuple[str, ...], size: int) -> ImageSet:
+    """Images of --generated, <Class>/*.png, refused when prefixed, of another size or of no known class."""
+    if not s.generated.is_dir():
+        raise InputError(f"--generated {s.generated} is no folder, wanted one with <Class>/*.png")
+    folder = s.generated.resolve()  # "." has no name
     files = images.find_images(folder.parent, folder.name, classes)
     images.require_size(files, size, str(s.data_root), "judge images of the same size")
     grey_NHW = images.read_images(files, range(len(files)), size)
     refuse_prefixed(folder)
     return ImageSet(grey_NHW, files.label_N)
+
+
+def read_real(
+    s: Settings, classes: tuple[str, ...], size: int, group_of: dict[str, str] | None
+) -> tuple[dict[str, ImageSet], images.ImageFiles]:
+    """The real images of each split, and the files of training; says which classes have few test images."""
+    read = {
+        split: judging.read_split(
+            s.data_root, split, classes, size, s.out_dir / "cache", group_of, str(s.vqvae or "the evaluation")
+        )
+        for split in images.SPLITS
+    }
+    real = {f"real_{split}": image_set for split, (image_set, _) in read.items()}
+    least = evaluation.least_images(s.neighbours)
+    count_C = np.bincount(real["real_test"].label_N, minlength=len(classes))
+    if few := [f"{name} {count}" for name, count in zip(classes, count_C, strict=True) if count < least]:
+        print(f"test images of some classes are too few for distances, wanted {least}: {', '.join(few)}")
+    return real, read["train"][1]
+
+
+def input_files(s: Settings, models: Models | None) -> dict[str, Path]:
+    """Role -> file, of all files besides the images."""
+    maps = models.maps if models else {}
+    files = {"var": s.var, "vqvae": s.vqvae}
+    files |= {f"{split}_tokens": of_split.file for split, of_split in maps.items()}
+    files |= {"judges": s.judges, "chosen_settings": s.settings_from, "extractor_file": s.extractor_file}
+    return {role: path for role, path in files.items() if path}
+
+
+def image_sets(
+    s: Settings,
+    models: Models | None,
+    generated: ImageSet,
+    real: dict[str, ImageSet],
+    left_out: list[dict[str, str]],
+) -> dict[str, ImageSet]:
+    """What is compared with the test images: the generated images and their reference lines, see SETS."""
+    sets, test = {"generated": generated, "real_train": real["real_train"]}, real["real_test"]
+    if models:
+        rebuilt_NHW = judging.rebuild(models.vae, test.grey_NHW, s.batch_size)
+        sets["reconstructed_test"] = ImageSet(rebuilt_NHW, test.label_N, group_N=test.group_N)
+        sets["position_prior"] = draw_prior(s, models, generated)
+    else:
+        for what in WANT_MODELS:
+            note(left_out, what, "--var, --vqvae and --tokens-dir were not given")
+    return sets
 
 
 def draw_prior(s: Settings, models: Models, generated: ImageSet) -> ImageSet:
@@ -222,21 +268,17 @@ def usefulness(
         kept.append(real_rows[: (len(real_rows) + 1) // 2])
         added.append(fake_rows[: len(real_rows) // 2])
     half = join(train.take(np.sort(np.concatenate(kept))), generated.take(np.concatenate(added)))
-    generated_images = {
-        "generated": len(generated),
-        "half_generated": sum(map(len, added)),
-        "real_and_generated": len(generated),
-    }
+    # Kind -> images, and how many of them were generated.
     trained_on = {
-        "real": train,
-        "generated": generated,
-        "half_generated": half,
-        "real_and_generated": join(train, generated),
+        "real": (train, 0),
+        "generated": (generated, len(generated)),
+        "half_generated": (half, sum(map(len, added))),
+        "real_and_generated": (join(train, generated), len(generated)),
     }
     if "position_prior" in sets:
-        trained_on["position_prior"] = sets["position_prior"]
+        trained_on["position_prior"] = sets["position_prior"], 0
     table = {}
-    for kind, image_set in trained_on.items():
+    for kind, (image_set, number_generated) in trained_on.items():
         nets: list[SmallNet] = judges.classifiers
         if kind != "real":
             nets = [
@@ -249,7 +291,7 @@ def usefulness(
         scores = [float(balanced_accuracy_score(test.label_N, predicted_N)) for predicted_N in predicted_SN]
         table[kind] = {
             "images": len(image_set),
-            "generated_images": generated_images.get(kind, 0),
+            "generated_images": number_generated,
             "test_images": len(test),
             "balanced_accuracy_of_each_seed": scores,
             "balanced_accuracy": float(np.mean(scores)),
@@ -346,46 +388,31 @@ def main(s: Settings) -> None:
         classes = images.find_classes(s.data_root)
         size = images.image_size(images.find_images(s.data_root, "train", classes))
     sweep = read_sweep(s.settings_from)
-    generated = read_generated(s, s.generated, classes, size) if s.generated else None
+    generated = None if s.generated is None else read_generated(s, classes, size)
     drawn_by_var = models is not None
-    if generated and models:
+    if generated is not None and models:
         chosen = {name: getattr(s, name) for name in DRAWING} if sweep else None
         drawn_by_var = require_drawn_by(s.generated, models.var_sha256, chosen)
     lock = lock_folder(s.out_dir)
-    cache, group_of = s.out_dir / "cache", judging.read_groups(s.data_root)
-    wanted_by = str(s.vqvae or "the evaluation")
-    (train, train_files), (val, _), (test, _) = (
-        judging.read_split(s.data_root, split, classes, size, cache, group_of, wanted_by)
-        for split in images.SPLITS
-    )
-    least, count_C = evaluation.least_images(s.neighbours), np.bincount(test.label_N, minlength=len(classes))
-    if few := [f"{name} {count}" for name, count in zip(classes, count_C, strict=True) if count < least]:
-        print(f"test images of some classes are too few for distances, wanted {least}: {', '.join(few)}")
-    inputs = {"var": s.var, "vqvae": s.vqvae}
-    for split, maps in models.maps.items() if models else ():
+    group_of = judging.read_groups(s.data_root)
+    real, train_files = read_real(s, classes, size, group_of)
+    train, test = real["real_train"], real["real_test"]
+    for maps in models.maps.values() if models else ():
         judging.numbers_of_groups(maps.path_N.tolist(), group_of)  # refused now, not after the training
-        inputs[f"{split}_tokens"] = maps.file
-    inputs |= {"judges": s.judges, "chosen_settings": s.settings_from, "extractor_file": s.extractor_file}
-    inputs = {role: path for role, path in inputs.items() if path}
-    record = provenance.made_by("evaluate_var.py", s, inputs)
+    record = provenance.made_by("evaluate_var.py", s, input_files(s, models))
 
     judges = judging.read_or_train(
         s.judges, s.out_dir / "judges.pth", train, train_files, JudgeTraining.of(s), device, record
     )
-    if outside:
+    if outside is not None:
         pixels = s.extractor_file_pixels
         judges = judging.with_outside(judges, s.extractor_file.stem, outside, pixels, train, device)
     stamps = {name: judges.stamp(name) for name in judges.extractors}
-    drawing = Drawing(s.cfg, s.top_k, s.top_p, s.temperature)
-    generated = generated or judging.draw_samples(models, drawing, s.images_per_class, s.seed, s.batch_size)
-    sets, left_out = {"generated": generated, "real_train": train}, []
-    if models:
-        rebuilt_NHW = judging.rebuild(models.vae, test.grey_NHW, s.batch_size)
-        sets["reconstructed_test"] = ImageSet(rebuilt_NHW, test.label_N, group_N=test.group_N)
-        sets["position_prior"] = draw_prior(s, models, generated)
-    else:
-        for what in WANT_MODELS:
-            note(left_out, what, "--var, --vqvae and --tokens-dir were not given")
+    if generated is None:
+        drawing = Drawing(s.cfg, s.top_k, s.top_p, s.temperature)
+        generated = judging.draw_samples(models, drawing, s.images_per_class, s.seed, s.batch_size)
+    left_out: list[dict[str, str]] = []
+    sets = image_sets(s, models, generated, real, left_out)
     for image_set in (*sets.values(), test):
         judges.describe(image_set)
 
@@ -410,7 +437,6 @@ def main(s: Settings) -> None:
         if name not in physics_numbers:
             note(left_out, f"physics, {evaluation.SETS[name]}", "no class in common with the test images")
     bits_per_token = likelihood(s, models, group_of) if models else None
-    real = {"real_train": train, "real_val": val, "real_test": test}
     # Patients and videos; None: not known, each image counts as one by itself.
     groups = None if group_of is None else {name: image_set.num_groups for name, image_set in real.items()}
     result = {

@@ -486,9 +486,8 @@ def test_the_folder_that_one_is_in_can_be_judged(settings, tmp_path, monkeypatch
     data_root = settings.data_root.resolve()
     monkeypatch.chdir(tmp_path / "gan")
     for name in (".", "../gan"):
-        found = evaluate_var.read_generated(
-            dataclasses.replace(settings, data_root=data_root), Path(name), CLASSES, 64
-        )
+        change = {"data_root": data_root, "generated": Path(name)}
+        found = evaluate_var.read_generated(dataclasses.replace(settings, **change), CLASSES, 64)
         assert found.label_N.tolist() == [0]
 
 
@@ -496,10 +495,11 @@ def test_samples_with_their_tokens_beside_them_are_judged(settings, tmp_path):
     """Past fault: samples of sample_var.py --save-tokens True were refused."""
     images.save_png(tmp_path / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
     np.save(tmp_path / "Heart" / "0.npy", np.arange(21))
-    assert len(evaluate_var.read_generated(settings, tmp_path, CLASSES, 64)) == 1
+    of_folder = dataclasses.replace(settings, generated=tmp_path)
+    assert len(evaluate_var.read_generated(of_folder, CLASSES, 64)) == 1
     np.save(tmp_path / "Heart" / "1.npy", np.zeros((64, 64)))
     with pytest.raises(InputError, match=r"1\.npy is no plain PNG file"):
-        evaluate_var.read_generated(settings, tmp_path, CLASSES, 64)
+        evaluate_var.read_generated(of_folder, CLASSES, 64)
 
 
 @pytest.mark.parametrize(
@@ -517,7 +517,8 @@ def test_hidden_files_of_a_file_manager_are_no_images(settings, tmp_path):
     (tmp_path / ".bin").mkdir()
     for name in ("Heart/._0.png", ".bin/0.png"):
         (tmp_path / name).write_bytes(b"no picture")
-    assert len(evaluate_var.read_generated(settings, tmp_path, CLASSES, 64)) == 1
+    of_folder = dataclasses.replace(settings, generated=tmp_path)
+    assert len(evaluate_var.read_generated(of_folder, CLASSES, 64)) == 1
 
 
 def test_samples_of_another_transformer_or_other_settings_are_not_taken_for_those_of_var(tmp_path):
