@@ -3,11 +3,11 @@
     python benchmarks/evaluation_load.py
     python benchmarks/evaluation_load.py --images 500      # a quick look
 
-Pictures and features are made up, for the cost does not depend on what they show; both exist before the clock
-starts, as they do once the networks have run. Counted: all distances of the four sets by two extractors,
-pooled and for each class, the copy search in pixels, features (mirror images included) and tokens, variety,
-and the physics of all sets. Not counted, since they run networks: drawing, decoding, features, the accuracy
-score and the likelihood. Fails when it takes over 10 minutes or over 4 GiB.
+Pictures and features are made up, because the cost does not depend on what they show; both exist before the
+clock starts, as they do once the networks have run. Counted: all distances of the four sets by two
+extractors, pooled and for each class, the copy search in pixels, features (mirror images included) and
+tokens, variety, and the physics of all sets. Not counted, since they run networks: drawing, decoding,
+features, the accuracy score and the likelihood. Fails when it takes over 10 minutes or over 4 GiB.
 On a machine that does other work too, give --threads 1: CPU seconds count then, those of one idle core.
 """
 

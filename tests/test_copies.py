@@ -121,7 +121,7 @@ def test_new_pictures_give_the_expected_share_whatever_the_class_mix(tests, samp
 
 @pytest.mark.parametrize("tests", [(4, 100), (4, 60, 60, 60)])
 def test_a_class_whose_test_pictures_would_each_be_the_threshold_is_not_counted(tests):
-    """Past fault: of new pictures 8% fell below, for four of a hundred test pictures weighed half."""
+    """Past fault: of new pictures 8% fell below, because four of a hundred test pictures weighed half."""
     rng, shares = np.random.default_rng(0), []
     test_label_N = np.arange(len(tests)).repeat(tests)
     label_N = np.arange(len(tests)).repeat(100)

@@ -17,7 +17,7 @@ def distances_from(
 
 
 def spots(centres: list[float], per_class: int, seed: int) -> ImageSet:
-    """Made-up features around a centre a class; the images play no part."""
+    """Made-up features around one centre per class; the images play no part."""
     rng, labels = np.random.default_rng(seed), np.arange(len(centres)).repeat(per_class)
     features = rng.normal(0, 0.3, (len(labels), 8)) + np.array(centres)[labels][:, None]
     return ImageSet(np.zeros((len(labels), 1, 1), np.uint8), labels, {"US": features})

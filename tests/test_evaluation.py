@@ -96,7 +96,7 @@ def test_the_spread_is_how_much_the_distance_scatters():
 
 
 def test_ten_copies_of_each_image_in_its_group_change_neither_distance_nor_spread():
-    """Past fault: they made the spread a third as wide, and the distance higher, for copies are alike."""
+    """Past fault: they made the spread a third as wide, and the distance higher, as copies are alike."""
     fake, real, label_M = gaussian(30, 0, 0.5), gaussian(24, 1), np.arange(24) % 2
     fake_label_N, ten, group_M = np.arange(30) % 2, np.arange(24).repeat(10), np.arange(24)
     once = evaluation.kernel_distance(fake, real, fake_label_N, label_M)

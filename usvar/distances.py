@@ -20,7 +20,7 @@ FEW_COMPONENTS, GROUPS_PER_COMPONENT = (16, 8), 4
 
 
 def equal_counts(sets: dict[str, ImageSet], num_classes: int, seed: int) -> dict[str, ImageSet]:
-    """As many images a class in each set, so that measures which depend on the number compare.
+    """As many images per class in each set, so that measures which depend on the number compare.
 
     The reconstructions stay as they are: there is one for each test image, and `compare` cuts them. A class
     that the generated images lack stays in the others: leaving it out would hide that it is missing.

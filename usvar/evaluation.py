@@ -133,8 +133,8 @@ def kernel_distance(
         fake_group_N: whole number of the group of each row; None: each row is one by itself.
         real_group_M: likewise.
         paired: row i of both sets stems from the same picture (a reconstruction and its original); such pairs
-            and others of a group are left out, as in equation 4 of Gretton et al., for they would count as
-            likeness.
+            and others of a group are left out, as in equation 4 of Gretton et al., because they would count
+            as likeness.
         subsets: random halves for the spread.
         seed: of those halves.
 
@@ -373,8 +373,8 @@ def manifold_measures(
 def realism(fake_ND: np.ndarray, real_MD: np.ndarray, neighbours: int = 3) -> np.ndarray:
     """How deep each fake lies in a ball of a real image, (N,); above 1 is inside one.
 
-    Kynkaanniemi et al. 2019, equation 3: the half of the real images with the larger balls is left out, for
-    they lie where images are few and would call nearly anything real.
+    Kynkaanniemi et al. 2019, equation 3: the half of the real images with the larger balls is left out,
+    because they lie where images are few and would call nearly anything real.
     """
     radius_M = _radii(real_MD, neighbours)
     kept_M = radius_M <= np.median(radius_M)
