@@ -50,6 +50,8 @@ from usvar.files import lock_folder, write_json, write_text
 from usvar.judging import Judges, JudgeTraining, Models
 from usvar.prefixed import refuse_prefixed, require_drawn_by
 
+# Tokens whose logits are held at once for the likelihood.
+TOKENS_AT_ONCE = 4096
 # What is left out for images of a generator that is not ours.
 WANT_MODELS = (
     "test images rebuilt by the VQ-VAE",
@@ -163,16 +165,62 @@ def check(s: Settings) -> None:
     Drawing.of(s).check()
 
 
-def read_generated(s: Settings, folder: Path, classes: tuple[str, ...], size: int) -> ImageSet:
-    """Images of a folder <Class>/*.png, refused when prefixed, of another size or of no known class."""
-    if not folder.is_dir():
-        raise InputError(f"--generated {folder} is no folder, wanted one with <Class>/*.png")
-    folder = folder.resolve()  # "." has no name
+def read_generated(s: Settings, classes: tuple[str, ...], size: int) -> ImageSet:
+    """Images of --generated, <Class>/*.png, refused when prefixed, of another size or of no known class."""
+    if not s.generated.is_dir():
+        raise InputError(f"--generated {s.generated} is no folder, wanted one with <Class>/*.png")
+    folder = s.generated.resolve()  # "." has no name
     files = images.find_images(folder.parent, folder.name, classes)
     images.require_size(files, size, str(s.data_root), "judge images of the same size")
     grey_NHW = images.read_images(files, range(len(files)), size)
     refuse_prefixed(folder)
     return ImageSet(grey_NHW, files.label_N)
+
+
+def read_real(
+    s: Settings, classes: tuple[str, ...], size: int, group_of: dict[str, str] | None
+) -> tuple[dict[str, ImageSet], images.ImageFiles]:
+    """The real images of each split, and the files of training; says which classes have few test images."""
+    read = {
+        split: judging.read_split(
+            s.data_root, split, classes, size, s.out_dir / "cache", group_of, str(s.vqvae or "the evaluation")
+        )
+        for split in images.SPLITS
+    }
+    real = {f"real_{split}": image_set for split, (image_set, _) in read.items()}
+    least = evaluation.least_images(s.neighbours)
+    count_C = np.bincount(real["real_test"].label_N, minlength=len(classes))
+    if few := [f"{name} {count}" for name, count in zip(classes, count_C, strict=True) if count < least]:
+        print(f"test images of some classes are too few for distances, wanted {least}: {', '.join(few)}")
+    return real, read["train"][1]
+
+
+def input_files(s: Settings, models: Models | None) -> dict[str, Path]:
+    """Role -> file, of all files besides the images."""
+    maps = models.maps if models else {}
+    files = {"var": s.var, "vqvae": s.vqvae}
+    files |= {f"{split}_tokens": of_split.file for split, of_split in maps.items()}
+    files |= {"judges": s.judges, "chosen_settings": s.settings_from, "extractor_file": s.extractor_file}
+    return {role: path for role, path in files.items() if path}
+
+
+def image_sets(
+    s: Settings,
+    models: Models | None,
+    generated: ImageSet,
+    real: dict[str, ImageSet],
+    left_out: list[dict[str, str]],
+) -> dict[str, ImageSet]:
+    """What is compared with the test images: the generated images and their reference lines, see SETS."""
+    sets, test = {"generated": generated, "real_train": real["real_train"]}, real["real_test"]
+    if models:
+        rebuilt_NHW = judging.rebuild(models.vae, test.grey_NHW, s.batch_size)
+        sets["reconstructed_test"] = ImageSet(rebuilt_NHW, test.label_N, group_N=test.group_N)
+        sets["position_prior"] = draw_prior(s, models, generated)
+    else:
+        for what in WANT_MODELS:
+            note(left_out, what, "--var, --vqvae and --tokens-dir were not given")
+    return sets
 
 
 def draw_prior(s: Settings, models: Models, generated: ImageSet) -> ImageSet:
@@ -220,21 +268,17 @@ def usefulness(
         kept.append(real_rows[: (len(real_rows) + 1) // 2])
         added.append(fake_rows[: len(real_rows) // 2])
     half = join(train.take(np.sort(np.concatenate(kept))), generated.take(np.concatenate(added)))
-    generated_images = {
-        "generated": len(generated),
-        "half_generated": sum(map(len, added)),
-        "real_and_generated": len(generated),
-    }
+    # Kind -> images, and how many of them were generated.
     trained_on = {
-        "real": train,
-        "generated": generated,
-        "half_generated": half,
-        "real_and_generated": join(train, generated),
+        "real": (train, 0),
+        "generated": (generated, len(generated)),
+        "half_generated": (half, sum(map(len, added))),
+        "real_and_generated": (join(train, generated), len(generated)),
     }
     if "position_prior" in sets:
-        trained_on["position_prior"] = sets["position_prior"]
+        trained_on["position_prior"] = sets["position_prior"], 0
     table = {}
-    for kind, image_set in trained_on.items():
+    for kind, (image_set, number_generated) in trained_on.items():
         nets: list[SmallNet] = judges.classifiers
         if kind != "real":
             nets = [
@@ -247,12 +291,12 @@ def usefulness(
         scores = [float(balanced_accuracy_score(test.label_N, predicted_N)) for predicted_N in predicted_SN]
         table[kind] = {
             "images": len(image_set),
-            "generated_images": generated_images.get(kind, 0),
+            "generated_images": number_generated,
             "test_images": len(test),
             "balanced_accuracy_of_each_seed": scores,
             "balanced_accuracy": float(np.mean(scores)),
             "interval_95_over_seeds": evaluation.student_interval(scores),
-            "interval_95_over_test_images": evaluation.bootstrap_balanced_accuracy(
+            "interval_95_over_test_images": evaluation.bootstrap_balanced_share(
                 predicted_SN == test.label_N, test.label_N, test.group_N, seed=s.seed
             ),
         }
@@ -268,7 +312,7 @@ def join(first: ImageSet, second: ImageSet) -> ImageSet:
 
 @torch.no_grad()
 def likelihood(s: Settings, models: Models, group_of: dict[str, str] | None) -> dict[str, Any]:
-    """Bits a token on each scale for un-augmented images of each split, with what frequencies alone score."""
+    """Bits per token on each scale of each split's un-augmented images, and what frequencies alone score."""
     model, vae, maps = models.var, models.vae, models.maps
     spans, device = scale_spans(model.patch_nums), next(model.parameters()).device
     length_S = np.array([end - start for start, end in spans])
@@ -283,13 +327,14 @@ def likelihood(s: Settings, models: Models, group_of: dict[str, str] | None) -> 
         for chosen in training.batches(np.arange(len(rows)), s.batch_size):
             idx_BL = tokens.as_tensor(originals.idx_NL, chosen).to(device)
             input_BLC = vae.quantize.idxBl_to_var_input(split_scales(idx_BL, model.patch_nums))
-            logits_BLV = model(torch.from_numpy(originals.label_N[chosen]).to(device), input_BLC)
-            nats.append(evaluation.token_nats(logits_BLV, idx_BL, spans))
-        bits_NS = np.concatenate(nats) / math.log(2)
+            label_B = torch.from_numpy(originals.label_N[chosen]).to(device)
+            _, nats_BL, _ = model(label_B, input_BLC, target_BL=idx_BL, chunk=TOKENS_AT_ONCE)
+            nats.append(torch.stack([nats_BL[:, start:end].mean(1) for start, end in spans], dim=1).cpu())
+        bits_NS = torch.cat(nats).numpy() / math.log(2)
         numbers[split] = {"images": len(rows)} | _bits(bits_NS.mean(0), length_S)
         group_N = judging.numbers_of_groups(originals.path_N.tolist(), group_of)
         numbers[split]["standard_error"] = evaluation.standard_error(
-            bits_NS @ length_S / length_S.sum(), np.arange(len(rows)) if group_N is None else group_N
+            bits_NS @ length_S / length_S.sum(), evaluation.groups_or_rows(group_N, len(rows))
         )
     for name, (nats_S, _) in tokens.frequency_scores(maps["train"], scored["test"]).items():
         numbers[f"test, {tokens.FREQUENCIES[name]} alone"] = {"images": len(scored["test"])} | _bits(
@@ -310,7 +355,7 @@ def print_summary(result: dict[str, Any], page: Path) -> None:
         for extractor, stamp in result["judges"]["stamps"].items():
             print(
                 f"{extractor + '-KD':9s} {report.number(pooled.get(f'{extractor}-KD')):>8s} +- "
-                f"{report.number(pooled.get(f'{extractor}-KD_spread'))}  {report.SETS[name]}, "
+                f"{report.number(pooled.get(f'{extractor}-KD_spread'))}  {evaluation.SETS[name]}, "
                 f"{pooled['images']} against {pooled['real_test_images']} test images [{stamp}]"
             )
     scores, bits = result["classification_accuracy_score"], result["bits_per_token"]
@@ -343,45 +388,30 @@ def main(s: Settings) -> None:
         classes = images.find_classes(s.data_root)
         size = images.image_size(images.find_images(s.data_root, "train", classes))
     sweep = read_sweep(s.settings_from)
-    generated = read_generated(s, s.generated, classes, size) if s.generated else None
+    generated = None if s.generated is None else read_generated(s, classes, size)
     drawn_by_var = models is not None
-    if generated and models:
+    if generated is not None and models:
         drawn_by_var = require_drawn_by(s.generated, models.var_sha256, Drawing.of(s) if sweep else None)
     lock = lock_folder(s.out_dir)
-    cache, group_of = s.out_dir / "cache", judging.read_groups(s.data_root)
-    wanted_by = str(s.vqvae or "the evaluation")
-    (train, train_files), (val, _), (test, _) = (
-        judging.read_split(s.data_root, split, classes, size, cache, group_of, wanted_by)
-        for split in images.SPLITS
-    )
-    least, count_C = evaluation.least_images(s.neighbours), np.bincount(test.label_N, minlength=len(classes))
-    if few := [f"{name} {count}" for name, count in zip(classes, count_C, strict=True) if count < least]:
-        print(f"test images of some classes are too few for distances, wanted {least}: {', '.join(few)}")
-    inputs = {"var": s.var, "vqvae": s.vqvae}
-    for split, maps in models.maps.items() if models else ():
+    group_of = judging.read_groups(s.data_root)
+    real, train_files = read_real(s, classes, size, group_of)
+    train, test = real["real_train"], real["real_test"]
+    for maps in models.maps.values() if models else ():
         judging.numbers_of_groups(maps.path_N.tolist(), group_of)  # refused now, not after the training
-        inputs[f"{split}_tokens"] = maps.file
-    inputs |= {"judges": s.judges, "chosen_settings": s.settings_from, "extractor_file": s.extractor_file}
-    inputs = {role: path for role, path in inputs.items() if path}
-    record = provenance.made_by("evaluate_var.py", s, inputs)
+    record = provenance.made_by("evaluate_var.py", s, input_files(s, models))
 
     judges = judging.read_or_train(
         s.judges, s.out_dir / "judges.pth", train, train_files, JudgeTraining.of(s), device, record
     )
-    if outside:
+    if outside is not None:
         pixels = s.extractor_file_pixels
-        judging.add_outside(judges, s.extractor_file.stem, outside, pixels, train, device)
+        judges = judging.with_outside(judges, s.extractor_file.stem, outside, pixels, train, device)
     stamps = {name: judges.stamp(name) for name in judges.extractors}
-    drawing = Drawing.of(s)
-    generated = generated or judging.draw_samples(models, drawing, s.images_per_class, s.seed, s.batch_size)
-    sets, left_out = {"generated": generated, "real_train": train}, []
-    if models:
-        rebuilt_NHW = judging.rebuild(models.vae, test.grey_NHW, s.batch_size)
-        sets["reconstructed_test"] = ImageSet(rebuilt_NHW, test.label_N, group_N=test.group_N)
-        sets["position_prior"] = draw_prior(s, models, generated)
-    else:
-        for what in WANT_MODELS:
-            note(left_out, what, "--var, --vqvae and --tokens-dir were not given")
+    if generated is None:
+        drawing = Drawing.of(s)
+        generated = judging.draw_samples(models, drawing, s.images_per_class, s.seed, s.batch_size)
+    left_out: list[dict[str, str]] = []
+    sets = image_sets(s, models, generated, real, left_out)
     for image_set in (*sets.values(), test):
         judges.describe(image_set)
 
@@ -404,9 +434,8 @@ def main(s: Settings) -> None:
     physics_numbers, physics_curves = physics.differences_from_test(sets, train, test)
     for name in sets:
         if name not in physics_numbers:
-            note(left_out, f"physics, {report.SETS[name]}", "no class in common with the test images")
+            note(left_out, f"physics, {evaluation.SETS[name]}", "no class in common with the test images")
     bits_per_token = likelihood(s, models, group_of) if models else None
-    real = {"real_train": train, "real_val": val, "real_test": test}
     # Patients and videos; None: not known, each image counts as one by itself.
     groups = None if group_of is None else {name: image_set.num_groups for name, image_set in real.items()}
     result = {

@@ -188,7 +188,7 @@ def climb(
     ladder: dict[str, tuple[float, ...]] = LADDER,
     seed: int = 0,
 ) -> dict[str, list[dict[str, Any]]]:
-    """The whole ladder: fault -> a row a strength, the first with strength 0.
+    """The whole ladder: fault -> one row per strength, the first with strength 0.
 
     Args:
         good: real pictures that are spoilt.
@@ -269,7 +269,7 @@ def faults_of_the_measures(rungs: dict[str, list[dict[str, Any]]], extractors: l
 
 
 def draw(out_dir: Path, rungs: dict[str, list[dict[str, Any]]], stamps: dict[str, str]) -> None:
-    """A column a fault, over its strength; a row a measure: distances, neighbours, classes, copies."""
+    """One column per fault, over its strength; one row per measure: distances, shares, copies."""
     names = list(stamps)
     rows = {
         "kernel distance": [f"{name}-KD" for name in names],
@@ -357,10 +357,10 @@ def main(s: Settings) -> None:
     )
     record = provenance.made_by("evaluation_ladder.py", s, {"judges": s.judges} if s.judges else {})
     how = judging.JudgeTraining(
-        pixels=s.extractor_pixels,
-        steps=s.extractor_steps,
+        extractor_pixels=s.extractor_pixels,
+        extractor_steps=s.extractor_steps,
         classifier_steps=s.classifier_steps,
-        classifiers=3,
+        classifier_seeds=3,
         seed=s.seed,
     )
     judges = judging.read_or_train(

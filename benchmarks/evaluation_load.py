@@ -24,8 +24,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from models.helpers import scale_spans
-from usvar import cli, copies, distances, physics, report
-from usvar.evaluation import ImageSet
+from usvar import cli, copies, distances, physics
+from usvar.evaluation import SETS, ImageSet
 
 MOST_SECONDS, MOST_GIB = 600.0, 4.0
 EXTRACTORS = {"US": 64, "US-SSL": 64}
@@ -92,7 +92,7 @@ def main(s: Settings) -> None:
     stamps = dict.fromkeys(EXTRACTORS, "made up")
     chosen = distances.equal_counts(sets, s.classes, 0)
     measured = distances.all_distances(chosen, test, classes, stamps, neighbours=3, seed=0, left_out=[])
-    assert all("US-KD" in measured[name]["pooled"] for name in report.SETS)
+    assert all("US-KD" in measured[name]["pooled"] for name in SETS)
     lap("distances, 4 sets, 2 extractors")
     search = copies.PixelSearch(train.grey_NHW)
     for found in (generated, test):

@@ -121,7 +121,7 @@ def test_new_pictures_give_the_expected_share_whatever_the_class_mix(tests, samp
 
 @pytest.mark.parametrize("tests", [(4, 100), (4, 60, 60, 60)])
 def test_a_class_whose_test_pictures_would_each_be_the_threshold_is_not_counted(tests):
-    """Past fault: of new pictures 8% fell below, for four of a hundred test pictures weighed half."""
+    """Past fault: of new pictures 8% fell below, because four of a hundred test pictures weighed half."""
     rng, shares = np.random.default_rng(0), []
     test_label_N = np.arange(len(tests)).repeat(tests)
     label_N = np.arange(len(tests)).repeat(100)
@@ -133,6 +133,15 @@ def test_a_class_whose_test_pictures_would_each_be_the_threshold_is_not_counted(
         assert found["labels_not_counted"] == [0] and found["generated_counted"] == len(label_N) - 100
         shares.append(found["share_below"])
     assert 0.04 < np.mean(shares) < 0.06
+
+
+def test_test_pictures_are_counted_below_the_threshold_where_they_made_it():
+    """Past fault: those of a class that is not counted were counted too, here four of four."""
+    test_N, test_label_N = np.r_[np.zeros(4), np.linspace(1, 10, 100)], np.repeat([0, 1], (4, 100))
+    generated, labels = (np.ones(200), np.zeros(200, int)), (np.repeat([0, 1], 100), test_label_N)
+    found = copies.copy_numbers(generated, test_N, labels, 10, {}, np.zeros(0))
+    assert found["labels_not_counted"] == [0] and found["test_images"] == 104
+    assert found["test_below"] == (np.linspace(1, 10, 100) < found["threshold_5_percent_of_test"]).sum() == 5
 
 
 def test_without_a_class_that_can_be_counted_there_is_no_share():

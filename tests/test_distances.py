@@ -17,7 +17,7 @@ def distances_from(
 
 
 def spots(centres: list[float], per_class: int, seed: int) -> ImageSet:
-    """Made-up features around a centre a class; the images play no part."""
+    """Made-up features around one centre per class; the images play no part."""
     rng, labels = np.random.default_rng(seed), np.arange(len(centres)).repeat(per_class)
     features = rng.normal(0, 0.3, (len(labels), 8)) + np.array(centres)[labels][:, None]
     return ImageSet(np.zeros((len(labels), 1, 1), np.uint8), labels, {"US": features})
@@ -29,7 +29,7 @@ def test_a_class_of_few_test_images_does_not_make_everything_precise():
     test = spots([0, 3, 30], 12, 0).take(np.r_[:24, 24:27])
     nowhere = spots([15, 15, 15], 12, 1)
     left_out: list = []
-    sets = {name: nowhere for name in report.SETS}
+    sets = {name: nowhere for name in evaluation.SETS}
     found = distances_from(sets, test, CLASSES, left_out)["generated"]["pooled"]
     assert found["US-precision"] == 0.0
     assert {"what": "Liver in the pooled distances", "why": "under 4 test images"} in left_out
@@ -39,7 +39,7 @@ def test_a_class_of_few_patients_is_named():
     test = spots([0, 3], 12, 0)
     test.group_N = np.concatenate([np.arange(12), 12 + np.arange(12) // 4])
     left_out: list = []
-    sets = {name: spots([0, 3], 12, 1) for name in report.SETS}
+    sets = {name: spots([0, 3], 12, 1) for name in evaluation.SETS}
     found = distances_from(sets, test, CLASSES[:2], left_out)["generated"]
     assert [found[where]["real_test_groups"] for where in ("pooled", *CLASSES[:2])] == [15, 12, 3]
     assert found["Kidney"]["US-KD_spread"] > 0
@@ -53,7 +53,7 @@ def test_a_class_that_was_not_generated_raises_the_pooled_distance():
     lacking = whole.take(np.flatnonzero(whole.label_N == 0))
     kd = {}
     for name, generated in (("whole", whole), ("lacking", lacking)):
-        sets = {key: spots([0, 3], 30, 2) for key in report.SETS} | {"generated": generated}
+        sets = {key: spots([0, 3], 30, 2) for key in evaluation.SETS} | {"generated": generated}
         chosen = distances.equal_counts(sets, 2, 0)
         entry = distances_from(chosen, test, CLASSES[:2], [])["generated"]["pooled"]
         kd[name] = entry["US-KD"]

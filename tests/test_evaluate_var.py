@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import math
 import re
 import shutil
 import sys
@@ -17,6 +18,7 @@ from test_report import CHROMIUM, contrast, looked_at
 from torch import nn
 
 import evaluate_var
+from models.helpers import scale_spans, split_scales
 from usvar import cli, copies, evaluation, images, judging, report
 from usvar.chosen import Drawing
 from usvar.errors import InputError
@@ -155,7 +157,7 @@ def test_the_other_measures_are_there(result):
     for name in ("pixels, rebuilt", "US, rebuilt", "US-SSL, rebuilt"):
         detected = result["copies"][name]["planted_copies_detected"]["rebuilt"]
         assert detected["share_whose_source_is_nearest"] == 1.0
-    assert set(result["variety"]) == set(result["physics"]) == {"real_test", *report.SETS}
+    assert set(result["variety"]) == set(result["physics"]) == {"real_test", *evaluation.SETS}
     assert result["physics"]["real_test"]["spectrum_difference_rms_db"] == 0
     assert sorted(result["best_to_worst"]["row"]) == list(range(15))
     assert result["best_to_worst"]["realism"] == sorted(result["best_to_worst"]["realism"], reverse=True)
@@ -166,8 +168,12 @@ def test_the_other_measures_are_there(result):
 
 
 def test_the_distances_are_the_same_again_with_the_judges_kept(settings, result, tmp_path):
-    """And a TorchScript file from outside stands beside them, under its own name."""
-    outside = tmp_path / "Outside.pt"
+    """And a TorchScript file from outside stands beside them, under its own name, whatever that is.
+
+    Past fault: what follows a comma was taken for the kind of search, so that copies found by such a network
+    stood without its hash.
+    """
+    outside = tmp_path / "Outside, B.pt"
     torch.jit.trace(nn.Sequential(nn.AvgPool2d(8), nn.Flatten()), torch.zeros(2, 3, 32, 32)).save(
         str(outside)
     )
@@ -182,14 +188,17 @@ def test_the_distances_are_the_same_again_with_the_judges_kept(settings, result,
     evaluate_var.main(again)
     found = json.loads((again.out_dir / "metrics.json").read_text(encoding="utf-8"))
     assert found["judges"]["sha256"]["US"] == result["judges"]["sha256"]["US"]
-    assert found["made_by"]["inputs"]["extractor_file"]["path"] == "Outside.pt"
+    assert found["made_by"]["inputs"]["extractor_file"]["path"] == "Outside, B.pt"
+    stamp = found["judges"]["stamps"]["Outside, B"]
+    assert found["copies"]["Outside, B"]["by"] == stamp
+    assert found["copies"]["Outside, B, rebuilt"]["by"] == f"{stamp}, rebuilt"
     for name, groups in result["distances"].items():
         for where, row in groups.items():
             again_row = found["distances"][name][where]
             assert {k: again_row[k] for k in row if k != "extractors"} == {
                 k: v for k, v in row.items() if k != "extractors"
             }
-            assert again_row["Outside-KD"] is not None and again_row["extractors"]["Outside"]
+            assert again_row["Outside, B-KD"] is not None and again_row["extractors"]["Outside, B"] == stamp
     assert found["classification_accuracy_score"] == result["classification_accuracy_score"]
 
 
@@ -478,9 +487,8 @@ def test_the_folder_that_one_is_in_can_be_judged(settings, tmp_path, monkeypatch
     data_root = settings.data_root.resolve()
     monkeypatch.chdir(tmp_path / "gan")
     for name in (".", "../gan"):
-        found = evaluate_var.read_generated(
-            dataclasses.replace(settings, data_root=data_root), Path(name), CLASSES, 64
-        )
+        change = {"data_root": data_root, "generated": Path(name)}
+        found = evaluate_var.read_generated(dataclasses.replace(settings, **change), CLASSES, 64)
         assert found.label_N.tolist() == [0]
 
 
@@ -488,10 +496,11 @@ def test_samples_with_their_tokens_beside_them_are_judged(settings, tmp_path):
     """Past fault: samples of sample_var.py --save-tokens True were refused."""
     images.save_png(tmp_path / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
     np.save(tmp_path / "Heart" / "0.npy", np.arange(21))
-    assert len(evaluate_var.read_generated(settings, tmp_path, CLASSES, 64)) == 1
+    of_folder = dataclasses.replace(settings, generated=tmp_path)
+    assert len(evaluate_var.read_generated(of_folder, CLASSES, 64)) == 1
     np.save(tmp_path / "Heart" / "1.npy", np.zeros((64, 64)))
     with pytest.raises(InputError, match=r"1\.npy is no plain PNG file"):
-        evaluate_var.read_generated(settings, tmp_path, CLASSES, 64)
+        evaluate_var.read_generated(of_folder, CLASSES, 64)
 
 
 @pytest.mark.parametrize(
@@ -509,7 +518,8 @@ def test_hidden_files_of_a_file_manager_are_no_images(settings, tmp_path):
     (tmp_path / ".bin").mkdir()
     for name in ("Heart/._0.png", ".bin/0.png"):
         (tmp_path / name).write_bytes(b"no picture")
-    assert len(evaluate_var.read_generated(settings, tmp_path, CLASSES, 64)) == 1
+    of_folder = dataclasses.replace(settings, generated=tmp_path)
+    assert len(evaluate_var.read_generated(of_folder, CLASSES, 64)) == 1
 
 
 def test_samples_of_another_transformer_or_other_settings_are_not_taken_for_those_of_var(tmp_path):
@@ -535,6 +545,25 @@ def test_samples_of_another_transformer_or_other_settings_are_not_taken_for_thos
     # Pictures of another folder are none of these.
     images.save_png(tmp_path / "gan" / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
     assert not require_drawn_by(tmp_path / "gan", "b" * 64, None)
+
+
+@pytest.mark.parametrize("tokens_at_once", [4096, 5])
+def test_the_likelihood_is_that_of_the_logits_whatever_is_held_at_once(settings, monkeypatch, tokens_at_once):
+    """Each scale is the mean over its own tokens: 1, 4 and 16 of the 21."""
+    monkeypatch.setattr(evaluate_var, "TOKENS_AT_ONCE", tokens_at_once)
+    files = settings.var, settings.vqvae, settings.tokens_dir, images.SPLITS, torch.device("cpu")
+    models = judging.load_models(settings.data_root, *files)
+    maps, patch_nums = models.maps["test"], models.var.patch_nums
+    idx_NL = torch.from_numpy(np.asarray(maps.idx_NL).astype(np.int64))
+    with torch.no_grad():
+        input_NLC = models.vae.quantize.idxBl_to_var_input(split_scales(idx_NL, patch_nums))
+        logits_NLV = models.var(torch.from_numpy(maps.label_N), input_NLC)
+    bits_NL = -logits_NLV.log_softmax(-1).gather(-1, idx_NL[..., None])[..., 0] / math.log(2)
+    found = evaluate_var.likelihood(settings, models, None)["test"]
+    wanted_S = [float(bits_NL[:, start:end].mean()) for start, end in scale_spans(patch_nums)]
+    assert found["bits_per_token_of_each_scale"] == pytest.approx(wanted_S, rel=1e-4)
+    assert found["bits_per_token"] == pytest.approx(float(bits_NL.mean()), rel=1e-4)
+    assert max(wanted_S) - min(wanted_S) > 1e-3
 
 
 def test_models_of_other_classes_are_refused(settings, tiny_data, tmp_path):

@@ -96,7 +96,7 @@ def test_the_spread_is_how_much_the_distance_scatters():
 
 
 def test_ten_copies_of_each_image_in_its_group_change_neither_distance_nor_spread():
-    """Past fault: they made the spread a third as wide, and the distance higher, for copies are alike."""
+    """Past fault: they made the spread a third as wide, and the distance higher, as copies are alike."""
     fake, real, label_M = gaussian(30, 0, 0.5), gaussian(24, 1), np.arange(24) % 2
     fake_label_N, ten, group_M = np.arange(30) % 2, np.arange(24).repeat(10), np.arange(24)
     once = evaluation.kernel_distance(fake, real, fake_label_N, label_M)
@@ -271,21 +271,21 @@ def test_student_interval_against_a_table():
 def test_bootstrap_interval_is_that_of_a_share():
     right = np.zeros((3, 200), bool)
     right[:, ::2] = True
-    low, high = evaluation.bootstrap_balanced_accuracy(right, np.zeros(200, int))
+    low, high = evaluation.bootstrap_balanced_share(right, np.zeros(200, int))
     assert (low, high) == pytest.approx((0.5 - 1.96 * (0.25 / 200) ** 0.5, 0.5 + 0.069), abs=0.01)
     # Classes weigh alike: three right of a rare class and none of a common one are a half. No draw differs,
     # and still the interval is that of a hundred images.
     labels = np.array([0] * 97 + [1] * 3)
-    found = evaluation.bootstrap_balanced_accuracy((labels == 1)[None], labels)
+    found = evaluation.bootstrap_balanced_share((labels == 1)[None], labels)
     assert found == pytest.approx(evaluation.wilson_interval(50, 100))
-    assert evaluation.bootstrap_balanced_accuracy(np.ones((3, 57), bool), np.zeros(57, int))[0] < 0.95
+    assert evaluation.bootstrap_balanced_share(np.ones((3, 57), bool), np.zeros(57, int))[0] < 0.95
 
 
 def test_several_images_of_a_patient_do_not_narrow_an_interval():
     """Ten images of each of 40 patients, all right or all wrong: the interval is that of 40 images."""
     rng = np.random.default_rng(0)
     right_N, label_N, ten = rng.random(40) < 0.7, np.arange(40) % 2, np.arange(40).repeat(10)
-    balanced = evaluation.bootstrap_balanced_accuracy
+    balanced = evaluation.bootstrap_balanced_share
     once = balanced(right_N[None], label_N)
     assert balanced(right_N[None, ten], label_N[ten], ten) == pytest.approx(once)
     assert np.ptp(balanced(right_N[None, ten], label_N[ten])) < 0.5 * np.ptp(once)
@@ -347,15 +347,6 @@ def test_planted_copies_are_found_at_their_source():
     assert row.tolist() == [3, 41, 17] * 5
     threshold = np.quantile(evaluation.nearest(gaussian(50, 2), train)[0], 0.05)
     assert (distance < threshold).all()
-
-
-def test_token_nats_of_equal_logits_are_log_v_and_of_a_sure_model_0():
-    idx = torch.tensor([[1, 0, 3, 2, 1]])
-    spans = [(0, 1), (1, 5)]
-    assert evaluation.token_nats(torch.zeros(1, 5, 4), idx, spans)[0] == pytest.approx([math.log(4)] * 2)
-    sure = 100 * torch.nn.functional.one_hot(idx, 4).float()
-    sure[0, 0] = 0.0  # only the first scale is unsure
-    assert evaluation.token_nats(sure, idx, spans)[0] == pytest.approx([math.log(4), 0.0])
 
 
 def test_wilson_interval_against_published_values():

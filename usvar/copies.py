@@ -22,10 +22,10 @@ from models.helpers import scale_spans
 from usvar import images, judging
 from usvar.augment import augment, draw_parameters
 from usvar.errors import InputError
-from usvar.evaluation import ImageSet, draw_weights, nearest, note
+from usvar.evaluation import ImageSet, draw_weights, groups_or_rows, nearest, note
 from usvar.extractor import features
 from usvar.judging import Judges, Models
-from usvar.physics import LEAST_GREY
+from usvar.physics import LEAST_GREY, float_chunks
 
 # Side of the thumbnails, and of the coarse ones by which CANDIDATES are chosen that are looked at closer.
 SIDE, COARSE, CANDIDATES = 32, 16, 16
@@ -69,11 +69,7 @@ def thumbnails(grey_NHW: np.ndarray) -> Tensor:
 
     Averaging takes out the speckle, which no two acquisitions share.
     """
-    rows = [
-        F.adaptive_avg_pool2d(torch.from_numpy(np.array(grey_NHW[i : i + 512]))[:, None].float(), SIDE)[:, 0]
-        for i in range(0, len(grey_NHW), 512)
-    ]
-    return torch.cat(rows)
+    return torch.cat([F.adaptive_avg_pool2d(x_B1HW, SIDE)[:, 0] for _, x_B1HW in float_chunks(grey_NHW)])
 
 
 class PixelSearch:
@@ -91,7 +87,8 @@ class PixelSearch:
 
     def __init__(self, train_MHW: np.ndarray) -> None:
         self.count = len(train_MHW)
-        both_MHW = torch.cat([thumbnails(train_MHW), thumbnails(train_MHW).flip(2)])
+        small_MHW = thumbnails(train_MHW)
+        both_MHW = torch.cat([small_MHW, small_MHW.flip(2)])
         self.coarse_MP = _standard(_coarse(both_MHW))
         self.train_MP = both_MHW.flatten(1)
         self.inside_MP = (self.train_MP > LEAST_GREY).float()
@@ -223,16 +220,16 @@ def copy_numbers(
         Medians, counts and shares, and the classes with too few groups; where there are LEAST_FOR_QUANTILE
         groups of test pictures, also the 5% quantile of their distances, the generated ones below it, and the
         share of planted copies that are found so. The interval of the share is from draws of both sets anew,
-        of the test pictures by groups, for the quantile of few test pictures is as uncertain as the share. It
+        of the test pictures by groups, because the quantile of few is as uncertain as the share. It
         is a little narrow where they are few: of new pictures a fourth of such intervals miss 5% with 40
         groups, one in forty with 400.
     """
     (generated_N, row_N), (label_N, test_label_N) = generated, labels
-    test_group_N = np.arange(len(test_N)) if test_group_N is None else test_group_N
+    test_group_N = groups_or_rows(test_group_N, len(test_N))
     shared, count_C = np.unique(label_N[np.isin(label_N, test_label_N)], return_counts=True)
     groups_C = np.array([len(np.unique(test_group_N[test_label_N == label])) for label in shared])
     few: list[int] = []
-    # Without a class the others weigh more.
+    # Dropping a class raises the weight of the others, so repeat.
     while (is_few_C := count_C / count_C.sum() / groups_C > QUANTILE).any():
         few += shared[is_few_C].tolist()
         shared, count_C, groups_C = (x_C[~is_few_C] for x_C in (shared, count_C, groups_C))
@@ -272,7 +269,7 @@ def copy_numbers(
         "generated_below": hits,
         "share_below": hits / len(counted_N),
         "share_below_interval_95": np.quantile(shares, (0.025, 0.975)).tolist(),
-        "test_below": int((test_N < threshold).sum()),
+        "test_below": int((unseen_N < threshold).sum()),
         "share_below_expected": QUANTILE,
         "planted_copies_detected": {
             kind: {
@@ -305,7 +302,7 @@ def weighed_quantile(value_N: np.ndarray, weight_N: np.ndarray, count: int) -> f
 class CopyInputs:
     """What is searched for copies, where, and by which networks; all images have one side."""
 
-    # N images that may be copies; with tokens (N, L) where they were sampled here.
+    # N images that may be copies; they have tokens where they were sampled here.
     generated: ImageSet
     # M training images, and their files in the same order.
     train: ImageSet
@@ -320,7 +317,22 @@ class CopyInputs:
 
 
 # A set to distances (N,) to the nearest training image, and its row (N,).
-Search = Callable[[ImageSet], tuple[np.ndarray, np.ndarray]]
+Find = Callable[[ImageSet], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search among the training images."""
+
+    # "pixels", "tokens" or the name of an extractor.
+    label: str
+    # Whether the training images went through the VQ-VAE.
+    is_rebuilt: bool
+    find: Find
+
+    def named(self, label: str) -> str:
+        """The label, or what is to stand in its place, and what is searched."""
+        return f"{label}, rebuilt" if self.is_rebuilt else label
 
 
 def find_copies(
@@ -340,32 +352,39 @@ def find_copies(
         left_out: what could not be computed is added here.
 
     Returns:
-        Search -> numbers for the file, and search -> distances and rows for the figures.
+        Search -> numbers for the file, and search -> its label, distances and rows for the figures.
     """
     generated, test, judges = given.generated, given.test, given.judges
     plants, source_N = _plants(given, batch_size, seed)
-    searches = _searches(given, batch_size)
     is_sampled = generated.idx_NL is not None
     numbers, for_figures, few = {}, {}, set()
-    for space, search in searches.items():
-        as_tested = not given.rebuilt_test or (space == "tokens" and is_sampled)
+    for search in _searches(given, batch_size):
+        space = search.named(search.label)
+        as_tested = given.rebuilt_test is None or (search.label == "tokens" and is_sampled)
         unseen = test if as_tested else given.rebuilt_test
-        (generated_N, row_N), (test_N, _) = search(generated), search(unseen)
+        (generated_N, row_N), (test_N, _) = search.find(generated), search.find(unseen)
         numbers[space] = copy_numbers(
             (generated_N, row_N),
             test_N,
             (generated.label_N, unseen.label_N),
             len(given.train),
-            {kind: search(plant) for kind, plant in plants.items()},
+            {kind: search.find(plant) for kind, plant in plants.items()},
             source_N,
             seed,
             test_group_N=unseen.group_N,
         )
         few |= set(numbers[space]["labels_not_counted"])
-        name, comma, domain = space.partition(", ")
-        numbers[space]["by"] = (judges.stamp(name) if name in judges.extractors else name) + comma + domain
+        is_by_net = search.label in judges.extractors
+        numbers[space]["by"] = search.named(judges.stamp(search.label) if is_by_net else search.label)
         threshold = numbers[space].get("threshold_5_percent_of_test")
-        for_figures[space] = {"generated": generated_N, "row": row_N, "test": test_N, "threshold": threshold}
+        for_figures[space] = {
+            "label": search.label,
+            "is_rebuilt": search.is_rebuilt,
+            "generated": generated_N,
+            "row": row_N,
+            "test": test_N,
+            "threshold": threshold,
+        }
         if threshold is None:
             why = f"{test.in_words} of test, wanted {LEAST_FOR_QUANTILE} groups for a 5% quantile"
             note(left_out, f"share of near copies in {space}", why)
@@ -395,21 +414,22 @@ def _plants(given: CopyInputs, batch_size: int, seed: int) -> tuple[dict[str, Im
     return plants, source_N
 
 
-def _searches(given: CopyInputs, batch_size: int) -> dict[str, Search]:
-    """Every search by its name: pixels and extractors, the same among rebuilt images, and tokens."""
-    references = {"": given.train}
+def _searches(given: CopyInputs, batch_size: int) -> list[Search]:
+    """Every search: in pixels and by each extractor, the same among rebuilt images, and in tokens."""
+    references = [(given.train, False)]
     if given.models:
-        references[", rebuilt"] = _rebuilt(given.train, given.models, batch_size)
-    searches: dict[str, Search] = {}
-    for suffix, reference in references.items():
+        references.append((_rebuilt(given.train, given.models, batch_size), True))
+    searches = []
+    for reference, is_rebuilt in references:
         given.judges.describe(reference)
-        searches[f"pixels{suffix}"] = _in_pixels(reference.grey_NHW)
+        searches.append(Search("pixels", is_rebuilt, _in_pixels(reference.grey_NHW)))
         mirrored_NHW = mirrored(reference.grey_NHW)
         for name, extractor in given.judges.extractors.items():
             mirrored_MD = features(extractor, mirrored_NHW)
-            searches[f"{name}{suffix}"] = _in_features(name, reference.features[name], mirrored_MD)
+            find = _in_features(name, reference.features[name], mirrored_MD)
+            searches.append(Search(name, is_rebuilt, find))
     if given.models:
-        searches["tokens"] = _in_tokens(given.models, given.train_files, batch_size)
+        searches.append(Search("tokens", False, _in_tokens(given.models, given.train_files, batch_size)))
     return searches
 
 
@@ -418,18 +438,18 @@ def _rebuilt(image_set: ImageSet, models: Models, batch_size: int) -> ImageSet:
     return ImageSet(judging.rebuild(models.vae, image_set.grey_NHW, batch_size), image_set.label_N)
 
 
-def _in_pixels(reference_MHW: np.ndarray) -> Search:
+def _in_pixels(reference_MHW: np.ndarray) -> Find:
     """Search by grey levels, masked and registered."""
     search = PixelSearch(reference_MHW)
     return lambda image_set: search(image_set.grey_NHW)
 
 
-def _in_features(name: str, train_MD: np.ndarray, mirrored_MD: np.ndarray) -> Search:
+def _in_features(name: str, train_MD: np.ndarray, mirrored_MD: np.ndarray) -> Find:
     """Search by one extractor, mirror images included."""
     return lambda image_set: nearest_in_features(image_set.features[name], train_MD, mirrored_MD)
 
 
-def _in_tokens(models: Models, train_files: images.ImageFiles, batch_size: int) -> Search:
+def _in_tokens(models: Models, train_files: images.ImageFiles, batch_size: int) -> Find:
     """Search in the token maps of all views that the transformer was trained on."""
     maps, spans = models.maps["train"], scale_spans(models.var.patch_nums)
     row_of = {path: row for row, path in enumerate(train_files.paths)}
@@ -440,9 +460,10 @@ def _in_tokens(models: Models, train_files: images.ImageFiles, batch_size: int) 
     row_M = np.array([row_of[path] for path in maps.path_N.tolist()])
 
     def search(image_set: ImageSet) -> tuple[np.ndarray, np.ndarray]:
-        if image_set.idx_NL is None:
-            image_set.idx_NL = judging.encode(models.vae, image_set.grey_NHW, batch_size)
-        distance_N, view_N = nearest_in_tokens(image_set.idx_NL, maps.idx_NL, spans)
+        idx_NL = image_set.idx_NL
+        if idx_NL is None:
+            idx_NL = judging.encode(models.vae, image_set.grey_NHW, batch_size)
+        distance_N, view_N = nearest_in_tokens(idx_NL, maps.idx_NL, spans)
         return distance_N, row_M[view_N]
 
     return search

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from usvar import evaluation, report
-from usvar.evaluation import ImageSet, note
+from usvar import evaluation
+from usvar.evaluation import SETS, ImageSet, note
 
 # Principal components that the Fréchet distance is taken over: all, or as many of these as there are
 # GROUPS_PER_COMPONENT groups of test images for.
@@ -20,7 +20,7 @@ FEW_COMPONENTS, GROUPS_PER_COMPONENT = (16, 8), 4
 
 
 def equal_counts(sets: dict[str, ImageSet], num_classes: int, seed: int) -> dict[str, ImageSet]:
-    """As many images a class in each set, so that measures which depend on the number compare.
+    """As many images per class in each set, so that measures which depend on the number compare.
 
     The reconstructions stay as they are: there is one for each test image, and `compare` cuts them. A class
     that the generated images lack stays in the others: leaving it out would hide that it is missing.
@@ -64,7 +64,7 @@ def all_distances(
     would reach into other classes, and nearly anything would count as precise.
 
     Args:
-        sets: images by name, those of report.SETS, with their features.
+        sets: images by name, those of evaluation.SETS, with their features.
         test: the real test images, with theirs.
         classes: names; index = label.
         stamps: extractor -> its name and hash, kept beside the numbers.
@@ -97,7 +97,7 @@ def all_distances(
                 "extractors": stamps,
             }
             distances[name][where] = row
-            title = f"{where}, {report.SETS[name]}"
+            title = f"{where}, {SETS[name]}"
             most_of_class = min(np.bincount(x.label_N, minlength=1).max() for x in (fake, real))
             if min(len(fake), len(real)) < least or most_of_class < 2:
                 why = f"{len(fake)} images against {len(real)} test images, wanted {least} each"
@@ -171,12 +171,12 @@ def compare(
     if paired:
         pair_N = rows_of_each_class(real.label_N, np.full(real.label_N.max() + 1, most_paired), seed)
         fake, fake_ND = fake.take(pair_N), fake_ND[pair_N]
-    few_ND, few_MD = fake_ND[:, :components], (real_MD[pair_N] if paired else real_MD)[:, :components]
+    leading_ND, leading_MD = fake_ND[:, :components], (real_MD[pair_N] if paired else real_MD)[:, :components]
     wanted = 2 * components * (2 if paired else 1)
     if min(fake.num_groups, real.num_groups) >= wanted:
         row |= evaluation.frechet_extrapolated(
-            few_ND,
-            few_MD,
+            leading_ND,
+            leading_MD,
             fake_group_N=fake.group_N,
             real_group_M=real.group_N,
             paired=paired,
@@ -202,9 +202,9 @@ def agreement(distances: dict[str, Any], extractors: list[str]) -> dict[str, Any
     for where in next(iter(distances.values())):
         tables = {
             extractor: {
-                name: (groups[where][f"{extractor}-KD"], groups[where][f"{extractor}-KD_spread"])
-                for name, groups in distances.items()
-                if f"{extractor}-KD" in groups[where]
+                name: (by_class[where][f"{extractor}-KD"], by_class[where][f"{extractor}-KD_spread"])
+                for name, by_class in distances.items()
+                if f"{extractor}-KD" in by_class[where]
             }
             for extractor in extractors
         }

@@ -19,33 +19,42 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy import stats
 from sklearn.metrics import pairwise_distances_argmin_min, pairwise_distances_chunked
-from torch import Tensor
 
+# What is compared with the real test images, in the order of tables and figures.
+SETS = {
+    "generated": "generated",
+    "real_train": "real training images (floor)",
+    "reconstructed_test": "test images rebuilt by the VQ-VAE (tokenizer's ceiling)",
+    "position_prior": "tokens by frequency alone (trivial generator)",
+}
 # Groups that a class must have for its halves to tell how groups scatter.
 LEAST_GROUPS = 4
+# The Fréchet distance is extrapolated from so many numbers of images, a third of all to all, and in so many
+# random orders of the groups.
+FRECHET_SIZES, FRECHET_ORDERS = 8, 10
+# Draws of the groups for an interval over images.
+BOOTSTRAP_DRAWS = 2000
 # Rows at a time, and MiB, where a table of all pairs would not fit in memory.
 ROWS, BLOCK_MIB = 1024, 64
 
 
 @dataclass
 class ImageSet:
-    """Images with their classes and, once computed, what the extractors and the VQ-VAE make of them."""
+    """Images with their classes and groups and, once computed, what the extractors make of them."""
 
     grey_NHW: np.ndarray
     label_N: np.ndarray
     # Extractor name -> (N, D).
     features: dict[str, np.ndarray] = field(default_factory=dict)
-    # (N, L) tokens, where they are needed.
+    # (N, L) tokens that the images were decoded from; None: they were not drawn here.
     idx_NL: np.ndarray | None = None
     # (N,) group of each image, such as its patient; None: each image is one by itself.
     group_N: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        if self.group_N is None:
-            self.group_N = np.arange(len(self.label_N))
+        self.group_N = groups_or_rows(self.group_N, len(self))
 
     def __len__(self) -> int:
         return len(self.label_N)
@@ -69,6 +78,11 @@ class ImageSet:
         features = {name: values_ND[rows] for name, values_ND in self.features.items()}
         idx_NL = None if self.idx_NL is None else self.idx_NL[rows]
         return ImageSet(self.grey_NHW[rows], self.label_N[rows], features, idx_NL, self.group_N[rows])
+
+
+def groups_or_rows(group_N: np.ndarray | None, count: int) -> np.ndarray:
+    """The group of each of `count` rows; where none are known, each row is one by itself."""
+    return np.arange(count) if group_N is None else group_N
 
 
 def least_images(neighbours: int) -> int:
@@ -119,8 +133,8 @@ def kernel_distance(
         fake_group_N: whole number of the group of each row; None: each row is one by itself.
         real_group_M: likewise.
         paired: row i of both sets stems from the same picture (a reconstruction and its original); such pairs
-            and others of a group are left out, as in equation 4 of Gretton et al., for they would count as
-            likeness.
+            and others of a group are left out, as in equation 4 of Gretton et al., because they would count
+            as likeness.
         subsets: random halves for the spread.
         seed: of those halves.
 
@@ -156,7 +170,7 @@ def _with_classes(
     groups: each image by itself in a class of few."""
     x_ND = np.asarray(x_ND, np.float64)
     label_N = np.zeros(len(x_ND), np.int64) if label_N is None else np.asarray(label_N)
-    group_N = np.arange(len(x_ND)) if group_N is None else np.array(group_N)
+    group_N = np.array(groups_or_rows(group_N, len(x_ND)))  # a copy, which is changed below
     for label in np.unique(label_N):
         rows = np.flatnonzero(label_N == label)
         if len(np.unique(group_N[rows])) < LEAST_GROUPS:
@@ -256,8 +270,6 @@ def frechet_extrapolated(
     fake_group_N: np.ndarray | None = None,
     real_group_M: np.ndarray | None = None,
     paired: bool = False,
-    sizes: int = 8,
-    orders: int = 10,
     seed: int = 0,
 ) -> dict[str, float]:
     """Fréchet distance at this number of images, and its limit for infinitely many.
@@ -274,9 +286,7 @@ def frechet_extrapolated(
         real_group_M: likewise.
         paired: row i of both sets stems from the same picture: such sets share their accidents, so each
             distance is taken between different pictures, which halves N.
-        sizes: numbers of images, from a third of all to all.
-        orders: random orders that the groups are taken in.
-        seed: of those orders.
+        seed: of the orders that the groups are taken in.
 
     Returns:
         "FD" at "FD_images" images, "FD_infinite", and "FD_infinite_deviation" over the orders: about the
@@ -288,9 +298,10 @@ def frechet_extrapolated(
     most = min(len(fake_ND), len(real_MD)) // (2 if paired else 1)
     if most < 2 * fake_ND.shape[1]:
         raise ValueError(f"found {most} images for {fake_ND.shape[1]} features, wanted twice as many or more")
-    count_K = np.unique(np.linspace(max(most // 3, fake_ND.shape[1] + 1), most, sizes).round().astype(int))
-    rng, distance_OK = np.random.default_rng(seed), np.empty((orders, len(count_K)))
-    for order in range(orders):
+    least = max(most // 3, fake_ND.shape[1] + 1)
+    count_K = np.unique(np.linspace(least, most, FRECHET_SIZES).round().astype(int))
+    rng, distance_OK = np.random.default_rng(seed), np.empty((FRECHET_ORDERS, len(count_K)))
+    for order in range(FRECHET_ORDERS):
         fake_row_N = _group_after_group(len(fake_ND), fake_group_N, rng)
         real_row_M = fake_row_N[::-1] if paired else _group_after_group(len(real_MD), real_group_M, rng)
         distance_OK[order] = [
@@ -307,7 +318,7 @@ def frechet_extrapolated(
 
 def _group_after_group(count: int, group_N: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
     """All rows, the groups in random order."""
-    group_N = np.arange(count) if group_N is None else group_N
+    group_N = groups_or_rows(group_N, count)
     return np.argsort(rng.permutation(group_N.max() + 1)[group_N], kind="stable")
 
 
@@ -362,8 +373,8 @@ def manifold_measures(
 def realism(fake_ND: np.ndarray, real_MD: np.ndarray, neighbours: int = 3) -> np.ndarray:
     """How deep each fake lies in a ball of a real image, (N,); above 1 is inside one.
 
-    Kynkaanniemi et al. 2019, equation 3: the half of the real images with the larger balls is left out, for
-    they lie where images are few and would call nearly anything real.
+    Kynkaanniemi et al. 2019, equation 3: the half of the real images with the larger balls is left out,
+    because they lie where images are few and would call nearly anything real.
     """
     radius_M = _radii(real_MD, neighbours)
     kept_M = radius_M <= np.median(radius_M)
@@ -496,40 +507,30 @@ def draw_weights(group_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return rng.exponential(size=group_N.max() + 1)[group_N]
 
 
-def bootstrap_balanced_accuracy(
-    right_SN: np.ndarray,
-    label_N: np.ndarray,
-    group_N: np.ndarray | None = None,
-    draws: int = 2000,
-    seed: int = 0,
+def bootstrap_balanced_share(
+    right_SN: np.ndarray, label_N: np.ndarray, group_N: np.ndarray | None = None, seed: int = 0
 ) -> tuple[float, float]:
-    """95% interval of the mean balanced accuracy of several classifiers from the choice of test images.
+    """95% interval, from the choice of images, of the share that counts in the mean over classes.
 
     Args:
-        right_SN: bool, whether each of S classifiers is right on each test image.
+        right_SN: bool, whether each image counts, such as one that a classifier is right on or whose frame is
+            whole; S of these, such as of S classifiers, are averaged.
         label_N: classes, which weigh alike.
         group_N: groups, which are drawn anew; None: each image is one by itself.
-        draws: bootstrap draws.
-        seed: of those draws.
+        seed: of the draws.
 
     Returns:
         The interval; Wilson's where all draws are alike, as when every image is right: that is no certainty.
     """
-    group_N = np.arange(len(label_N)) if group_N is None else group_N
+    group_N = groups_or_rows(group_N, len(label_N))
     rng, share_N = np.random.default_rng(seed), right_SN.mean(0)
     _, class_N = np.unique(label_N, return_inverse=True)
-    accuracy_R = np.empty(draws)
-    for draw in range(draws):
+    balanced_R = np.empty(BOOTSTRAP_DRAWS)
+    for draw in range(BOOTSTRAP_DRAWS):
         weight_N = draw_weights(group_N, rng)
-        accuracy_R[draw] = np.mean(np.bincount(class_N, weight_N * share_N) / np.bincount(class_N, weight_N))
-    low, high = np.quantile(accuracy_R, (0.025, 0.975))
+        balanced_R[draw] = np.mean(np.bincount(class_N, weight_N * share_N) / np.bincount(class_N, weight_N))
+    low, high = np.quantile(balanced_R, (0.025, 0.975))
     if high - low < 1e-9:
         groups = len(np.unique(group_N))
         return wilson_interval(float(low) * groups, groups)
     return float(low), float(high)
-
-
-def token_nats(logits_BLV: Tensor, idx_BL: Tensor, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Minus log-likelihood in nats of each image's tokens, (B, S): mean over the tokens of a scale."""
-    nats_BL = F.cross_entropy(logits_BLV.float().transpose(1, 2), idx_BL, reduction="none")
-    return torch.stack([nats_BL[:, start:end].mean(1) for start, end in spans], dim=1).cpu().numpy()

@@ -8,13 +8,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from usvar import plots
-from usvar.evaluation import ImageSet
-from usvar.report import SETS, USE
+from usvar.evaluation import SETS, ImageSet
+from usvar.report import USE
 
 MARKERS = "osD^v"
 # Nearest pairs shown of each search, and images of a row.
 PAIRS, ROW = 20, 10
-# One colour and marker a set in every figure.
+# One colour and marker per set in every figure.
 ORDER = ("real_test", *SETS)
 COLOUR_OF = dict(zip(ORDER, ("#000000", *plots.COLOURS), strict=False))
 MARKER_OF = dict(zip(ORDER, "x" + MARKERS, strict=False))
@@ -40,7 +40,7 @@ def draw_all(
         folder: where the PNGs go.
         result: what goes into metrics.json.
         sets: images by name, those of SETS and real_test.
-        copies: search -> distances to the nearest training image, its row, and the threshold.
+        copies: search -> its label, distances to the nearest training image, its row, and the threshold.
         curves: set -> spectra, grey levels, speckle and depth.
     """
     classes, stamps = result["classes"], result["judges"]["stamps"]
@@ -65,7 +65,7 @@ def draw_all(
 
 
 def draw_kernel_distances(path: Path, distances: dict[str, Any], stamps: dict[str, str]) -> None:
-    """Kernel distance of each set, pooled and for each class, one panel an extractor."""
+    """Kernel distance of each set, pooled and for each class, one panel per extractor."""
     groups = list(next(iter(distances.values())))
     measured = {
         g for entries in distances.values() for g in groups for key in entries[g] if key.endswith("-KD")
@@ -105,7 +105,7 @@ def draw_kernel_distances(path: Path, distances: dict[str, Any], stamps: dict[st
 
 
 def draw_neighbours(path: Path, distances: dict[str, Any], stamps: dict[str, str]) -> None:
-    """Precision, recall, density and coverage over all classes, one panel an extractor."""
+    """Precision, recall, density and coverage over all classes, one panel per extractor."""
     names = ("precision", "recall", "density", "coverage")
     figure, axes = plt.subplots(
         1,
@@ -180,7 +180,7 @@ def draw_confusions(path: Path, fidelity: dict[str, Any], classes: list[str]) ->
 
 
 def draw_copies(path: Path, copies: dict[str, Any], stamps: dict[str, str]) -> None:
-    """Distances to the nearest training image: generated beside test, one panel a search."""
+    """Distances to the nearest training image: generated beside test, one panel per search."""
     units = {
         "pixels": "sqrt(1 - correlation), masked and registered",
         "tokens": "share of tokens that differ, mean over scales",
@@ -189,7 +189,7 @@ def draw_copies(path: Path, copies: dict[str, Any], stamps: dict[str, str]) -> N
     figure, axes = plt.subplots(rows, 2, figsize=(8.4, 3.0 * rows), layout="constrained", squeeze=False)
     for axis in axes.flat[len(copies) :]:
         axis.set_visible(False)
-    for axis, (space, nearest) in zip(axes.flat, copies.items(), strict=False):
+    for axis, nearest in zip(axes.flat, copies.values(), strict=False):
         both = np.concatenate([nearest["generated"], nearest["test"]])
         bins = np.linspace(0, max(both.max(), 1e-6) * 1.02, 25)
         for name, colour in (("test", plots.COLOURS[1]), ("generated", plots.COLOURS[0])):
@@ -198,9 +198,9 @@ def draw_copies(path: Path, copies: dict[str, Any], stamps: dict[str, str]) -> N
             axis.hist(values, bins, weights=weights, alpha=0.55, color=colour, label=label)
         if nearest["threshold"] is not None:
             axis.axvline(nearest["threshold"], color="black", linestyle=":", label="5% quantile of test")
-        name, _, domain = space.partition(", ")
-        unit = units.get(name, f"distance in features ({stamps.get(name)})")
-        title = f"Nearest {domain} training image in {name}".replace("  ", " ")
+        label, domain = nearest["label"], "rebuilt " * nearest["is_rebuilt"]
+        unit = units.get(label, f"distance in features ({stamps.get(label)})")
+        title = f"Nearest {domain}training image in {label}"
         axis.set(title=title, xlabel=unit, ylabel="share of images")
         axis.legend(fontsize=7)
     plots.save(figure, path)
@@ -312,7 +312,7 @@ def draw_physics(path: Path, curves: dict[str, dict[str, np.ndarray]]) -> None:
 
 
 def draw_bits(path: Path, bits: dict[str, Any], patch_nums: list[int]) -> None:
-    """Bits a token on each scale."""
+    """Bits per token on each scale."""
     figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     for name, entry in bits.items():
         is_line = "alone" in name
@@ -334,7 +334,7 @@ AXIS_NAMES = {"cfg": "guidance", "top_p": "top-p", "top_k": "top-k"}
 
 
 def draw_sweep(path: Path, sweep: dict[str, Any]) -> None:
-    """What the sweep measured on val: a column a setting, a row a measure."""
+    """What the sweep measured on val: one column per setting, one row per measure."""
     rows = sweep["rows"]
     axes_of = list(dict.fromkeys(row["axis"] for row in rows))
     extractors = list(sweep["stamps"])

@@ -32,7 +32,7 @@ from usvar.errors import InputError, RunError
 
 BATCH = 32
 PEAK_RATE = 2e-3
-# Images a step of the self-supervised training, in two views each.
+# Images per step of the self-supervised training, in two views each.
 PAIRS, SSL_TEMPERATURE = 48, 0.2
 # Smallest part of a side that a self-supervised view keeps.
 LEAST_CROP = 0.6

@@ -6,7 +6,7 @@ Axes: N images, L tokens, H W pixels.
 import csv
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,6 @@ from usvar.extractor import (
 FEATURE_DIMS = 64
 # The extractors trained here; the first is the primary one.
 SUPERVISED, SELF_SUPERVISED = "US", "US-SSL"
-# Field of JudgeTraining -> the setting of the sweep and the evaluation.
-JUDGE_SETTINGS = {
-    "pixels": "extractor_pixels",
-    "steps": "extractor_steps",
-    "classifier_steps": "classifier_steps",
-    "classifiers": "classifier_seeds",
-    "seed": "seed",
-}
 
 
 # --- models and images ---
@@ -251,22 +243,27 @@ def rebuild(vae: VQVAE, grey_NHW: np.ndarray, batch_size: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class JudgeTraining:
-    """How the networks that judge are trained."""
+    """How the networks that judge are trained: these settings of the sweep and the evaluation."""
 
     # Side in pixels that they see.
-    pixels: int
+    extractor_pixels: int
     # Training steps of each extractor and of each classifier.
-    steps: int
+    extractor_steps: int
     classifier_steps: int
     # How many classifiers.
-    classifiers: int
+    classifier_seeds: int
     # Seed of all.
     seed: int
 
     @classmethod
     def of(cls, settings: Any) -> "JudgeTraining":
         """As the settings of the sweep or the evaluation say."""
-        return cls(**{name: getattr(settings, setting) for name, setting in JUDGE_SETTINGS.items()})
+        return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
+
+    @classmethod
+    def of_config(cls, config: dict[str, Any], classifiers: int) -> "JudgeTraining":
+        """As the config of a judges.pth says, which has shorter names, with its number of classifiers."""
+        return cls(config["pixels"], config["steps"], config["classifier_steps"], classifiers, config["seed"])
 
     @classmethod
     def in_file(cls, path: Path) -> "JudgeTraining":
@@ -276,8 +273,7 @@ class JudgeTraining:
             InputError: when the file holds something else.
         """
         content = _content_of_judges(path)
-        numbers = content["config"] | {"classifiers": len(content["classifiers"])}
-        return cls(**{name: numbers[name] for name in JUDGE_SETTINGS})
+        return cls.of_config(content["config"], len(content["classifiers"]))
 
 
 @dataclass(frozen=True)
@@ -286,7 +282,7 @@ class Judges:
 
     # Name of the results -> extractor.
     extractors: dict[str, Extractor]
-    # Classifiers of another shape than the extractors, one a seed.
+    # Classifiers of another shape than the extractors, one per seed.
     classifiers: list[SmallNet]
     # Classes, sizes, steps and hashes, as in the file.
     config: dict[str, Any]
@@ -299,8 +295,7 @@ class Judges:
     @property
     def training(self) -> JudgeTraining:
         """How they were trained."""
-        numbers = (self.config[name] for name in ("pixels", "steps", "classifier_steps"))
-        return JudgeTraining(*numbers, len(self.classifiers), self.config["seed"])
+        return JudgeTraining.of_config(self.config, len(self.classifiers))
 
     def stamp(self, name: str) -> str:
         """What stands beside every number of an extractor."""
@@ -332,7 +327,7 @@ def train_judges(
         record: what makes the file.
     """
     grey_NHW, num_classes = train.grey_NHW, len(files.classes)
-    pixels, steps, seed = how.pixels, how.steps, how.seed
+    pixels, steps, seed = how.extractor_pixels, how.extractor_steps, how.seed
     nets = {
         SUPERVISED: train_classifier(
             EXTRACTOR_SHAPE, grey_NHW, train.label_N, num_classes, pixels, steps, seed, device
@@ -343,7 +338,8 @@ def train_judges(
         name: make_extractor(net, grey_NHW, pixels, FEATURE_DIMS, seed, device) for name, net in nets.items()
     }
     classifiers = [
-        train_use_classifier(train, num_classes, how, number, device) for number in range(how.classifiers)
+        train_use_classifier(train, num_classes, how, number, device)
+        for number in range(how.classifier_seeds)
     ]
     config = {
         "kind": "judges",
@@ -371,13 +367,13 @@ def train_judges(
 def train_use_classifier(
     image_set: ImageSet, num_classes: int, how: JudgeTraining, number: int, device: torch.device
 ) -> SmallNet:
-    """One of the classifiers that stand for use: the same recipe whatever the images, real or generated."""
+    """One classifier of the accuracy score: the same recipe for real and generated images."""
     return train_classifier(
         CLASSIFIER_SHAPE,
         image_set.grey_NHW,
         image_set.label_N,
         num_classes,
-        how.pixels,
+        how.extractor_pixels,
         how.classifier_steps,
         how.seed + 1 + number,
         device,
@@ -428,7 +424,7 @@ def _content_of_judges(path: Path) -> dict[str, Any]:
 
 
 def with_their_training(settings: Any, path: Path | None) -> Any:
-    """Settings that say how the judges of a file were trained, for they are not trained anew.
+    """Settings that say how the judges of a file were trained, because they are not trained anew.
 
     The seed stays: samples are drawn from it too.
 
@@ -437,11 +433,7 @@ def with_their_training(settings: Any, path: Path | None) -> Any:
     """
     if path is None:
         return settings
-    how = JudgeTraining.in_file(path)
-    return replace(
-        settings,
-        **{setting: getattr(how, name) for name, setting in JUDGE_SETTINGS.items() if name != "seed"},
-    )
+    return replace(settings, **vars(JudgeTraining.in_file(path)) | {"seed": settings.seed})
 
 
 def refuse_other_judges(path: Path, wanted: JudgeTraining) -> None:
@@ -450,11 +442,10 @@ def refuse_other_judges(path: Path, wanted: JudgeTraining) -> None:
     Raises:
         InputError: names what differs.
     """
-    found = JudgeTraining.in_file(path)
     differ = [
-        f"--{setting.replace('_', '-')} {getattr(found, name)} (now {getattr(wanted, name)})"
-        for name, setting in JUDGE_SETTINGS.items()
-        if getattr(found, name) != getattr(wanted, name)
+        f"--{name.replace('_', '-')} {value} (now {getattr(wanted, name)})"
+        for name, value in vars(JudgeTraining.in_file(path)).items()
+        if value != getattr(wanted, name)
     ]
     if differ:
         raise InputError(
@@ -492,14 +483,17 @@ def read_outside(path: Path, pixels: int) -> OutsideNet:
     return OutsideNet(path, pixels)
 
 
-def add_outside(
+def with_outside(
     judges: Judges, name: str, net: OutsideNet, pixels: int, train: ImageSet, device: torch.device
-) -> None:
-    """Add a network from outside to the extractors, projected over the training images."""
-    extractor = make_extractor(net, train.grey_NHW, pixels, FEATURE_DIMS, judges.config["seed"], device)
-    judges.extractors[name] = extractor
-    judges.config["sha256"][name] = extractor.sha256()
-    judges.config["dims"][name] = extractor.dims
+) -> Judges:
+    """The judges with a network from outside as a further extractor, projected over the training images."""
+    config = judges.config
+    extractor = make_extractor(net, train.grey_NHW, pixels, FEATURE_DIMS, config["seed"], device)
+    config = config | {
+        "sha256": config["sha256"] | {name: extractor.sha256()},
+        "dims": config["dims"] | {name: extractor.dims},
+    }
+    return Judges(judges.extractors | {name: extractor}, judges.classifiers, config)
 
 
 def class_fidelity(judges: Judges, image_set: ImageSet, device: torch.device) -> dict[str, Any]:

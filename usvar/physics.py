@@ -6,6 +6,7 @@ pictures beside it, class by class, since sets have other shares of the classes.
 Axes: N pictures, H W pixels, F frequencies, P pairs, K lags or places of a curve, C classes.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +14,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
-from skimage.measure import label, regionprops
+from skimage import measure
+from torch import Tensor
 
-from usvar.evaluation import ImageSet, bootstrap_balanced_accuracy, note
+from usvar.evaluation import ImageSet, bootstrap_balanced_share, note
 from usvar.metrics import ssim
 
 # Pictures at a time.
 CHUNK = 64
-# Pairs a class for the variety.
+# Pairs per class for the variety.
 PAIRS_PER_CLASS = 100
 # Grey level that belongs to the scan area; a decoder leaves faint noise where real pictures are black.
 LEAST_GREY = 6.0
@@ -31,8 +33,15 @@ OUTLINE_GREY, OUTLINE_SIDE, DEPTH_BINS = 16.0, 64, 32
 LAGS, SPECKLE_WINDOW = 8, 9
 # Real training pictures outside the limits of a well-formed frame, on each side of each quantity; how much
 # looser the limits are drawn, as a share, since an edge softened by half a pixel of the outline is no broken
-# frame; and the number of pictures a class needs for limits of its own.
+# frame; and how many pictures give a class limits of its own.
 OUTSIDE_LIMITS, SLACK, LEAST_FOR_LIMITS = 0.01, 0.05, 20
+
+
+def float_chunks(grey_NHW: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
+    """CHUNK pictures at a time: their rows, and (B, 1, H, W) float32 of grey levels 0 to 255."""
+    for start in range(0, len(grey_NHW), CHUNK):
+        rows = slice(start, start + CHUNK)
+        yield rows, torch.from_numpy(np.array(grey_NHW[rows]))[:, None].float()
 
 
 def draw_pairs(group_N: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
@@ -48,14 +57,8 @@ def draw_pairs(group_N: np.ndarray, most: int, rng: np.random.Generator) -> np.n
 
 def pairwise_ssim(grey_NHW: np.ndarray, pair_P2: np.ndarray) -> np.ndarray:
     """Structural similarity of the two pictures of each pair, (P,)."""
-    values = []
-    for start in range(0, len(pair_P2), CHUNK):
-        first, second = (
-            torch.from_numpy(np.array(grey_NHW[pair_P2[start : start + CHUNK, side]]))[:, None].float() / 255
-            for side in (0, 1)
-        )
-        values.append(ssim(first, second))
-    return torch.cat(values).numpy()
+    sides = (float_chunks(grey_NHW[row_P]) for row_P in pair_P2.T)
+    return torch.cat([ssim(x / 255, y / 255) for (_, x), (_, y) in zip(*sides, strict=True)]).numpy()
 
 
 def radial_power_spectrum(grey_NHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +71,7 @@ def radial_power_spectrum(grey_NHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]
         grey_NHW: uint8, square.
 
     Returns:
-        (F,) frequencies in cycles a pixel, above 0 to 0.5, and (F,) mean power.
+        (F,) frequencies in cycles per pixel, above 0 to 0.5, and (F,) mean power.
     """
     side = grey_NHW.shape[-1]
     window_HW = torch.outer(torch.hann_window(side), torch.hann_window(side))
@@ -76,8 +79,8 @@ def radial_power_spectrum(grey_NHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     ring_HW = (frequency_HW * side).round().long()
     kept_HW = (ring_HW >= 1) & (ring_HW <= side // 2)
     total = torch.zeros_like(frequency_HW, dtype=torch.float64)
-    for start in range(0, len(grey_NHW), CHUNK):
-        x_BHW = torch.from_numpy(np.array(grey_NHW[start : start + CHUNK])).float() / 255
+    for _, x_B1HW in float_chunks(grey_NHW):
+        x_BHW = x_B1HW[:, 0] / 255
         x_BHW = (x_BHW - x_BHW.mean((1, 2), keepdim=True)) * window_HW
         total += torch.fft.rfft2(x_BHW, norm="ortho").abs().square().sum(0).double()
     rings = ring_HW[kept_HW].numpy()
@@ -108,8 +111,7 @@ def speckle_autocorrelation(grey_NHW: np.ndarray) -> np.ndarray:
         has any scan area.
     """
     product_2K, count = np.zeros((2, LAGS + 1)), np.zeros((2, LAGS + 1))
-    for start in range(0, len(grey_NHW), CHUNK):
-        x_B1HW = torch.from_numpy(np.array(grey_NHW[start : start + CHUNK]))[:, None].float()
+    for _, x_B1HW in float_chunks(grey_NHW):
         mean_B1HW, square_B1HW = (
             F.avg_pool2d(v, SPECKLE_WINDOW, 1, SPECKLE_WINDOW // 2, count_include_pad=False)
             for v in (x_B1HW, x_B1HW**2)
@@ -135,10 +137,9 @@ def scan_areas(grey_NHW: np.ndarray) -> np.ndarray:
     side = min(OUTLINE_SIDE, grey_NHW.shape[-1])
     area_Nhw = np.empty((len(grey_NHW), side, side), bool)
     disc = ndimage.iterate_structure(ndimage.generate_binary_structure(2, 1), 2)
-    for start in range(0, len(grey_NHW), CHUNK):
-        x_B1HW = torch.from_numpy(np.array(grey_NHW[start : start + CHUNK]))[:, None].float()
+    for rows, x_B1HW in float_chunks(grey_NHW):
         small_Bhw = F.adaptive_avg_pool2d(x_B1HW, side)[:, 0].numpy()
-        for row, small_hw in enumerate(small_Bhw, start):
+        for row, small_hw in enumerate(small_Bhw, rows.start):
             # Padded, so that closing does not eat at the picture's border.
             bright_hw = np.pad(small_hw > OUTLINE_GREY, 3, mode="edge")
             closed_hw = ndimage.binary_closing(bright_hw, disc)[3:-3, 3:-3]
@@ -154,7 +155,7 @@ def frame_shapes(area_Nhw: np.ndarray) -> np.ndarray:
     """
     shape_N3 = np.zeros((len(area_Nhw), 3))
     for row, area_hw in enumerate(area_Nhw):
-        pieces = regionprops(label(area_hw, connectivity=1))
+        pieces = measure.regionprops(measure.label(area_hw, connectivity=1))
         if pieces:
             largest = max(pieces, key=lambda piece: piece.area)
             shape_N3[row] = largest.area / area_hw.sum(), largest.solidity, largest.area / area_hw.size
@@ -203,7 +204,7 @@ def detail_difference(
 ) -> dict[str, float]:
     """How far the spectrum (dB) and the grey levels (shares of pixels) of two sets of pictures lie apart.
 
-    The fine detail is above a quarter of a cycle a pixel. Grey levels are compared by the earth mover's
+    The fine detail is above a quarter of a cycle per pixel. Grey levels are compared by the earth mover's
     distance, the area between the cumulative shares, in levels.
     """
     return {
@@ -221,13 +222,12 @@ def depth_profile(grey_NHW: np.ndarray, area_Nhw: np.ndarray) -> np.ndarray:
     """
     bins = min(DEPTH_BINS, area_Nhw.shape[1])
     total, count = np.zeros(bins), np.zeros(bins)
-    for start in range(0, len(grey_NHW), CHUNK):
-        x_B1HW = torch.from_numpy(np.array(grey_NHW[start : start + CHUNK]))[:, None].float()
+    bin_h = np.arange(area_Nhw.shape[1]) * bins // area_Nhw.shape[1]
+    for rows, x_B1HW in float_chunks(grey_NHW):
         small_Bhw = F.adaptive_avg_pool2d(x_B1HW, area_Nhw.shape[1])[:, 0].numpy()
-        inside_Bhw = area_Nhw[start : start + CHUNK]
-        rows = np.arange(area_Nhw.shape[1]) * bins // area_Nhw.shape[1]
-        np.add.at(total, rows, (small_Bhw * inside_Bhw).sum((0, 2)))
-        np.add.at(count, rows, inside_Bhw.sum((0, 2)))
+        inside_Bhw = area_Nhw[rows]
+        np.add.at(total, bin_h, (small_Bhw * inside_Bhw).sum((0, 2)))
+        np.add.at(count, bin_h, inside_Bhw.sum((0, 2)))
     return np.divide(total, count, out=np.full(bins, np.nan), where=count > 0)
 
 
@@ -246,12 +246,38 @@ def curves(grey_NHW: np.ndarray, area_Nhw: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def mean_of_both(first_CK: np.ndarray, second_CK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means (K,) of two curves a class over the classes that have a value in both; NaN where none has."""
+    """Means (K,) of two sets of curves, one per class, over the classes with a value in both; else NaN."""
     is_known_CK = np.isfinite(first_CK) & np.isfinite(second_CK)
     first_K, second_K = (
         np.ma.array(x_CK, mask=~is_known_CK).mean(0).filled(np.nan) for x_CK in (first_CK, second_CK)
     )
     return first_K, second_K
+
+
+def curves_by_class(
+    image_set: ImageSet, labels: np.ndarray, limits: FrameLimits
+) -> tuple[dict[int, dict[str, np.ndarray]], np.ndarray]:
+    """Label -> curves of its pictures, and which frames are well formed, (N,) bool, False of other labels."""
+    by_class, is_well_formed_N = {}, np.zeros(len(image_set), bool)
+    for k in labels:
+        members = image_set.of_class(k)
+        area_Nhw = scan_areas(members.grey_NHW)
+        by_class[k] = curves(members.grey_NHW, area_Nhw)
+        is_well_formed_N[image_set.label_N == k] = limits.well_formed(frame_shapes(area_Nhw), members.label_N)
+    return by_class, is_well_formed_N
+
+
+def mean_curves(
+    first: dict[int, dict[str, np.ndarray]], second: dict[int, dict[str, np.ndarray]]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Means of the curves of two sets over the classes of the first; "power" becomes "spectrum" in dB."""
+    means: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = {}, {}
+    for key in next(iter(first.values())):
+        both = (np.stack([by_class[k][key] for k in first]) for by_class in (first, second))
+        means[0][key], means[1][key] = mean_of_both(*both)
+    for of_set in means:
+        of_set["spectrum"] = 10 * np.log10(of_set.pop("power") + 1e-12)
+    return means
 
 
 def variety(
@@ -309,27 +335,16 @@ def differences_from_test(
     """
     limits = FrameLimits.fit(frame_shapes(scan_areas(train.grey_NHW)), train.label_N)
     # Set -> label -> curves, and set -> their means over the labels.
-    curves_of_class: dict[str, dict[int, dict[str, np.ndarray]]] = {}
-    mean_curves: dict[str, dict[str, np.ndarray]] = {}
+    by_class: dict[str, dict[int, dict[str, np.ndarray]]] = {}
+    means: dict[str, dict[str, np.ndarray]] = {}
     numbers: dict[str, Any] = {}
     for name, image_set in {"real_test": test, **sets}.items():
         labels = np.intersect1d(image_set.label_N, test.label_N)
         if not len(labels):
             continue
-        curves_of_class[name], is_well_formed_N = {}, np.zeros(len(image_set), bool)
-        for k in labels:
-            members = image_set.of_class(k)
-            area_Nhw = scan_areas(members.grey_NHW)
-            curves_of_class[name][k] = curves(members.grey_NHW, area_Nhw)
-            shape_N3 = frame_shapes(area_Nhw)
-            is_well_formed_N[image_set.label_N == k] = limits.well_formed(shape_N3, members.label_N)
-        mean_curves[name], real = {}, {}
-        for key in curves_of_class[name][labels[0]]:
-            both = (np.stack([curves_of_class[of][k][key] for k in labels]) for of in (name, "real_test"))
-            mean_curves[name][key], real[key] = mean_of_both(*both)
-        for means in (mean_curves[name], real):
-            means["spectrum"] = 10 * np.log10(means.pop("power") + 1e-12)
-        difference = {key: mean_curves[name][key] - real[key] for key in real}
+        by_class[name], is_well_formed_N = curves_by_class(image_set, labels, limits)
+        means[name], real = mean_curves(by_class[name], by_class["real_test"])
+        difference = {key: means[name][key] - real[key] for key in real}
         kept_N = np.isin(image_set.label_N, labels)
         numbers[name] = {
             "images": int(kept_N.sum()),
@@ -343,8 +358,8 @@ def differences_from_test(
             "well_formed_share": float(
                 np.mean([is_well_formed_N[image_set.label_N == k].mean() for k in labels])
             ),
-            "well_formed_interval_95": bootstrap_balanced_accuracy(
+            "well_formed_interval_95": bootstrap_balanced_share(
                 is_well_formed_N[None, kept_N], image_set.label_N[kept_N], image_set.group_N[kept_N]
             ),
         }
-    return numbers, mean_curves
+    return numbers, means

@@ -12,15 +12,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from usvar.evaluation import SETS
+
 # Name of a figure, what it shows in words, and its caption -> the HTML of that figure.
 Picture = Callable[[str, str, str], str]
-# What is compared with the real test images, in the order of tables and figures.
-SETS = {
-    "generated": "generated",
-    "real_train": "real training images (floor)",
-    "reconstructed_test": "test images rebuilt by the VQ-VAE (tokenizer's ceiling)",
-    "position_prior": "tokens by frequency alone (trivial generator)",
-}
 # What the classifiers of the accuracy score are trained on.
 USE = {
     "real": "real training images",
