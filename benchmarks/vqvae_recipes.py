@@ -49,6 +49,7 @@ PREDECESSOR = {
     "class_balance": 0.0,
     "clip": 1e9,
     "adversarial_weight": 0.0,
+    "ssim_weight": 0.0,
 }
 
 
@@ -118,10 +119,10 @@ def recipes(side: int, vgg: Path | None = None) -> dict[str, dict[str, Any]]:
         "ours, adversarial loss 0.5": {"adversarial_weight": 0.5},
         "ours, discriminator's betas 0.9 and 0.95": {"discriminator_betas": (0.9, 0.95)},
         "ours, no LeCam": {"lecam_weight": 0.0},
+        "ours, no SSIM": {"ssim_weight": 0.0},
         # One remedy more.
         "ours + cosine look-up": {"cosine_lookup": True},
         "ours + L1": {"l1_weight": 0.1},
-        "ours + SSIM": {"ssim_weight": 0.1},
         "ours + perceptual": {"perceptual_weight": 0.01, "vgg": vgg},
     }
 

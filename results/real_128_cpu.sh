@@ -15,7 +15,9 @@ shown=(Liver-Benign Liver-Malignant Liver-Normal Thyroid-Nodule-DDTI)
 size=128 views=8 per_class=4 variety=8
 box=(40 56 88 104)
 vqvae_size=(--ch 32 --patch-nums 1 2 3 4 5 6 8 --vocab-size 1024 --batch-size 8 --steps 6000
-    --ema-decay 0.998 --log-every 20 --eval-every 500 --save-every 250)
+    --ema-decay 0.998 --log-every 20 --eval-every 500 --save-every 250
+    # As the recorded run had it: SSIM's loss is on by default since then.
+    --ssim-weight 0)
 var_size=(--depth 6 --width 256 --heads 4 --batch-size 32 --steps 1500 --ema-decay 0.99
     --log-every 20 --eval-every 100 --save-every 100)
 judges=(--extractor-steps 400 --classifier-steps 200 --extractor-pixels 128)

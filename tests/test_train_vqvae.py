@@ -43,6 +43,7 @@ def settings(data: Path, out: Path, **changes) -> train_vqvae.Settings:
         "ch": 32,
         "patch_nums": (1, 2, 4),
         "adversarial_weight": 0.0,
+        "ssim_weight": 0.0,
         "codebook_start_images": 4,
         "revive_every": 2,
         "batch_size": 2,
