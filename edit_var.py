@@ -98,10 +98,8 @@ class Settings:
 def check(s: Settings) -> None:
     """Refuse settings that make no sense before anything is read."""
     if (s.box is None) == (s.mask is None):
-        raise InputError(
-            f"{'neither --box nor' if s.box is None else 'both --box and'} --mask was given, wanted one: "
-            "say which part of the image is meant"
-        )
+        given = "neither --box nor --mask was" if s.box is None else "both --box and --mask were"
+        raise InputError(f"{given} given, wanted one: say which part of the image is meant")
     checks.require(s, "1 or more", "variants", "batch_size")
     checks.require(s, "0 to below 1", "overlap")
     checks.require(s, "0 or more", "feather", "seed")

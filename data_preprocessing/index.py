@@ -23,6 +23,8 @@ from data_preprocessing.splits import Place
 from data_preprocessing.work import Look
 
 INDEX = ".index.sqlite"
+# In place of a class.
+NO_CLASS = "(no class)"
 # Frames of one file that are in memory together.
 PART = 32
 # A change in one of these files makes the index and all outputs stale.
@@ -153,14 +155,22 @@ class Index:
         return self.db.execute("SELECT id, reason FROM unreadable ORDER BY n")
 
     def class_counts(self) -> Counter[tuple[str, str]]:
-        """Pictures by class and what became of them: a split, "rejected" or "left_out"."""
-        rows = self.db.execute("""
+        """Pictures by class and what became of them: a split, "rejected" or "left_out".
+
+        What was not even looked at, such as a link that leads out or a mask, counts as of NO_CLASS.
+        """
+        rows = self.db.execute(
+            """
             SELECT class, became, count(*) FROM (
                 SELECT class, split AS became FROM place JOIN picture USING (n)
                 UNION ALL SELECT class, 'rejected' FROM picture WHERE id IN (SELECT key FROM rejected)
                 UNION ALL SELECT class, 'left_out' FROM picture WHERE id IN (SELECT key FROM left_out)
+                UNION ALL SELECT ?1, 'rejected' FROM rejected WHERE key NOT IN (SELECT id FROM picture)
+                UNION ALL SELECT ?1, 'left_out' FROM left_out WHERE key NOT IN (SELECT id FROM picture)
             ) GROUP BY class, became
-        """)
+        """,
+            (NO_CLASS,),
+        )
         return Counter({(name, became): count for name, became, count in rows})
 
     def readable(self) -> Iterator[tuple[Record, Look]]:

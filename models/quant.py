@@ -127,6 +127,10 @@ class PhiShared(nn.Module):
         """Return the phi of the scale at this position."""
         return self.qresi
 
+    def __getitem__(self, position: float) -> nn.Module:
+        """The same, as callers of the published package write it."""
+        return self.at(position)
+
 
 class PhiPartiallyShared(nn.Module):
     """A few phi, each shared by neighbouring scales."""
@@ -139,6 +143,10 @@ class PhiPartiallyShared(nn.Module):
         """Return the phi of the scale at this position."""
         return self.qresi_ls[nearest_tick(position, len(self.qresi_ls))]
 
+    def __getitem__(self, position: float) -> nn.Module:
+        """The same, as callers of the published package write it."""
+        return self.at(position)
+
 
 class PhiNonShared(nn.ModuleList):
     """As many phi as scales, or as asked for; being the list itself gives the state_dict its keys."""
@@ -146,6 +154,10 @@ class PhiNonShared(nn.ModuleList):
     def at(self, position: float) -> nn.Module:
         """Return the phi of the scale at this position."""
         return self[nearest_tick(position, len(self))]
+
+    def __getitem__(self, key: float | int | slice) -> nn.Module:
+        """By a position, as callers of the published package write it, or as of any list."""
+        return self.at(key) if isinstance(key, float) else super().__getitem__(key)
 
 
 def _side(patch_num: int | tuple[int, int]) -> tuple[int, int]:
@@ -181,6 +193,7 @@ class VectorQuantizer2(nn.Module):
         share_quant_resi: int = 4,
     ):
         super().__init__()
+        v_patch_nums = () if v_patch_nums is None else tuple(v_patch_nums)
         if not v_patch_nums or any(int(n) != n or n < 1 for n in v_patch_nums):
             raise ValueError(
                 f"found v_patch_nums={v_patch_nums}: give tokens per side of each scale, such as (1, 2, 4)"

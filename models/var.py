@@ -348,6 +348,8 @@ class VAR(nn.Module):
         temperatures = self._temperatures(temperature)
         if greedy and more_smooth:
             raise ValueError("found greedy and more_smooth together: more_smooth is random, choose one")
+        if not 0.0 <= cfg < math.inf:
+            raise ValueError(f"found cfg={cfg}: guidance must be 0 or more")
         if top_k < 0 or not 0.0 <= top_p <= 1.0:
             raise ValueError(
                 f"found top_k={top_k}, top_p={top_p}: top_k must be 0 or more, top_p from 0 to 1"

@@ -118,9 +118,8 @@ class VQVAE(nn.Module):
             )
         return self.quant_conv(self.encoder(inp_BCHW))
 
-    # --- without gradients, results clamped to [-1, 1] ---
+    # --- results clamped to [-1, 1]; without gradients, but for fhat_to_img ---
 
-    @torch.no_grad()
     def fhat_to_img(
         self, f_hat: Tensor, chunk: int | None = None, channels_last: bool | None = None
     ) -> Tensor:

@@ -560,10 +560,13 @@ def test_each_class_says_how_many_of_it_are_rejected_and_left_out(tmp_path, caps
         for i in range(count):
             (tmp_path / "raw" / "mine" / name / f"cut {i}.png").write_bytes(b"\x89PNG")
     shutil.copy(tmp_path / "raw" / "mine" / "Dog" / "0.png", tmp_path / "raw" / "mine" / "Dog" / "again.png")
-    rows = prepare(tmp_path / "raw", tmp_path / "out", cap=16)
+    (tmp_path / "raw" / "mine" / "Dog" / "nowhere.png").symlink_to("/nowhere.png")
+    rows = prepare(tmp_path / "raw", tmp_path / "out", cap=16, max_rejected=0.5)
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     with open(tmp_path / "out" / "per_class_by_split.csv", newline="", encoding="utf-8") as file:
         table = {row.pop("class"): {k: int(v) for k, v in row.items()} for row in csv.DictReader(file)}
+    # Of the link nobody looked at what it shows.
+    assert table.pop("(no class)") == {"train": 0, "val": 0, "test": 0, "rejected": 1, "left_out": 0}
     assert {name: row["rejected"] for name, row in table.items()} == {"Cat": 2, "Dog": 2}
     assert sum(row["left_out"] for row in table.values()) == 24 - 16
     for name, row in table.items():

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -81,6 +82,16 @@ def test_one_phi_a_scale_means_the_scales_own(scales):
 @pytest.mark.parametrize(("share", "count"), [(0, 3), (1, 1), (2, 2), (4, 4)])
 def test_as_many_phi_as_asked_for(share, count):
     assert sum(isinstance(m, Phi) for m in quantizer(share_quant_resi=share).modules()) == count
+
+
+@pytest.mark.parametrize("share", [0, 1, 2])
+def test_phi_is_found_by_position_as_in_the_published_package(share):
+    phi = quantizer(share_quant_resi=share).quant_resi
+    assert [phi[s / 2] for s in range(3)] == [phi.at(s / 2) for s in range(3)]
+
+
+def test_patch_numbers_may_come_as_an_array():
+    assert quantizer(v_patch_nums=np.array(PATCH_NUMS)).v_patch_nums == tuple(PATCH_NUMS)
 
 
 def test_no_phi_leaves_no_weights_and_unshared_phi_may_be_counted():

@@ -125,6 +125,17 @@ def test_set_up_is_no_part_of_the_first_step(monkeypatch):
     assert meter.read(ALONE)[1] == 3.0
 
 
+def test_a_process_that_prefetched_tensors_ends_in_peace():
+    """A daemon that dropped the last batch while the interpreter ended aborted it: half of such runs."""
+    code = (
+        "import torch; from usvar import training\n"
+        "load = lambda step: [torch.zeros(9) for _ in range(50000)]\n"
+        "for _ in training.prefetch(load, range(2), 60, 'x'): pass"
+    )
+    for _ in range(4):
+        assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
+
+
 def test_prefetch_gives_every_step_in_order():
     loaded = training.prefetch(lambda step: step * 10, range(3, 7), 60, "x.npy")
     assert [(step, batch) for step, batch, waited in loaded] == [(3, 30), (4, 40), (5, 50), (6, 60)]

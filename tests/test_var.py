@@ -428,6 +428,8 @@ def test_wrong_inputs_of_training_are_refused():
     [
         ({"temperature": 0.0}, "temperature"),
         ({"temperature": [1.0, 1.0]}, "temperature"),
+        ({"cfg": -1.0}, "cfg"),
+        ({"cfg": float("nan")}, "cfg"),
         ({"top_k": -1}, "top_k"),
         ({"top_p": 1.5}, "top_p"),
         ({"greedy": True, "more_smooth": True}, "choose one"),

@@ -190,6 +190,13 @@ def test_decoding_in_chunks_and_channels_last_is_decoding(chunk, channels_last):
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
 
 
+def test_gradients_pass_from_the_image_to_the_quantised_map():
+    """Users of the published package optimise a map through its decoder."""
+    f_hat = torch.randn(2, 4, 2, 2, requires_grad=True)
+    tiny().eval().fhat_to_img(f_hat).sum().backward()
+    assert f_hat.grad.abs().sum() > 0
+
+
 def test_an_image_does_not_depend_on_its_neighbours_on_a_cpu():
     vae = tiny().eval()
     f_hat = torch.randn(8, 4, 2, 2)

@@ -46,6 +46,8 @@ def in_order(
                 future.set_result(work(item))
             except BaseException as error:
                 future.set_exception(error)
+            # Tensors that a daemon lets go of while the interpreter ends abort the process.
+            del task, future, item
 
     for _ in range(threads):
         threading.Thread(target=keep_working, daemon=True).start()
