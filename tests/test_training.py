@@ -127,11 +127,15 @@ def test_set_up_is_no_part_of_the_first_step(monkeypatch):
 
 def test_a_process_that_prefetched_tensors_ends_in_peace():
     """A daemon that dropped the last batch while the interpreter ended aborted it: half of such runs."""
-    code = (
-        "import torch; from usvar import training\n"
-        "load = lambda step: [torch.zeros(9) for _ in range(50000)]\n"
-        "for _ in training.prefetch(load, range(2), 60, 'x'): pass"
-    )
+    code = """
+import torch
+from usvar import training
+def main():
+    load = lambda step: [torch.zeros(9) for _ in range(200_000)]
+    for step, batch, waited in training.prefetch(load, range(2), 60, "x"):
+        pass
+main()
+"""
     for _ in range(4):
         assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
 
