@@ -420,6 +420,8 @@ def main(s: Settings) -> None:
         restore(found_path, last, model, averaged, optimiser)
         meter.load_state_dict(last["meter"], world)
         start, best, stale, skipped = (last[key] for key in ("step", "best", "stale", "skipped"))
+    elif lacking := images.lacking_classes(val.label_N, val.classes):
+        notes.append(f"val has no token map of {', '.join(lacking)}: no number says how they are learned")
     if run:
         run.begin(start, notes)
     if start >= s.steps or 0 < s.patience <= stale:

@@ -542,6 +542,8 @@ def main(s: Settings) -> None:
         meter.load_state_dict(last["meter"], world)
         start, best, skipped = last["step"], last["best"], last["skipped"]
     else:
+        if lacking := images.lacking_classes(val_files.label_N, names):
+            notes.append(f"val has no image of {', '.join(lacking)}: no number says how they are rebuilt")
         first_steps = range(-(-s.codebook_start_images // s.batch_size))
         notes += begin(s, model, source, (to_device(*load(step)) for step in first_steps), world)
         averaged.load_state_dict(model.state_dict())

@@ -368,6 +368,18 @@ def test_a_finished_run_says_so(straight, tiny_tokens, tiny_vqvae, capsys):
     assert "nothing to do" in capsys.readouterr().out
 
 
+def test_a_class_that_val_lacks_is_named(tiny_tokens, tiny_vqvae, tmp_path, no_figures, capsys):
+    shutil.copytree(tiny_tokens, tmp_path / "tokens")
+    maps = tokens.read_token_maps(tiny_tokens / "val")
+    rows = np.flatnonzero(maps.label_N < 2)
+    columns = (np.array(x[rows]) for x in (maps.idx_NL, maps.label_N, maps.path_N, maps.view_N))
+    tokens.write_token_maps(
+        tmp_path / "tokens" / "val", *columns, maps.patch_nums, maps.classes, maps.made_by
+    )
+    train_var.main(settings(tmp_path / "tokens", tiny_vqvae, tmp_path / "var", steps=1))
+    assert "note: val has no token map of Liver" in capsys.readouterr().out
+
+
 def test_two_processes_give_the_curve_of_one(tiny_tokens, tiny_vqvae, tmp_path):
     """Half the batch each, in two pieces; gradients are added up behind the second.
 

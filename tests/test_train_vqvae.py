@@ -494,6 +494,13 @@ def test_two_processes_give_the_curve_of_one(tiny_data, tmp_path, request, chang
     assert_same_curve(one_process, tmp_path)
 
 
+def test_a_class_that_val_lacks_is_named(tiny_data, tmp_path, capsys):
+    shutil.copytree(tiny_data, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "val" / "Kidney")
+    train_vqvae.main(settings(tmp_path / "data", tmp_path / "out", steps=1, eval_every=9, save_every=9))
+    assert "note: val has no image of Kidney" in capsys.readouterr().out
+
+
 def test_validation_sees_the_images_as_they_are(tiny_data, straight):
     """The predecessor augmented validation images and fed [0, 1] to a decoder that clamps to [-1, 1]."""
     s = settings(tiny_data, straight)

@@ -118,12 +118,16 @@ def find_images(root: Path, split: str, classes: Sequence[str]) -> ImageFiles:
     return ImageFiles(root, split, tuple(paths), np.array(labels, dtype=np.int64), tuple(classes))
 
 
+def lacking_classes(label_N: np.ndarray, classes: Sequence[str]) -> list[str]:
+    """Names of the classes that none of the labels is of."""
+    return [name for label, name in enumerate(classes) if label not in label_N]
+
+
 def require_every_class(files: ImageFiles) -> None:
     """Refuse a split in which a class has no image."""
-    lacking = set(range(len(files.classes))) - set(files.label_N.tolist())
-    if lacking:
+    if lacking := lacking_classes(files.label_N, files.classes):
         raise InputError(
-            f"class {files.classes[min(lacking)]} has no image in {files.root / files.split}, wanted one or "
+            f"class {lacking[0]} has no image in {files.root / files.split}, wanted one or "
             "more: add images or leave the class out when preparing"
         )
 
