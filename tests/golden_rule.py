@@ -69,7 +69,7 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
         found = found[:, :, ::step, ::step]
     assert found.shape == wanted.shape, f"found {tuple(found.shape)}, wanted {tuple(wanted.shape)}"
     assert torch.equal(found.isnan(), wanted.isnan())
-    found, wanted = found.nan_to_num().double(), wanted.nan_to_num().double()
+    found, wanted = found.detach().nan_to_num().double(), wanted.nan_to_num().double()
     return float((found - wanted).norm() / wanted.norm())
 
 
