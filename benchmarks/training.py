@@ -60,7 +60,7 @@ class Settings(NetworkSettings):
     # Tokens whose logits are held at once by the loss in chunks.
     chunk: int = 1024
 
-    # Also measure torch.compile, and FlexAttention, which needs it: minutes of compiling.
+    # Also measure torch.compile, and on a GPU FlexAttention, which needs it: minutes of compiling.
     compile: bool = False
 
 
@@ -195,7 +195,8 @@ def parts(s: Settings, var: VAR, device: torch.device) -> list[tuple[str, Callab
         ("attention: PyTorch's fused -> ours", attention, fused_attention, attend),
         ("Muon, wide matrices: rounds -> square", lambda way: way(wide_NOI), round_by_round, through_square),
     ]
-    if s.compile:
+    # On a CPU it has no gradients, and with two threads torch 2.11's kernel writes where it must not.
+    if s.compile and device.type == "cuda":
         sizes_S = torch.tensor([end - start for start, end in spans], device=device)
         scale_L = torch.arange(len(spans), device=device).repeat_interleave(sizes_S)
         mask = create_block_mask(
@@ -206,13 +207,7 @@ def parts(s: Settings, var: VAR, device: torch.device) -> list[tuple[str, Callab
         def flex(q, k, v, spans, scale: float) -> torch.Tensor:
             return compiled(q, k, v, block_mask=mask, scale=scale)
 
-        def forward(function: Callable[..., torch.Tensor]) -> torch.Tensor:
-            with torch.no_grad():
-                return function(q, k, v, spans, 0.25)
-
-        # It has no gradients on a CPU.
-        work = attention if device.type == "cuda" else forward
-        found.append(("attention: FlexAttention -> ours", work, flex, attend))
+        found.append(("attention: FlexAttention -> ours", attention, flex, attend))
     return found
 
 
