@@ -337,8 +337,7 @@ def main(s: Settings) -> None:
         rows = {f"kept pixels pasted\n({s.feather} pixels soft)": [image_HW, *edited_BHW]} | rows
     draw_before_after(s, rows, change_HW)
     inputs = {"var": s.var, "vqvae": s.vqvae, "image": s.image}
-    inputs |= {"mask": s.mask} if s.mask else {}
-    inputs |= {"chosen_settings": s.settings_from} if s.settings_from else {}
+    inputs |= {"mask": s.mask, "chosen_settings": s.settings_from}
     write_json(
         s.out_dir / "edit.json",
         {

@@ -195,13 +195,16 @@ def read_real(
     return real, read["train"][1]
 
 
-def input_files(s: Settings, models: Models | None) -> dict[str, Path]:
-    """Role -> file, of all files besides the images."""
+def input_files(s: Settings, models: Models | None) -> dict[str, Path | None]:
+    """Role -> file, of all files besides the images; None: not given."""
     maps = models.maps if models else {}
     files = {"var": s.var, "vqvae": s.vqvae}
     files |= {f"{split}_tokens": of_split.file for split, of_split in maps.items()}
-    files |= {"judges": s.judges, "chosen_settings": s.settings_from, "extractor_file": s.extractor_file}
-    return {role: path for role, path in files.items() if path}
+    return files | {
+        "judges": s.judges,
+        "chosen_settings": s.settings_from,
+        "extractor_file": s.extractor_file,
+    }
 
 
 def image_sets(

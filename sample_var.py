@@ -506,8 +506,7 @@ def main(s: Settings) -> None:
     check(s, var, maps)
     samples = plan(s, maps)
     inputs = {"var": s.var, "vqvae": s.vqvae, "train_tokens": maps["train"].file}
-    inputs |= {"real_tokens": maps[s.split].file}
-    inputs |= {"chosen_settings": s.settings_from} if s.settings_from else {}
+    inputs |= {"real_tokens": maps[s.split].file, "chosen_settings": s.settings_from}
     record = provenance.made_by("sample_var.py", s, inputs)
     listing_path = s.out_dir / "samples.json"
     earlier = read_record(listing_path, "made_by", "complete", "samples")

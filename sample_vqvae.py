@@ -104,6 +104,12 @@ class Speckle:
         return 10 * np.log10(self.power_F / self.images + 1e-12)
 
 
+def stacked_errors(image_B3HW: Tensor, rebuilt_B3HW: Tensor) -> Tensor:
+    """Every metric of every image, (M, B), on the CPU."""
+    errors = metrics.image_errors(image_B3HW, rebuilt_B3HW)
+    return torch.stack([errors[name] for name in metrics.METRICS]).cpu()
+
+
 @torch.no_grad()
 def measure(
     s: Settings, model: VQVAE, files: images.ImageFiles
@@ -115,8 +121,7 @@ def measure(
         for rows in batches(range(len(files)), s.batch_size):
             grey_BHW = images.read_images(files, rows, side)
             image_B3HW, rebuilt = seen_and_rebuilt(model, grey_BHW, every_scale=False)
-            errors = metrics.image_errors(image_B3HW, rebuilt[-1])
-            parts.append(torch.stack([errors[name] for name in metrics.METRICS]).cpu())
+            parts.append(stacked_errors(image_B3HW, rebuilt[-1]))
             speckle["real"].add(grey_BHW)
             speckle["rebuilt"].add(images.to_uint8(rebuilt[-1]))
             progress.update(len(rows))
@@ -153,17 +158,13 @@ def measure_by_scale(s: Settings, model: VQVAE, files: images.ImageFiles) -> lis
         for rows in batches(chosen, s.batch_size):
             grey_BHW = images.read_images(files, rows.tolist(), side)
             image_B3HW, rebuilt = seen_and_rebuilt(model, grey_BHW, every_scale=True)
-            errors_of_scales = [metrics.image_errors(image_B3HW, rebuilt_B3HW) for rebuilt_B3HW in rebuilt]
-            parts.append([[errors[name].cpu() for name in metrics.METRICS] for errors in errors_of_scales])
+            parts.append(torch.stack([stacked_errors(image_B3HW, rebuilt_B3HW) for rebuilt_B3HW in rebuilt]))
             progress.update(len(rows))
     found = []
-    for scale, end in enumerate(ends):
-        errors = {
-            name: torch.cat([part[scale][i] for part in parts]).numpy()
-            for i, name in enumerate(metrics.METRICS)
-        }
+    for scales, (end, errors_MN) in enumerate(zip(ends, torch.cat(parts, dim=2).numpy(), strict=True), 1):
+        errors = dict(zip(metrics.METRICS, errors_MN, strict=True))
         scores = by_class(errors, files.label_N[chosen], files.classes)
-        found.append({"scales": scale + 1, "K": end, **scores})
+        found.append({"scales": scales, "K": end, **scores})
     return found
 
 

@@ -355,7 +355,7 @@ def main(s: Settings) -> None:
         parts,
         [ImageSet(images.read_images(part, range(len(part)), size), part.label_N) for part in parts],
     )
-    record = provenance.made_by("evaluation_ladder.py", s, {"judges": s.judges} if s.judges else {})
+    record = provenance.made_by("evaluation_ladder.py", s, {"judges": s.judges})
     how = judging.JudgeTraining(
         extractor_pixels=s.extractor_pixels,
         extractor_steps=s.extractor_steps,

@@ -181,7 +181,9 @@ def parts(s: Settings, var: VAR, device: torch.device) -> list[tuple[str, Callab
     def normed(function: Callable[..., torch.Tensor]) -> torch.Tensor:
         return gradient(lambda x, *more: function(x, norm, *more), x_BLD, scale_B1D, shift_B1D)
 
-    def plain_norm(x_BLD: torch.Tensor, norm: torch.nn.Module, scale_B1D, shift_B1D) -> torch.Tensor:
+    def plain_norm(
+        x_BLD: torch.Tensor, norm: torch.nn.Module, scale_B1D: torch.Tensor, shift_B1D: torch.Tensor
+    ) -> torch.Tensor:
         return norm(x_BLD) * (1 + scale_B1D) + shift_B1D
 
     def attention(function: Callable[..., torch.Tensor]) -> torch.Tensor:

@@ -184,8 +184,9 @@ def prepare(settings: Settings, found: Found, new_name: dict[str, str], index: I
         index.rows.append(manifest_row(file, record, *more))
         guessed[record.dataset] += record.guessed
     write_leak_report(out, index.rows, plan, +guessed)
-    changed = write_reports(settings, found, index, before)
-    say(settings, found, index, plan, Done(seen, unreadable, written, removed, changed))
+    counts = index.class_counts()
+    changed = write_reports(settings, found, index, counts, before)
+    say(settings, found, counts, plan, Done(seen, unreadable, written, removed, changed))
 
 
 def look_at_pictures(settings: Settings, index: Index) -> None:
@@ -582,10 +583,13 @@ def classes_in(rows: Iterable[dict[str, str]], seed: int) -> dict[str, ClassRows
     return classes
 
 
-def write_reports(settings: Settings, found: Found, index: Index, old: dict[str, ClassRows]) -> bool:
+def write_reports(
+    settings: Settings, found: Found, index: Index, counts: Counter, old: dict[str, ClassRows]
+) -> bool:
     """Write contact sheets, chart, lists and made_by.json where they are new; returns whether any was.
 
     Args:
+        counts: see `Index.class_counts`.
         old: the classes of the manifest that was there before.
     """
     out = settings.out_root
@@ -616,7 +620,6 @@ def write_reports(settings: Settings, found: Found, index: Index, old: dict[str,
         write_csv(out / "rejected.csv", header, reasons_of(found.rejected)),
         write_csv(out / "left_out.csv", header, reasons_of(found.left_out)),
     ]
-    counts = index.class_counts()
     columns = (*SPLITS, "rejected", "left_out")
     rows = (
         {"class": name} | {column: counts[name, column] for column in columns}
@@ -632,14 +635,13 @@ def write_reports(settings: Settings, found: Found, index: Index, old: dict[str,
     return write_csv(out / "manifest.csv", MANIFEST, index.rows) or changed
 
 
-def say(settings: Settings, found: Found, index: Index, plan: Plan, done: Done) -> None:
+def say(settings: Settings, found: Found, counts: Counter, plan: Plan, done: Done) -> None:
     """The last words: table, what was done, and how many were rejected."""
-    counts = index.class_counts()
     print(report.table(counts, sorted({name for name, _ in counts})))
     datasets = plan.pictures.number_N["dataset"][plan.over_cap_M]
     for dataset, count in zip(*np.unique(datasets, return_counts=True), strict=True):
         print(f"{plan.pictures.datasets[dataset]}: {count} pictures left out by --cap {settings.cap}")
-    images = len(index.rows)
+    images = sum(counts[name, split] for name, split in counts if split in SPLITS)
     if done.written or done.removed or done.changed:
         print(
             f"{settings.out_root}: {images} images, {done.written} written, {done.removed} removed, "

@@ -37,11 +37,16 @@ LAGS, SPECKLE_WINDOW = 8, 9
 OUTSIDE_LIMITS, SLACK, LEAST_FOR_LIMITS = 0.01, 0.05, 20
 
 
+def as_float(grey_BHW: np.ndarray) -> Tensor:
+    """Pictures, uint8, as (B, 1, H, W) float32 of grey levels 0 to 255."""
+    return torch.from_numpy(np.array(grey_BHW))[:, None].float()
+
+
 def float_chunks(grey_NHW: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
-    """CHUNK pictures at a time: their rows, and (B, 1, H, W) float32 of grey levels 0 to 255."""
+    """CHUNK pictures at a time: their rows, and what `as_float` makes of them."""
     for start in range(0, len(grey_NHW), CHUNK):
         rows = slice(start, start + CHUNK)
-        yield rows, torch.from_numpy(np.array(grey_NHW[rows]))[:, None].float()
+        yield rows, as_float(grey_NHW[rows])
 
 
 def draw_pairs(group_N: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
@@ -57,8 +62,12 @@ def draw_pairs(group_N: np.ndarray, most: int, rng: np.random.Generator) -> np.n
 
 def pairwise_ssim(grey_NHW: np.ndarray, pair_P2: np.ndarray) -> np.ndarray:
     """Structural similarity of the two pictures of each pair, (P,)."""
-    sides = (float_chunks(grey_NHW[row_P]) for row_P in pair_P2.T)
-    return torch.cat([ssim(x / 255, y / 255) for (_, x), (_, y) in zip(*sides, strict=True)]).numpy()
+    similarities = []
+    # In pieces: together the pictures of all pairs are many times those of the set.
+    for start in range(0, len(pair_P2), CHUNK):
+        first, second = (as_float(grey_NHW[row_B]) / 255 for row_B in pair_P2[start : start + CHUNK].T)
+        similarities.append(ssim(first, second))
+    return torch.cat(similarities).numpy()
 
 
 def radial_power_spectrum(grey_NHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
