@@ -1,10 +1,8 @@
 """What the benchmarks of the networks share: time and memory of two ways to do one thing, side by side."""
 
 import ctypes
-import fcntl
 import gc
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -23,7 +21,7 @@ from models import VAR, VQVAE
 from usvar import plots, provenance
 from usvar.distributed import set_up_convolutions
 from usvar.errors import InputError
-from usvar.files import write_json
+from usvar.files import alone_in, write_json
 from usvar.plots import COLOURS, plt
 
 DROP_IN = Path(__file__).with_name("drop_in.py")
@@ -345,18 +343,14 @@ def add_row(path: Path, content: dict[str, Any], name: str, numbers: dict[str, A
         All rows, in the order of content["changes"].
     """
     found = {name: numbers}
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        # Read and written as one, or of two rows done at the same moment one would be lost.
-        fcntl.flock(folder, fcntl.LOCK_EX)
+    # Read and written as one, or of two rows done at the same moment one would be lost.
+    with alone_in(path.parent):
         if path.is_file():
             before = json.loads(path.read_text(encoding="utf-8"))
             if _comparable(before["made_by"]) == _comparable(content["made_by"]):
                 found = before["rows"] | found
         rows = {name: found[name] for name in content["changes"] if name in found}
         write_json(path, {**content, "rows": rows})
-    finally:
-        os.close(folder)
     return rows
 
 

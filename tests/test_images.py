@@ -1,5 +1,6 @@
 """Prepared images as data: what is listed, what is refused, and one way between pixels and numbers."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from usvar import images
 from usvar.errors import InputError
+from usvar.files import TEMPORARY_PREFIX, alone_in
 
 
 def prepared(root: Path, counts: dict[str, int], side: int = 32) -> Path:
@@ -58,6 +60,22 @@ def test_decoded_images_are_those_on_disk_and_follow_a_change(tmp_path):
     assert np.array_equal(first, images.read_images(files, range(3), 32))
     images.save_png(root / files.paths[1], np.zeros((32, 32), dtype=np.uint8))
     assert images.decoded(files, 32, tmp_path / "cache")[1].max() == 0
+
+
+def test_runs_that_share_a_cache_wait_for_each_other(tmp_path):
+    files = images.find_images(prepared(tmp_path / "data", {"Heart": 3}), "train", ("Heart",))
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    other = cache / f"{TEMPORARY_PREFIX}1-train.npy"
+    with ThreadPoolExecutor(1) as pool:
+        with alone_in(cache):
+            other.write_bytes(b"what another run is writing")
+            found = pool.submit(images.decoded, files, 32, cache)
+            with pytest.raises(TimeoutError):
+                found.result(timeout=0.3)
+            assert other.exists()
+        assert np.array_equal(found.result(timeout=60), images.read_images(files, range(3), 32))
+    assert not other.exists()
 
 
 @pytest.mark.parametrize(

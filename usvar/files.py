@@ -124,6 +124,20 @@ def lock_folder(path: Path, flag: str = "--out-dir") -> TextIO:
     return lock
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process is inside such a block for the folder, and keep others out meanwhile.
+
+    Unlike `lock_folder` it waits, and leaves no file: for a short piece of work that several runs share.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # lets go of the lock, as the end of the process would
+
+
 def remove_stale_temporaries(folder: Path) -> None:
     """Delete what a killed run left half-written in `folder` (not in its subfolders)."""
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):

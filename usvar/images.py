@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from usvar.checks import require_class_names
 from usvar.errors import InputError
-from usvar.files import atomic_path, new_memmap, remove_stale_temporaries
+from usvar.files import alone_in, atomic_path, new_memmap, remove_stale_temporaries
 from usvar.threads import in_order
 
 Split = Literal["train", "val", "test"]
@@ -312,25 +312,34 @@ def decoded(
         stamp.update(f"{path}|{status.st_size}|{status.st_mtime_ns}".encode())
     target = cache / f"{files.split}-{stamp.hexdigest()[:16]}.npy"
     if not target.is_file():
-        remove_stale_temporaries(cache) if cache.is_dir() else cache.mkdir(parents=True)
-        with atomic_path(target) as temporary:
-            array = new_memmap(temporary, np.uint8, (len(files), size, size))
-            images = in_order(
-                lambda row: read_images(files, [row], size)[0],
-                range(len(files)),
-                workers,
-                8 * workers,
-                limit_s,
-                lambda row: files.root / files.paths[row],
-            )
-            progress = tqdm(images, f"decode {files.split}", len(files), leave=False, file=sys.stdout)
-            for row, image in enumerate(progress):
-                array[row] = image
-            array.flush()
+        cache.mkdir(parents=True, exist_ok=True)
+        # Runs that share the folder decode once: what looks like a leftover may be another's work.
+        with alone_in(cache):
+            if not target.is_file():
+                remove_stale_temporaries(cache)
+                _decode(files, size, target, workers, limit_s)
     try:
         return np.load(target, mmap_mode="r")
     except ValueError as error:
         raise InputError(f"{target} is damaged ({error}): delete it, it is decoded again") from error
+
+
+def _decode(files: ImageFiles, size: int, target: Path, workers: int, limit_s: float) -> None:
+    """Write the pictures of a split into one .npy file, see `decoded`."""
+    with atomic_path(target) as temporary:
+        array = new_memmap(temporary, np.uint8, (len(files), size, size))
+        images = in_order(
+            lambda row: read_images(files, [row], size)[0],
+            range(len(files)),
+            workers,
+            8 * workers,
+            limit_s,
+            lambda row: files.root / files.paths[row],
+        )
+        progress = tqdm(images, f"decode {files.split}", len(files), leave=False, file=sys.stdout)
+        for row, image in enumerate(progress):
+            array[row] = image
+        array.flush()
 
 
 def to_model_range(grey_BHW: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
