@@ -15,7 +15,6 @@ No image is decoded in the loop, and the test split is not read.
 import copy
 import functools
 import math
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -477,8 +476,8 @@ def main(s: Settings) -> None:
                 ending = training.report_skipped(guard, run, last_path, batch_names)
                 if ending:
                     # Not when the checkpoint on the disk has these weights already.
-                    if guard.stopped_at - 1 > start or last is None:
-                        save(guard.stopped_at - 1)
+                    if guard.steps_before_stop > start or last is None:
+                        save(guard.steps_before_stop)
                     break
 
             whole = {"mean": nats_S, "accuracy": accuracy_S}
@@ -519,8 +518,7 @@ def main(s: Settings) -> None:
             if is_over:
                 break
             if stopping:
-                text = f"step {done} is in {last_path}; the same command goes on"
-                ending = signals.Stopped(stop.received or signal.SIGINT, text)
+                ending = stop.as_error(done, last_path)
                 break
         progress.close()
         world.close()

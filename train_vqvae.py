@@ -15,7 +15,6 @@ the same command again to resume from last.pth; Ctrl-C saves first. The test spl
 
 import copy
 import dataclasses
-import signal
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -614,8 +613,8 @@ def main(s: Settings) -> None:
                 ending = training.report_skipped(guard, run, last_path, batch_names)
                 if ending:
                     # Not when the checkpoint on the disk has these weights already.
-                    if guard.stopped_at - 1 > start or last is None:
-                        save(guard.stopped_at - 1)
+                    if guard.steps_before_stop > start or last is None:
+                        save(guard.steps_before_stop)
                     break
 
             revived = torch.zeros((), device=device)
@@ -662,8 +661,7 @@ def main(s: Settings) -> None:
                 if save_due or stopping:
                     save(done)
             if stopping and done < s.steps:
-                text = f"step {done} is in {last_path}; the same command goes on"
-                ending = signals.Stopped(stop.received or signal.SIGINT, text)
+                ending = stop.as_error(done, last_path)
                 break
         progress.close()
         world.close()

@@ -286,6 +286,11 @@ class StepGuard:
         self._seen: list[tuple[int, Tensor]] = []
         self._skipped = torch.tensor(float(skipped), device=world.device)
 
+    @property
+    def steps_before_stop(self) -> int:
+        """Number of the last step before the one too many; the model holds its weights."""
+        return self.stopped_at - 1
+
     def step(self, step: int, rate: float, loss: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
         """Set the rate, clip the gradients, take the step if all is finite, and clear the gradients.
 
