@@ -257,6 +257,41 @@ def check(s: Settings, side: int, processes: int = 1) -> None:
     training.check_shared(s, processes)
 
 
+def discriminator_backward(
+    s: Settings,
+    discriminator: PatchDiscriminator,
+    image_B3HW: Tensor,
+    rebuilt_B3HW: Tensor,
+    pieces: int,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """Gradients of the discriminator from a piece of a batch; the rebuilt images get none.
+
+    Args:
+        s: the weight of LeCam's term.
+        discriminator: gradients are added to those of the pieces before.
+        image_B3HW: the piece's images.
+        rebuilt_B3HW: what the network made of them.
+        pieces: of a batch, over which the loss is a mean.
+        dtype: of the forward pass.
+
+    Returns:
+        Loss and mean scores, by the names under which they are logged.
+    """
+    with training.autocast(image_B3HW.device, dtype):
+        loss, scores_2 = losses.discriminator_loss(discriminator, image_B3HW, rebuilt_B3HW, s.lecam_weight)
+    (loss / pieces).backward()
+    return {"discriminator_loss": loss, "scores_real_fake": scores_2}
+
+
+def clip_discriminator(discriminator: PatchDiscriminator, clip: float, world: distributed.World) -> Tensor:
+    """Clip the discriminator's gradients, after averaging them over processes; gives their norm before."""
+    for parameter in discriminator.parameters():
+        # Copied back, because fused AdamW wants gradients in the layout of the weights.
+        parameter.grad.copy_(world.mean(parameter.grad))
+    return nn.utils.clip_grad_norm_(discriminator.parameters(), clip)
+
+
 def backward(
     s: Settings,
     network: nn.Module,
@@ -291,38 +326,29 @@ def backward(
         with distributed.sum_gradients(network, now=is_last):
             with training.autocast(image_B3HW.device, dtype):
                 rebuilt_B3HW, _, vq = network(piece_B3HW)
-            sse, weighted_vq = losses.base_terms(piece_B3HW, rebuilt_B3HW, vq, s.vq_weight)
-            terms = losses.further_terms(piece_B3HW, rebuilt_B3HW, s.further_losses, perceptual, dtype)
-            loss = sse + weighted_vq + sum(terms.values())
-            found = {"train_sse": sse, "train_vq": weighted_vq, "train_total": loss}
-            found |= {f"train_{name}": term for name, term in terms.items()}
+            terms = losses.rebuilding_terms(
+                piece_B3HW, rebuilt_B3HW, vq, s.vq_weight, s.further_losses, perceptual, dtype
+            )
+            found, loss = {f"train_{name}": term for name, term in terms.items()}, terms["total"]
             if discriminator:
-                reconstruction = sse + sum(terms.values())
+                reconstruction = terms["sse"] + sum(terms[name] for name in s.further_losses)
                 last_layer = model.decoder.conv_out.weight
-                generator_loss, ratio = losses.generator_term(
+                generator_loss, adaptive_weight = losses.generator_term(
                     discriminator, rebuilt_B3HW, reconstruction, last_layer, world, dtype
                 )
-                with training.autocast(image_B3HW.device, dtype):
-                    own_loss, scores_2 = losses.discriminator_loss(
-                        discriminator, piece_B3HW, rebuilt_B3HW, s.lecam_weight
-                    )
-                (own_loss / len(pieces)).backward()
-                found |= {
-                    "train_adversarial": s.adversarial_weight * generator_loss,
-                    "adaptive_weight": ratio,
-                }
-                found |= {"discriminator_loss": own_loss, "scores_real_fake": scores_2}
-                loss = loss + found["train_adversarial"]
+                adversarial = s.adversarial_weight * generator_loss
+                found |= {"train_adversarial": adversarial, "adaptive_weight": adaptive_weight}
+                found |= discriminator_backward(
+                    s, discriminator, piece_B3HW, rebuilt_B3HW, len(pieces), dtype
+                )
+                loss = loss + adversarial
             # Per pixel value, so that `clip` means the same at every image size.
             (loss / values / len(pieces)).backward()
         for name, value in found.items():
             share = value.detach() / len(pieces)
             means[name] = means[name] + share if name in means else share
     if discriminator:
-        for parameter in discriminator.parameters():
-            # Copied back, because fused AdamW wants gradients in the layout of the weights.
-            parameter.grad.copy_(world.mean(parameter.grad))
-        means["discriminator_norm"] = nn.utils.clip_grad_norm_(discriminator.parameters(), s.clip)
+        means["discriminator_norm"] = clip_discriminator(discriminator, s.clip, world)
     return means
 
 
@@ -355,10 +381,10 @@ def validate(
             rebuilt_B3HW = model.fhat_to_img(f_hat_BChw).float()
             # A call gives the loss or the tokens; the second takes under 1% of a validation on a CPU.
             tokens = model.quantize.f_to_idxBl_or_fhat(features_BChw, to_fhat=False)
-        sse, weighted_vq = losses.base_terms(image_B3HW, rebuilt_B3HW, vq, s.vq_weight)
-        terms = losses.further_terms(image_B3HW, rebuilt_B3HW, s.further_losses, perceptual, dtype)
+        found = losses.rebuilding_terms(
+            image_B3HW, rebuilt_B3HW, vq, s.vq_weight, s.further_losses, perceptual, dtype
+        )
         errors = metrics.image_errors(image_B3HW, rebuilt_B3HW)
-        found = {"sse": sse, "vq": weighted_vq, "total": sse + weighted_vq + sum(terms.values()), **terms}
         found |= {name: errors[name].mean() for name in metrics.METRICS}
         sums += torch.stack([found[name] for name in names]).double() * len(rows)
         hits_SV += code_counts(tokens, s.vocab_size)
@@ -595,10 +621,11 @@ def main(s: Settings) -> None:
             numbers = backward(s, network, model, active, perceptual, image_B3HW, world, dtype)
             loss = (numbers["train_total"] + numbers.get("train_adversarial", 0)) / image_B3HW[0].numel()
             # A discriminator whose gradient is not finite holds back the whole step.
-            own_norms = [numbers["discriminator_norm"]] if active else []
-            norm, is_taken = guard.step(step, rate, loss, *own_norms)
-            own_hits_SV = model.quantize.ema_vocab_hit_SV
-            own_hits_SV.copy_(torch.where(is_taken, own_hits_SV, hits_before_SV))
+            other_norms = [numbers["discriminator_norm"]] if active else []
+            norm, is_taken = guard.step(step, rate, loss, *other_norms)
+            # A skipped step leaves no hits either.
+            hits_SV = model.quantize.ema_vocab_hit_SV
+            hits_SV.copy_(torch.where(is_taken, hits_SV, hits_before_SV))
             if active:
                 losses.update_lecam_averages(active, world.mean(numbers["scores_real_fake"]), is_taken)
             training.ema_update(averaged, model, step, s.ema_decay, is_taken)
@@ -639,7 +666,7 @@ def main(s: Settings) -> None:
                     )
             with meter.paused():
                 if eval_due:
-                    scores, hits_SV = validate(s, averaged, val_NHW, world, dtype, perceptual)
+                    scores, val_hits_SV = validate(s, averaged, val_NHW, world, dtype, perceptual)
                     scores |= recent_use(model, s.batch_size // world.size)
                     is_best = scores["val_total"] < best
                     best = min(best, scores["val_total"])
@@ -651,7 +678,7 @@ def main(s: Settings) -> None:
                     if run:
                         run.log({"step": done, **scores})
                         draw_curves(s.out_dir, s.patch_nums, s.further_losses)
-                        draw_codebook(s.out_dir, averaged, hits_SV)
+                        draw_codebook(s.out_dir, averaged, val_hits_SV)
                         draw_reconstructions(s.out_dir, done, averaged, val_NHW, val_files.label_N, names)
                         progress.write(
                             f"step {done:>6}  val: SSE {scores['val_sse']:.1f}  "

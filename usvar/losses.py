@@ -71,6 +71,29 @@ def further_terms(
     return {name: weights[name] * image_B3HW[0].numel() * term for name, term in terms.items()}
 
 
+def rebuilding_terms(
+    image_B3HW: Tensor,
+    rebuilt_B3HW: Tensor,
+    vq: Tensor,
+    vq_weight: float,
+    weights: Mapping[str, float],
+    perceptual: "Perceptual | None",
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """All losses that need no discriminator, and their sum.
+
+    Args:
+        image_B3HW, rebuilt_B3HW, vq, vq_weight: see `base_terms`.
+        weights, perceptual, dtype: see `further_terms`.
+
+    Returns:
+        "sse", "vq", "total" and the further terms: name -> scalar, weighted, per image.
+    """
+    sse, weighted_vq = base_terms(image_B3HW, rebuilt_B3HW, vq, vq_weight)
+    further = further_terms(image_B3HW, rebuilt_B3HW, weights, perceptual, dtype)
+    return {"sse": sse, "vq": weighted_vq, "total": sse + weighted_vq + sum(further.values()), **further}
+
+
 def l1(image_BCHW: Tensor, rebuilt_BCHW: Tensor) -> Tensor:
     """Mean absolute error of a pixel value."""
     return (rebuilt_BCHW.float() - image_BCHW).abs().mean()
@@ -193,9 +216,9 @@ def generator_term(
     discriminator.requires_grad_(False)
     with autocast(rebuilt_B3HW.device, dtype):
         loss = generator_loss(discriminator(rebuilt_B3HW))
-    ratio = adaptive_weight(reconstruction / values, loss, last_layer, world)
+    weight = adaptive_weight(reconstruction / values, loss, last_layer, world)
     discriminator.requires_grad_(True)
-    return ratio * values * loss, ratio
+    return weight * values * loss, weight
 
 
 def discriminator_loss(
