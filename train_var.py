@@ -15,7 +15,6 @@ No image is decoded in the loop, and the test split is not read.
 import copy
 import functools
 import math
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,7 +68,7 @@ class Settings:
     # The VQ-VAE that made the tokens.
     vqvae: Path
 
-    # Checkpoints, log and figures; a run goes on when ar-ckpt-last.pth is already here.
+    # Checkpoints, log and figures; a run resumes when ar-ckpt-last.pth is already here.
     out_dir: Path = Path("runs/var")
 
     # Transformer blocks.
@@ -162,13 +161,14 @@ class Settings:
     # Images per class in samples.png.
     samples_per_class: int = 6
 
-    # Guidance of those samples; 0 is none.
+    # Strength of class guidance of the samples in samples.png; it grows with the scale; 0: none.
     cfg: float = 1.5
 
-    # Codes that may be drawn at a place in those samples; 0 is all.
+    # Draw the samples in samples.png only from this many most likely codes; 0: from all.
     top_k: int = 0
 
-    # Probability that the codes drawn from must reach together in those samples; 0 is all.
+    # Draw the samples in samples.png only from the most likely codes whose probabilities add
+    # up to this, 0 to 1; 0: from all.
     top_p: float = 0.95
 
     # Also write the numbers of log.jsonl for TensorBoard, to <out-dir>/tensorboard.
@@ -193,10 +193,19 @@ class Settings:
 
 
 def check(s: Settings, train: tokens.TokenMaps, val: tokens.TokenMaps, processes: int) -> None:
-    """Refuse settings and splits that do not fit each other, before anything is written."""
+    """Refuse settings and splits that do not fit each other, before anything is written.
+
+    Args:
+        s: what was given.
+        train, val: the token maps of the two splits.
+        processes: how many share a batch.
+
+    Raises:
+        InputError: names the flag or the file.
+    """
     checks.require(s, "1 or more", "width", "heads", "depth")
     if s.width % s.heads:
-        raise InputError(f"--width {s.width} does not divide by --heads {s.heads}: choose a multiple")
+        raise InputError(f"--width {s.width} is not divisible by --heads {s.heads}: choose a multiple")
     Drawing(s.cfg, s.top_k, s.top_p, 1.0).check()
     checks.require(s, "0 or more", "head_chunk", "patience", "samples_per_class")
     checks.require(s, "0 to 1", "class_drop", "label_smoothing")
@@ -367,6 +376,54 @@ def write_baselines(
     return baselines
 
 
+def report_training(run: runs.RunFolder, row: dict[str, Any], batch_size: int) -> None:
+    """Log the numbers of an interval of steps, and print the main ones.
+
+    Args:
+        run: the folder.
+        row: the step, the meter's means, the rate and the time of a step.
+        batch_size: images of a step, for the speed.
+    """
+    run.log(row)
+    tqdm.write(
+        f"step {row['step']:>6}  cross-entropy {row['train_mean']:.3f}  last scale {row['train_last']:.3f}  "
+        f"right {row['train_accuracy']:.1%}  gradient {row['gradient_norm']:6.2f}  rate {row['rate']:.1e}  "
+        f"{batch_size / row['seconds_per_step']:7.1f} images/s"
+    )
+
+
+def report_validation(
+    s: Settings,
+    run: runs.RunFolder,
+    step: int,
+    scores: dict[str, float | list[float]],
+    baselines: dict[str, tuple[list[float], list[float]]],
+    averaged: VAR,
+    vae: VQVAE,
+    train: tokens.TokenMaps,
+) -> None:
+    """Log a validation's scores, draw curves and samples, and print the main scores.
+
+    Args:
+        s: where figures go, and how samples are drawn.
+        run: the folder.
+        step: after which it was.
+        scores: what `validate` returned.
+        baselines: from `write_baselines`, for the curves.
+        averaged: the validated weights.
+        vae: decodes the samples.
+        train: names the classes and patch numbers.
+    """
+    run.log({"step": step, **scores})
+    draw_curves(s.out_dir, train.patch_nums, baselines)
+    if s.samples_per_class:
+        draw_samples(s, averaged, vae, train.classes, step)
+    tqdm.write(
+        f"step {step:>6}  val: cross-entropy {scores['val_mean']:.3f} nats per token  "
+        f"last scale {scores['val_last']:.3f}  right {scores['val_accuracy']:.1%}"
+    )
+
+
 def main(s: Settings) -> None:
     """Train, validate, save, and go on from ar-ckpt-last.pth when there is one."""
     world = distributed.start(s.device)
@@ -477,8 +534,8 @@ def main(s: Settings) -> None:
                 ending = training.report_skipped(guard, run, last_path, batch_names)
                 if ending:
                     # Not when the checkpoint on the disk has these weights already.
-                    if guard.stopped_at - 1 > start or last is None:
-                        save(guard.stopped_at - 1)
+                    if guard.steps_before_stop > start or last is None:
+                        save(guard.steps_before_stop)
                     break
 
             whole = {"mean": nats_S, "accuracy": accuracy_S}
@@ -488,13 +545,8 @@ def main(s: Settings) -> None:
             if log_due:
                 means, seconds = meter.read(world)
                 if run and means:
-                    run.log({"step": done, **means, "rate": rate, "seconds_per_step": seconds})
-                    progress.write(
-                        f"step {done:>6}  cross-entropy {means['train_mean']:.3f}  last scale "
-                        f"{means['train_last']:.3f}  right {means['train_accuracy']:.1%}  gradient "
-                        f"{means['gradient_norm']:6.2f}  rate {rate:.1e}  "
-                        f"{s.batch_size / seconds:7.1f} images/s"
-                    )
+                    row = {"step": done, **means, "rate": rate, "seconds_per_step": seconds}
+                    report_training(run, row, s.batch_size)
             is_over = done == s.steps
             with meter.paused():
                 if eval_due:
@@ -506,21 +558,13 @@ def main(s: Settings) -> None:
                         content = {"model": averaged.state_dict(), "config": config, "made_by": record}
                         save_checkpoint(best_path, {**content, "step": done, "val": scores})
                     if run:
-                        run.log({"step": done, **scores})
-                        draw_curves(s.out_dir, train.patch_nums, baselines)
-                        if s.samples_per_class:
-                            draw_samples(s, averaged, vae, train.classes, done)
-                        progress.write(
-                            f"step {done:>6}  val: cross-entropy {scores['val_mean']:.3f} nats per token  "
-                            f"last scale {scores['val_last']:.3f}  right {scores['val_accuracy']:.1%}"
-                        )
+                        report_validation(s, run, done, scores, baselines, averaged, vae, train)
                 if save_due or is_over or stopping:
                     save(done)
             if is_over:
                 break
             if stopping:
-                text = f"step {done} is in {last_path}; the same command goes on"
-                ending = signals.Stopped(stop.received or signal.SIGINT, text)
+                ending = stop.as_error(done, last_path)
                 break
         progress.close()
         world.close()

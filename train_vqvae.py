@@ -15,7 +15,6 @@ the same command again to resume from last.pth; Ctrl-C saves first. The test spl
 
 import copy
 import dataclasses
-import signal
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from models.quant import code_counts, perplexity, usage, usage_of_possible
 from usvar import checks, cli, distributed, images, losses, metrics, provenance, runs, signals, training
 from usvar.augment import augment, draw_parameters
 from usvar.checkpoints import load_strictly, load_vqvae, restore, save_checkpoint, save_last
-from usvar.codebook import encode, revive_codes, start_codebook, take_weights
+from usvar.codebook import latent_maps, revive_codes, start_codebook, take_weights
 from usvar.errors import InputError
 from usvar.files import atomic_path
 from usvar.muon import Muon
@@ -64,10 +63,10 @@ class Settings:
     # Prepared images: <data-root>/{train,val,test}/<Class>/*.png.
     data_root: Path
 
-    # Checkpoints, log and figures; a run goes on when last.pth is already here.
+    # Checkpoints, log and figures; a run resumes when last.pth is already here.
     out_dir: Path = Path("runs/vqvae")
 
-    # Start from the weights of this VQ-VAE (fine-tuning), as far as their sizes fit; the rest is named.
+    # Fine-tune from this VQ-VAE: weights whose sizes fit are taken; the log names the others.
     init_from: Path | None = None
 
     # Number of code vectors, V.
@@ -107,7 +106,8 @@ class Settings:
     # Weight of the adversarial loss, times the ratio of gradients at the last layer (VQGAN's equation 7).
     adversarial_weight: float = 0.25
 
-    # Share of the steps before the discriminator and its loss begin, 0 to 1; best.pth starts anew there.
+    # Share of the steps before the discriminator and its loss begin, 0 to 1;
+    # the search for best.pth restarts there.
     adversarial_start: float = 0.5
 
     # Weight of LeCam's term, which holds back the discriminator on small data.
@@ -174,7 +174,7 @@ class Settings:
     # The same for the data sets that a class is made of (the first part of the files' names).
     data_set_balance: float = 0.0
 
-    # Mirror, rotate to 10 degrees, change brightness and contrast by 0.1; training images only.
+    # Mirror, rotate by up to 10 degrees, change brightness and contrast by up to 0.1; training images only.
     augment: bool = True
 
     # Steps between two log lines.
@@ -229,7 +229,16 @@ class Settings:
 
 
 def check(s: Settings, side: int, processes: int = 1) -> None:
-    """Refuse settings that do not fit the images or each other, before anything is written."""
+    """Refuse settings that do not fit the images or each other, before anything is written.
+
+    Args:
+        s: what was given.
+        side: of the images, in pixels.
+        processes: how many share a batch.
+
+    Raises:
+        InputError: names the flag.
+    """
     checks.require_file("--init-from", s.init_from)
     checks.require_file("--vgg", s.vgg)
     is_rising = list(s.patch_nums) == sorted({n for n in s.patch_nums if n > 0})
@@ -256,6 +265,41 @@ def check(s: Settings, side: int, processes: int = 1) -> None:
     checks.require(s, "0 or more", "vq_weight", "l1_weight", "ssim_weight", "perceptual_weight")
     checks.require(s, "0 or more", "adversarial_weight", "lecam_weight")
     training.check_shared(s, processes)
+
+
+def discriminator_backward(
+    s: Settings,
+    discriminator: PatchDiscriminator,
+    image_B3HW: Tensor,
+    rebuilt_B3HW: Tensor,
+    pieces: int,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """Gradients of the discriminator from a piece of a batch; the rebuilt images get none.
+
+    Args:
+        s: the weight of LeCam's term.
+        discriminator: gradients are added to those of the pieces before.
+        image_B3HW: the piece's images.
+        rebuilt_B3HW: what the network made of them.
+        pieces: of a batch, over which the loss is a mean.
+        dtype: of the forward pass.
+
+    Returns:
+        Loss and mean scores, by the names under which they are logged.
+    """
+    with training.autocast(image_B3HW.device, dtype):
+        loss, scores_2 = losses.discriminator_loss(discriminator, image_B3HW, rebuilt_B3HW, s.lecam_weight)
+    (loss / pieces).backward()
+    return {"discriminator_loss": loss, "scores_real_fake": scores_2}
+
+
+def clip_discriminator(discriminator: PatchDiscriminator, clip: float, world: distributed.World) -> Tensor:
+    """Clip the discriminator's gradients, after averaging them over processes; gives their norm before."""
+    for parameter in discriminator.parameters():
+        # Copied back, because fused AdamW wants gradients in the layout of the weights.
+        parameter.grad.copy_(world.mean(parameter.grad))
+    return nn.utils.clip_grad_norm_(discriminator.parameters(), clip)
 
 
 def backward(
@@ -292,38 +336,29 @@ def backward(
         with distributed.sum_gradients(network, now=is_last):
             with training.autocast(image_B3HW.device, dtype):
                 rebuilt_B3HW, _, vq = network(piece_B3HW)
-            sse, weighted_vq = losses.base_terms(piece_B3HW, rebuilt_B3HW, vq, s.vq_weight)
-            terms = losses.further_terms(piece_B3HW, rebuilt_B3HW, s.further_losses, perceptual, dtype)
-            loss = sse + weighted_vq + sum(terms.values())
-            found = {"train_sse": sse, "train_vq": weighted_vq, "train_total": loss}
-            found |= {f"train_{name}": term for name, term in terms.items()}
+            terms = losses.rebuilding_terms(
+                piece_B3HW, rebuilt_B3HW, vq, s.vq_weight, s.further_losses, perceptual, dtype
+            )
+            found, loss = {f"train_{name}": term for name, term in terms.items()}, terms["total"]
             if discriminator:
-                reconstruction = sse + sum(terms.values())
+                reconstruction = terms["sse"] + sum(terms[name] for name in s.further_losses)
                 last_layer = model.decoder.conv_out.weight
-                generator_loss, ratio = losses.generator_term(
+                generator_loss, adaptive_weight = losses.generator_term(
                     discriminator, rebuilt_B3HW, reconstruction, last_layer, world, dtype
                 )
-                with training.autocast(image_B3HW.device, dtype):
-                    own_loss, scores_2 = losses.discriminator_loss(
-                        discriminator, piece_B3HW, rebuilt_B3HW, s.lecam_weight
-                    )
-                (own_loss / len(pieces)).backward()
-                found |= {
-                    "train_adversarial": s.adversarial_weight * generator_loss,
-                    "adaptive_weight": ratio,
-                }
-                found |= {"discriminator_loss": own_loss, "scores_real_fake": scores_2}
-                loss = loss + found["train_adversarial"]
+                adversarial = s.adversarial_weight * generator_loss
+                found |= {"train_adversarial": adversarial, "adaptive_weight": adaptive_weight}
+                found |= discriminator_backward(
+                    s, discriminator, piece_B3HW, rebuilt_B3HW, len(pieces), dtype
+                )
+                loss = loss + adversarial
             # Per pixel value, so that `clip` means the same at every image size.
             (loss / values / len(pieces)).backward()
         for name, value in found.items():
             share = value.detach() / len(pieces)
             means[name] = means[name] + share if name in means else share
     if discriminator:
-        for parameter in discriminator.parameters():
-            # Copied back, because fused AdamW wants gradients in the layout of the weights.
-            parameter.grad.copy_(world.mean(parameter.grad))
-        means["discriminator_norm"] = nn.utils.clip_grad_norm_(discriminator.parameters(), s.clip)
+        means["discriminator_norm"] = clip_discriminator(discriminator, s.clip, world)
     return means
 
 
@@ -354,12 +389,13 @@ def validate(
             features_BChw = model.img_to_features(image_B3HW)
             f_hat_BChw, _, vq = model.quantize(features_BChw)
             rebuilt_B3HW = model.fhat_to_img(f_hat_BChw).float()
-            # A call gives the loss or the tokens; the second takes under 1% of a validation on a CPU.
+            # forward gives the loss but not the tokens, so they are looked up again: under 1% of a validation
+            # on a CPU.
             tokens = model.quantize.f_to_idxBl_or_fhat(features_BChw, to_fhat=False)
-        sse, weighted_vq = losses.base_terms(image_B3HW, rebuilt_B3HW, vq, s.vq_weight)
-        terms = losses.further_terms(image_B3HW, rebuilt_B3HW, s.further_losses, perceptual, dtype)
+        found = losses.rebuilding_terms(
+            image_B3HW, rebuilt_B3HW, vq, s.vq_weight, s.further_losses, perceptual, dtype
+        )
         errors = metrics.image_errors(image_B3HW, rebuilt_B3HW)
-        found = {"sse": sse, "vq": weighted_vq, "total": sse + weighted_vq + sum(terms.values()), **terms}
         found |= {name: errors[name].mean() for name in metrics.METRICS}
         sums += torch.stack([found[name] for name in names]).double() * len(rows)
         hits_SV += code_counts(tokens, s.vocab_size)
@@ -403,7 +439,11 @@ def model_config(s: Settings, side: int, names: Sequence[str]) -> dict[str, Any]
 
 
 def read_source(s: Settings, device: torch.device) -> VQVAE:
-    """The VQ-VAE that fine-tuning starts from, refused when it has another width."""
+    """The VQ-VAE that fine-tuning starts from.
+
+    Raises:
+        InputError: when it has another width, or its file cannot be read.
+    """
     source = load_vqvae(s.init_from, device).model
     if (width := source.encoder.conv_in.out_channels) != s.ch:
         raise InputError(f"{s.init_from} has width {width}, --ch {s.ch} was given: give --ch {width}")
@@ -455,7 +495,7 @@ def begin(
         notes = [f"started from {s.init_from}: {kept}"]
     if s.codebook_start_images and new_V.any():
         model.eval()
-        features = [encode(model, image_B3HW, world, s.accumulate) for image_B3HW in batches]
+        features = [latent_maps(model, image_B3HW, world, s.accumulate) for image_B3HW in batches]
         features_BChw = torch.cat(features)
         start_codebook(model, features_BChw, s.seed, new_V)
         world.take_from_main(model.quantize.embedding.weight.data)
@@ -469,6 +509,68 @@ def recent_use(model: VQVAE, images_a_process: int) -> dict[str, list[float]]:
         "train_usage": [percent / 100 for percent in percent_S],
         "train_perplexity": perplexity(model.quantize.ema_vocab_hit_SV).tolist(),
     }
+
+
+def report_training(run: runs.RunFolder, row: dict[str, Any], batch_size: int) -> None:
+    """Log the numbers of an interval of steps, and print the main ones.
+
+    Args:
+        run: the folder.
+        row: the step, the meter's means, the rate and the timings.
+        batch_size: images of a step, for the speed.
+    """
+    run.log(row)
+    tqdm.write(
+        f"step {row['step']:>6}  SSE {row['train_sse']:8.1f}  VQ {row['train_vq']:8.1f}  "
+        f"gradient {row['gradient_norm']:8.2f}  rate {row['rate']:.1e}  "
+        f"{batch_size / row['seconds_per_step']:7.1f} images/s  waiting {row['waiting_share']:.1%}"
+    )
+
+
+def save_best(
+    best_path: Path,
+    averaged: VQVAE,
+    config: dict[str, Any],
+    record: dict[str, Any],
+    step: int,
+    scores: dict[str, float | list[float]],
+) -> None:
+    """Save the averaged weights with their scores, and the codebook beside them as codebook_weight.npy."""
+    content = {"model": averaged.state_dict(), "config": config, "made_by": record}
+    save_checkpoint(best_path, {**content, "step": step, "val": scores})
+    with atomic_path(best_path.with_name("codebook_weight.npy")) as temporary:
+        np.save(temporary, averaged.quantize.embedding.weight.cpu().numpy())
+
+
+def report_validation(
+    s: Settings,
+    run: runs.RunFolder,
+    step: int,
+    scores: dict[str, float | list[float]],
+    hits_SV: Tensor,
+    averaged: VQVAE,
+    val_NHW: np.ndarray,
+    val_label_N: np.ndarray,
+    names: Sequence[str],
+) -> None:
+    """Log a validation's scores, draw all figures, and print the main scores.
+
+    Args:
+        s: where figures go, and which losses they show.
+        run: the folder.
+        step: after which it was.
+        scores, hits_SV: what `validate` returned, and the recent use of the codebook.
+        averaged: the validated weights.
+        val_NHW, val_label_N, names: images that reconstructions.png shows, their classes and these' names.
+    """
+    run.log({"step": step, **scores})
+    draw_curves(s.out_dir, s.patch_nums, s.further_losses)
+    draw_codebook(s.out_dir, averaged, hits_SV)
+    draw_reconstructions(s.out_dir, step, averaged, val_NHW, val_label_N, names)
+    tqdm.write(
+        f"step {step:>6}  val: SSE {scores['val_sse']:.1f}  PSNR {scores['val_psnr_db']:.2f} dB  "
+        f"SSIM {scores['val_ssim']:.3f}  codes in use {scores['val_usage_all']:.0%}"
+    )
 
 
 def main(s: Settings) -> None:
@@ -544,6 +646,7 @@ def main(s: Settings) -> None:
     else:
         if lacking := images.lacking_classes(val_files.label_N, names):
             notes.append(f"val has no image of {', '.join(lacking)}: no number says how they are rebuilt")
+        # The codebook starts from the images of the first training steps.
         first_steps = range(-(-s.codebook_start_images // s.batch_size))
         notes += begin(s, model, source, (to_device(*load(step)) for step in first_steps), world)
         averaged.load_state_dict(model.state_dict())
@@ -592,21 +695,24 @@ def main(s: Settings) -> None:
             hits_before_SV = model.quantize.ema_vocab_hit_SV.clone()
             active = discriminator if step >= s.adversarial_step else None
             if active and step == s.adversarial_step:
-                best = float("inf")  # smoother images, from before this loss, would win for good
+                # Else the smoother images from before this loss would stay the best for good.
+                best = float("inf")
             numbers = backward(s, network, model, active, perceptual, image_B3HW, world, dtype)
             loss = (numbers["train_total"] + numbers.get("train_adversarial", 0)) / image_B3HW[0].numel()
             # A discriminator whose gradient is not finite holds back the whole step.
-            own_norms = [numbers["discriminator_norm"]] if active else []
-            norm, is_taken = guard.step(step, rate, loss, *own_norms)
-            own_hits_SV = model.quantize.ema_vocab_hit_SV
-            own_hits_SV.copy_(torch.where(is_taken, own_hits_SV, hits_before_SV))
+            other_norms = [numbers["discriminator_norm"]] if active else []
+            norm, is_taken = guard.step(step, rate, loss, *other_norms)
+            # A skipped step leaves no hits either.
+            hits_SV = model.quantize.ema_vocab_hit_SV
+            hits_SV.copy_(torch.where(is_taken, hits_SV, hits_before_SV))
             if active:
                 losses.update_lecam_averages(active, world.mean(numbers["scores_real_fake"]), is_taken)
             training.ema_update(averaged, model, step, s.ema_decay, is_taken)
             progress.update()
 
-            # What is due now. Reading which steps were skipped waits for the device: only when something is,
-            # and before `best` starts anew, so that `save` still has the old one.
+            # What is due now. Which steps were skipped is asked only when something is due, because the
+            # answer waits for the device; also just before `adversarial_step`, because the next step resets
+            # `best` and a save after a stop needs the old value.
             log_due, eval_due, save_due = training.due(done, s)
             revive_due = s.revive_every and done % s.revive_every == 0 and done <= s.revive_until * s.steps
             stopping = world.any(stop.received is not None)
@@ -614,8 +720,8 @@ def main(s: Settings) -> None:
                 ending = training.report_skipped(guard, run, last_path, batch_names)
                 if ending:
                     # Not when the checkpoint on the disk has these weights already.
-                    if guard.stopped_at - 1 > start or last is None:
-                        save(guard.stopped_at - 1)
+                    if guard.steps_before_stop > start or last is None:
+                        save(guard.steps_before_stop)
                     break
 
             revived = torch.zeros((), device=device)
@@ -632,38 +738,23 @@ def main(s: Settings) -> None:
                 waiting, waited_s = waited_s / max(1e-9, seconds * steps), 0.0
                 if run and means:
                     timing = {"seconds_per_step": seconds, "waiting_share": waiting}
-                    run.log({"step": done, **means, "rate": rate, **timing})
-                    progress.write(
-                        f"step {done:>6}  SSE {means['train_sse']:8.1f}  VQ {means['train_vq']:8.1f}  "
-                        f"gradient {means['gradient_norm']:8.2f}  rate {rate:.1e}  "
-                        f"{s.batch_size / seconds:7.1f} images/s  waiting {waiting:.1%}"
-                    )
+                    report_training(run, {"step": done, **means, "rate": rate, **timing}, s.batch_size)
             with meter.paused():
                 if eval_due:
-                    scores, hits_SV = validate(s, averaged, val_NHW, world, dtype, perceptual)
+                    scores, val_hits_SV = validate(s, averaged, val_NHW, world, dtype, perceptual)
                     scores |= recent_use(model, s.batch_size // world.size)
                     is_best = scores["val_total"] < best
                     best = min(best, scores["val_total"])
                     if run and is_best:
-                        content = {"model": averaged.state_dict(), "config": config, "made_by": record}
-                        save_checkpoint(best_path, {**content, "step": done, "val": scores})
-                        with atomic_path(s.out_dir / "codebook_weight.npy") as temporary:
-                            np.save(temporary, averaged.quantize.embedding.weight.cpu().numpy())
+                        save_best(best_path, averaged, config, record, done, scores)
                     if run:
-                        run.log({"step": done, **scores})
-                        draw_curves(s.out_dir, s.patch_nums, s.further_losses)
-                        draw_codebook(s.out_dir, averaged, hits_SV)
-                        draw_reconstructions(s.out_dir, done, averaged, val_NHW, val_files.label_N, names)
-                        progress.write(
-                            f"step {done:>6}  val: SSE {scores['val_sse']:.1f}  "
-                            f"PSNR {scores['val_psnr_db']:.2f} dB  SSIM {scores['val_ssim']:.3f}  "
-                            f"codes in use {scores['val_usage_all']:.0%}"
+                        report_validation(
+                            s, run, done, scores, val_hits_SV, averaged, val_NHW, val_files.label_N, names
                         )
                 if save_due or stopping:
                     save(done)
             if stopping and done < s.steps:
-                text = f"step {done} is in {last_path}; the same command goes on"
-                ending = signals.Stopped(stop.received or signal.SIGINT, text)
+                ending = stop.as_error(done, last_path)
                 break
         progress.close()
         world.close()

@@ -102,6 +102,17 @@ def test_the_perceptual_loss_is_off_without_its_file_and_refuses_another(tmp_pat
         losses.Perceptual(tmp_path / "small.pth")
 
 
+def test_the_total_is_the_sum_of_all_terms():
+    weights = {"l1": 0.5, "dissimilarity": 0.1}
+    terms = losses.rebuilding_terms(
+        pictures(0), pictures(1), torch.tensor(2.0), 0.3, weights, None, torch.float32
+    )
+    assert list(terms) == ["sse", "vq", "total", "l1", "dissimilarity"]
+    total = terms.pop("total")
+    assert total.item() == pytest.approx(sum(term.item() for term in terms.values()), rel=1e-6)
+    assert terms["vq"].item() == pytest.approx(0.3 * 3 * 64 * 64 * 2)
+
+
 class Scores(nn.Module):
     """Stands in for the discriminator: the mean grey level is the score."""
 

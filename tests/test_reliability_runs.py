@@ -373,7 +373,7 @@ def test_after_the_step_that_was_one_too_many_none_is_taken_however_late_it_is_a
     assert optimiser.state[model.weight]["step"] == 1
     assert guard.stopped_at is None  # nobody has asked yet
     assert [(bad.step, bad.before) for bad in guard.read()] == [(1, 0), (3, 1)]
-    assert guard.stopped_at == 3 and guard.skipped == 1 and guard.read() == []
+    assert (guard.stopped_at, guard.steps_before_stop) == (3, 2) and guard.skipped == 1 and guard.read() == []
 
 
 # Point 9: reads that fail, die or hang. There are no loader processes: threads read.

@@ -534,7 +534,7 @@ def test_the_codebook_starts_where_the_features_are():
     image_B3HW = torch.rand(16, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     image_B3HW *= torch.linspace(0, 1, 16).view(-1, 1, 1, 1)
     before = codes_in_use(model, image_B3HW)
-    codebook.start_codebook(model, codebook.encode(model, image_B3HW, ALONE), seed=0)
+    codebook.start_codebook(model, codebook.latent_maps(model, image_B3HW, ALONE), seed=0)
     after = codes_in_use(model, image_B3HW)
     assert after[0] >= 8 and sum(after) > 2 * sum(before), (before, after)
 
@@ -580,7 +580,7 @@ def test_unused_codes_are_replaced_everywhere():
         ({"patch_nums": (2, 1, 4)}, "rising"),
         ({"ch": 20}, "--ch 20"),
         ({"steps": 0}, "--steps 0"),
-        ({"accumulate": 3}, "--batch-size 2 does not divide by 1 processes times --accumulate 3"),
+        ({"accumulate": 3}, "--batch-size 2 is not divisible by 1 processes times --accumulate 3"),
         ({"data_set_balance": 2.0}, "--data-set-balance 2.0 was given, wanted 0 to 1"),
         ({"class_balance": 2.0}, "--class-balance 2.0"),
         ({"adversarial_start": -1.0}, "--adversarial-start -1.0"),

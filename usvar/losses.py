@@ -1,4 +1,4 @@
-"""Losses of the VQ-VAE beyond squared error: L1, structure, features, and a discriminator's word.
+"""Losses of the VQ-VAE beyond squared error: L1, structure, features, and an adversarial loss.
 
 All are means over a batch. Images enter as floats in [-1, 1].
 
@@ -51,7 +51,7 @@ def further_terms(
     perceptual: "Perceptual | None",
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """The losses on top that need no discriminator: weighted, per image.
+    """The losses on top that need no discriminator, times their weights.
 
     Args:
         image_B3HW: originals in [-1, 1].
@@ -59,6 +59,9 @@ def further_terms(
         weights: some of "l1", "dissimilarity" and "perceptual"; what is not there costs nothing.
         perceptual: needed when it has a weight.
         dtype: of VGG's forward pass.
+
+    Returns:
+        name -> scalar, per image.
     """
     terms = {}
     if "l1" in weights:
@@ -69,6 +72,29 @@ def further_terms(
         with autocast(image_B3HW.device, dtype):
             terms["perceptual"] = perceptual(image_B3HW, rebuilt_B3HW)
     return {name: weights[name] * image_B3HW[0].numel() * term for name, term in terms.items()}
+
+
+def rebuilding_terms(
+    image_B3HW: Tensor,
+    rebuilt_B3HW: Tensor,
+    vq: Tensor,
+    vq_weight: float,
+    weights: Mapping[str, float],
+    perceptual: "Perceptual | None",
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """All losses that need no discriminator, and their sum.
+
+    Args:
+        image_B3HW, rebuilt_B3HW, vq, vq_weight: see `base_terms`.
+        weights, perceptual, dtype: see `further_terms`.
+
+    Returns:
+        "sse", "vq", "total" and the further terms: name -> scalar, weighted, per image.
+    """
+    sse, weighted_vq = base_terms(image_B3HW, rebuilt_B3HW, vq, vq_weight)
+    further = further_terms(image_B3HW, rebuilt_B3HW, weights, perceptual, dtype)
+    return {"sse": sse, "vq": weighted_vq, "total": sse + weighted_vq + sum(further.values()), **further}
 
 
 def l1(image_BCHW: Tensor, rebuilt_BCHW: Tensor) -> Tensor:
@@ -193,9 +219,9 @@ def generator_term(
     discriminator.requires_grad_(False)
     with autocast(rebuilt_B3HW.device, dtype):
         loss = generator_loss(discriminator(rebuilt_B3HW))
-    ratio = adaptive_weight(reconstruction / values, loss, last_layer, world)
+    weight = adaptive_weight(reconstruction / values, loss, last_layer, world)
     discriminator.requires_grad_(True)
-    return ratio * values * loss, ratio
+    return weight * values * loss, weight
 
 
 def discriminator_loss(

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 # Under torchrun, one Ctrl-C reaches a process twice, from the terminal and from torchrun.
@@ -51,6 +52,16 @@ class StopSignal:
         os.close(self._tell)
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def as_error(self, step: int, last_path: Path) -> Stopped:
+        """What every process raises after the loop; the signal may have reached another one only.
+
+        Args:
+            step: the last one taken, after which all was saved.
+            last_path: the checkpoint of it.
+        """
+        text = f"step {step} is in {last_path}; the same command goes on"
+        return Stopped(self.received or signal.SIGINT, text)
 
     def _receive(self, number: int, _frame: object) -> None:
         self.received = self.received or number
