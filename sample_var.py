@@ -125,16 +125,16 @@ class Settings:
     # chosen.json of sweep_var.py: cfg, top-k, top-p and temperature from there, instead of the four below.
     settings_from: Path | None = None
 
-    # Guidance by the class, growing with the scale; 0 is none.
+    # Strength of class guidance; it grows with the scale; 0: none.
     cfg: float = 1.5
 
-    # Codes that may be drawn at each place; 0 is all.
+    # Draw only from this many most likely codes; 0: from all.
     top_k: int = 0
 
-    # Probability that the codes drawn from must reach together, 0 to 1; 0 is all.
+    # Draw only from the most likely codes whose probabilities add up to this, 0 to 1; 0: from all.
     top_p: float = 0.95
 
-    # Divides the logits: below 1 is less varied, above 1 more; one number, or one per scale.
+    # Divides the logits: below 1 less varied, above 1 more; one number, or one per scale.
     temperature: tuple[float, ...] = (1.0,)
 
     # Take the most likely token: plain samples of a class are then all the same.
@@ -206,7 +206,11 @@ class Figure:
 
 
 def check(s: Settings, var: Loaded, maps: dict[str, tokens.TokenMaps]) -> None:
-    """Refuse settings and files that do not fit each other, before anything is written."""
+    """Refuse settings and files that do not fit each other, before anything is written.
+
+    Raises:
+        InputError: names the first thing that does not fit.
+    """
     classes, S = maps["train"].classes, len(maps["train"].patch_nums)
     checks.require(s, "1 or more", "images_per_class", "figure_rows", "batch_size")
     checks.require(s, "0 or more", "variety", "decode_chunk", "seed")

@@ -88,7 +88,7 @@ class SelfAttention(nn.Module):
         num_heads: H, divides D.
         attn_drop: dropout on the attention weights.
         proj_drop: dropout on the output.
-        attn_l2_norm: attend by cosine, with a learned scale a head, instead of by dot product.
+        attn_l2_norm: attend by cosine, with a learned scale per head, instead of by dot product.
     """
 
     def __init__(

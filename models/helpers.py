@@ -41,7 +41,7 @@ def scale_spans(patch_nums: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def split_scales(idx_BL: Tensor, patch_nums: Sequence[int]) -> list[Tensor]:
-    """Cut (B, L, ...) into one (B, l, ...) a scale, coarse first.
+    """Cut (B, L, ...) into one (B, l, ...) per scale, coarse first.
 
     Raises:
         ValueError: L is not the number of tokens of patch_nums.
@@ -261,11 +261,11 @@ def gumbel_noise(
 def sample_with_top_k_top_p(
     logits_BlV: Tensor, gumbel_BlV: Tensor, top_k: int = 0, top_p: float = 0.0
 ) -> Tensor:
-    """Filter, then draw one token a position: the largest sum of logit and Gumbel noise.
+    """Filter, then draw one token per position: the largest sum of logit and Gumbel noise.
 
     This draws from the softmax exactly. Another rounding of the logits (another batch size, another machine)
     changes the token only where the two best are as near as that rounding; inverting the cumulative
-    distribution, which needs one number a position only, was measured to change tens of times more.
+    distribution, which needs only one number per position, was measured to change tens of times more.
 
     Args:
         logits_BlV: float.

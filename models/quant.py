@@ -392,7 +392,7 @@ class VectorQuantizer2(nn.Module):
         """Add up code maps, coarse to fine.
 
         Args:
-            ms_h_BChw: looked-up codes, one (B, C, pn, pn) a scale; with fewer scales the sum stops early.
+            ms_h_BChw: looked-up codes, one (B, C, pn, pn) per scale; with fewer scales the sum stops early.
             all_to_max_scale: True adds at full resolution; False lets the sum grow with the scales.
             last_one: give only the last sum.
 
@@ -419,7 +419,7 @@ class VectorQuantizer2(nn.Module):
         """Make the transformer's teacher-forcing input: the sum so far, at the size of each later scale.
 
         Args:
-            gt_ms_idx_Bl: token ids, one (B, l) a scale, coarse first.
+            gt_ms_idx_Bl: token ids, one (B, l) per scale, coarse first.
 
         Returns:
             float32 (B, L - first l, C), shorter when prog_si stops it early; None where only the first scale

@@ -243,7 +243,7 @@ class VAR(nn.Module):
         if class_drop_B is not None and class_drop_B.shape != label_B.shape:
             raise ValueError(
                 f"found a class_drop_B of shape {tuple(class_drop_B.shape)} for {len(label_B)} labels: "
-                "give one value an image"
+                "give one value per image"
             )
         needed = end - self.first_l
         found = None if x_BLC is None else tuple(x_BLC.shape)
@@ -426,7 +426,7 @@ class VAR(nn.Module):
         return self.vae_quant_proxy[0].blend_to_map(weights_BlV, self.patch_nums[si])
 
     def compile_blocks(self, backend: str = "inductor") -> None:
-        """Compile the blocks by torch.compile, for shapes that stay: one graph a scale for all blocks.
+        """Compile the blocks by torch.compile, for shapes that stay: one graph per scale for all blocks.
 
         Graphs are made at the first call with a batch size, and a batch of another size makes its own.
 
@@ -436,7 +436,7 @@ class VAR(nn.Module):
         compile_each(self.blocks, 8 * len(self.patch_nums), backend)
 
     def _labels(self, label_B: int | Sequence[int] | Tensor, B: int) -> Tensor:
-        """One label an image, with "no class" as num_classes."""
+        """One label per image, with "no class" as num_classes."""
         label_B = torch.as_tensor(label_B)
         if label_B.dim() == 0:
             label_B = label_B.expand(B)

@@ -417,7 +417,7 @@ def _split(content: dict[str, Any], trainer_key: str) -> tuple[dict[str, Tensor]
 
 
 def _checked_config(path: Path, config: dict[str, Any], sides_key: str) -> tuple[int, ...]:
-    """Patch numbers of one of our files, after refusing a config that others wrote wrongly."""
+    """Patch numbers in the config of one of our files; a malformed config is refused."""
     arguments = config.get("arguments") if isinstance(config, dict) else None
     sides = arguments.get(sides_key) if isinstance(arguments, dict) else None
     if not isinstance(sides, list | tuple) or not all(isinstance(s, int) and 0 < s <= 1024 for s in sides):
@@ -428,7 +428,7 @@ def _checked_config(path: Path, config: dict[str, Any], sides_key: str) -> tuple
 
 
 def _arguments_from_shapes(path: Path, derive: Callable[..., dict[str, Any]], *state: Any) -> dict[str, Any]:
-    """Arguments from the shapes of tensors, some of which others may have left out or cut."""
+    """Arguments derived from tensor shapes; missing or malformed tensors are refused."""
     try:
         return derive(path, *state)
     except (KeyError, IndexError, AttributeError, TypeError, ZeroDivisionError) as error:

@@ -131,7 +131,11 @@ def lacking_classes(label_N: np.ndarray, classes: Sequence[str]) -> list[str]:
 
 
 def require_every_class(files: ImageFiles) -> None:
-    """Refuse a split in which a class has no image."""
+    """Refuse a split in which a class has no image.
+
+    Raises:
+        InputError: names the first such class.
+    """
     if lacking := lacking_classes(files.label_N, files.classes):
         raise InputError(
             f"class {lacking[0]} has no image in {files.root / files.split}, wanted one or "
@@ -154,7 +158,7 @@ def listing_sha256(files: ImageFiles) -> str:
 
 
 def note_other_training(path: Path, made_by: dict, train: ImageFiles) -> bool | None:
-    """Say it when a VQ-VAE learned from other pictures than those of `train`: that is allowed, but no secret.
+    """Print a note when a VQ-VAE was trained on other pictures than those of `train`; this is allowed.
 
     After another preparation, what is val or test now may have been in its training, and is rebuilt too well.
 
@@ -219,7 +223,11 @@ def _strangeness(picture: Image.Image) -> str:
 
 
 def image_size(files: ImageFiles) -> int:
-    """Side length in pixels of the (square) images, read from the first one."""
+    """Side length in pixels of the (square) images, read from the first one.
+
+    Raises:
+        InputError: when that one cannot be read or is no square.
+    """
     first = [files.root / files.paths[0]]
     height, width = next(in_order(read_image, first, 1, 1, READ_LIMIT_S, str)).shape
     if height != width:

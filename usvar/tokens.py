@@ -350,7 +350,7 @@ def as_tensor(idx_NL: np.ndarray, rows: Sequence[int] | np.ndarray) -> Tensor:
 def draw_from_position_prior(
     maps: TokenMaps, labels: Sequence[int], prefix: int, seeds: Sequence[int]
 ) -> np.ndarray:
-    """The first K tokens of images that know nothing but frequencies: mode "nop".
+    """Draw the first K tokens of images from class and position frequencies alone (mode "nop").
 
     Each token is drawn from the frequencies of its class at its position in `maps`. That is the same as
     taking, at every position, the token of a randomly chosen image of the class, so no (class, L, V) table
