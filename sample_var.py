@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -241,21 +241,50 @@ def check(s: Settings, var: Loaded, maps: dict[str, tokens.TokenMaps]) -> None:
     tokens.refuse_other_training(s.var, var, maps["train"])
 
 
+def seeds_and_real_rows(
+    s: Settings, maps: dict[str, tokens.TokenMaps], labels: list[int], count: int
+) -> tuple[dict[int, list[int]], dict[int, list[int | None]]]:
+    """Seed and real image of each sample, by label.
+
+    Args:
+        s: split, modes and seed.
+        maps: of train and of the split.
+        labels: of the classes.
+        count: samples of each class.
+
+    Returns:
+        `count` seeds, and as many rows of the split's token file: all None where only plain samples are made.
+
+    Raises:
+        InputError: when a class has no real image to take a prefix or frequencies from.
+    """
+    seeds, real_rows = {}, {}
+    for label in labels:
+        name = maps["train"].classes[label]
+        seeds[label] = image_seeds(s.seed, count, f"sample {name}")
+        real_rows[label] = [None] * count
+        if set(s.modes) != {"plain"}:
+            # Another image for each sample, as long as there are any; then from the first again.
+            (order_seed,) = image_seeds(s.seed, 1, f"real {name}")
+            rows = np.random.default_rng(order_seed).permutation(tokens.rows_of_class(maps[s.split], label))
+            real_rows[label] = np.resize(rows, count).tolist()
+        if "nop" in s.modes:
+            tokens.rows_of_class(maps["train"], label)  # refuses a class that has no frequencies
+    return seeds, real_rows
+
+
+def prefix_source(s: Settings, mode: str, real: tokens.TokenMaps, row: int | None) -> str | None:
+    """What samples.json says of where a prefix comes from; None for a plain sample."""
+    if mode == "tp":
+        return str(real.path_N[row])
+    return NOP_SOURCES[s.nop_prefix] if mode == "nop" else None
+
+
 def plan(s: Settings, maps: dict[str, tokens.TokenMaps]) -> list[Sample]:
     """Every picture to be made. A row of a figure keeps its seed and its real image while K rises."""
     real, classes, per_class = maps[s.split], maps["train"].classes, max(s.images_per_class, s.variety)
     chosen = [label for label, name in enumerate(classes) if not s.classes or name in s.classes]
-    seeds, real_rows = {}, {}
-    needs_real = set(s.modes) != {"plain"}
-    for label in chosen:
-        seeds[label] = image_seeds(s.seed, per_class, f"sample {classes[label]}")
-        # Another image for each sample, as long as there are any; then from the first again.
-        (order_seed,) = image_seeds(s.seed, 1, f"real {classes[label]}")
-        if needs_real:
-            rows = np.random.default_rng(order_seed).permutation(tokens.rows_of_class(real, label))
-            real_rows[label] = np.resize(rows, per_class).tolist()
-        if "nop" in s.modes:
-            tokens.rows_of_class(maps["train"], label)  # refuses a class that has no frequencies
+    seeds, real_rows = seeds_and_real_rows(s, maps, chosen, per_class)
     samples = []
     for scales, K in enumerate(boundaries := scale_boundaries(real.patch_nums)):
         if s.prefix_tokens and K not in s.prefix_tokens:
@@ -263,8 +292,7 @@ def plan(s: Settings, maps: dict[str, tokens.TokenMaps]) -> list[Sample]:
         for mode in [mode for mode in MODES if mode in s.modes and (mode == "plain") == (K == 0)]:
             for label in chosen:
                 for index in range(per_class if mode == "plain" else s.images_per_class):
-                    row, name = real_rows[label][index] if needs_real else None, classes[label]
-                    prefix_source = {"tp": str(real.path_N[row]), "nop": NOP_SOURCES[s.nop_prefix]}.get(mode)
+                    row, name = real_rows[label][index], classes[label]
                     samples.append(
                         Sample(
                             file=f"scale_{scales}_K{K}/{mode}/{name}/{index:05d}.png",
@@ -277,7 +305,7 @@ def plan(s: Settings, maps: dict[str, tokens.TokenMaps]) -> list[Sample]:
                             generated_tokens=boundaries[-1] - K,
                             seed=seeds[label][index],
                             prefixed=K > 0,
-                            prefix_source=prefix_source,
+                            prefix_source=prefix_source(s, mode, real, row),
                             real_row=row,
                         )
                     )
@@ -310,6 +338,37 @@ def refuse_unlisted(s: Settings, samples: list[Sample], listed: set[str]) -> Non
                 f"{s.out_dir} has {sample.file}, but no samples.json that says how it was made: delete such "
                 "pictures, or give another --out-dir"
             )
+
+
+def new_listing(
+    s: Settings,
+    record: dict[str, Any],
+    train: tokens.TokenMaps,
+    samples: list[Sample],
+    earlier: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """What samples.json says before the first picture is made.
+
+    Args:
+        s: where the pictures are.
+        record: what makes them.
+        train: token maps, for classes and scales.
+        samples: what this run wants.
+        earlier: samples.json of earlier runs. Pictures that only they wanted stay, and stay listed.
+    """
+    listed = {
+        entry["file"]: entry
+        for entry in (earlier["samples"] if earlier else [])
+        if (s.out_dir / entry["file"]).is_file()
+    } | {sample.file: asdict(sample) for sample in samples}
+    return {
+        "made_by": record,
+        "complete": False,
+        "modes": MODES,
+        "boundaries": scale_boundaries(train.patch_nums),
+        "classes": list(train.classes),
+        "samples": list(listed.values()),
+    }
 
 
 def in_batches(samples: list[Sample], size: int) -> Iterator[list[Sample]]:
@@ -532,20 +591,7 @@ def main(s: Settings) -> None:
     run = runs.RunFolder(s.out_dir, record)
     for folder in {(s.out_dir / sample.file).parent for sample in missing}:
         remove_stale_temporaries(folder)
-    # Images of earlier runs with other classes or more of them stay, and stay listed.
-    listed = {
-        entry["file"]: entry
-        for entry in (earlier["samples"] if earlier else [])
-        if (s.out_dir / entry["file"]).is_file()
-    } | {sample.file: asdict(sample) for sample in samples}
-    listing = {
-        "made_by": record,
-        "complete": False,
-        "modes": MODES,
-        "boundaries": scale_boundaries(maps["train"].patch_nums),
-        "classes": list(maps["train"].classes),
-        "samples": list(listed.values()),
-    }
+    listing = new_listing(s, record, maps["train"], samples, earlier)
     # Before the first image: at no time is there one whose prefix is not on record.
     write_json(listing_path, listing)
     with tqdm(total=len(missing), desc="sample", unit="image", file=sys.stdout) as progress:
