@@ -309,30 +309,17 @@ class VectorQuantizer2(nn.Module):
             return [z_NC for z_NC, _, _ in self._walk(f_BChw.float(), self.v_patch_nums)]
 
     @torch.no_grad()
-    def init_codebook_(self, vectors_NC: Tensor, generator: torch.Generator | None = None) -> None:
-        """Start the codebook from vectors that were looked up (a data-dependent start).
-
-        With fewer vectors than codes, vectors are used again, shifted by 1 % of their deviation so that no
-        two codes are the same. What finer scales look up depends on the codes of coarser ones, so doing this
-        two or three times, each with new residuals, starts better than once. Under several processes give all
-        of them the same vectors and seed.
-
-        Args:
-            vectors_NC: such as torch.cat(residuals(f)).
-            generator: CPU stream that chooses.
-        """
-        every_V = torch.ones(self.vocab_size, dtype=torch.bool)
-        self.replace_codes_(every_V, vectors_NC, generator)
-
-    @torch.no_grad()
     def replace_codes_(
         self, dead_V: Tensor, vectors_NC: Tensor, generator: torch.Generator | None = None
     ) -> int:
-        """Put vectors that were looked up in place of codes that nobody uses.
+        """Put vectors that were looked up in place of codes that nobody uses, or of all codes as a start.
+
+        With fewer vectors than such codes, vectors are used again, shifted by 1 % of their deviation so that
+        no two codes are the same. Under several processes give all of them the same vectors and seed.
 
         Args:
             dead_V: bool (V,), True where the code is to be replaced.
-            vectors_NC: as for init_codebook_, under the same rule for several processes.
+            vectors_NC: such as torch.cat(residuals(f)).
             generator: CPU stream that chooses.
 
         Returns:
