@@ -110,13 +110,13 @@ def check(s: Settings) -> None:
     Drawing.of(s).check()
 
 
-def class_label(s: Settings, loaded: checkpoints.Loaded) -> int:
+def class_label(s: Settings, var: checkpoints.Loaded) -> int:
     """Label of the class named; a published file has no names, so there a number is the name.
 
     Raises:
         InputError: when the transformer does not know the class.
     """
-    names = loaded.classes or tuple(str(i) for i in range(loaded.model.num_classes))
+    names = var.classes or tuple(str(i) for i in range(var.model.num_classes))
     if s.class_name not in names:
         raise InputError(f"--class-name {s.class_name} is not known to {s.var}, known are {', '.join(names)}")
     return names.index(s.class_name)
@@ -314,10 +314,10 @@ def main(s: Settings) -> None:
     check(s)
     device = distributed.choose_device(s.device)
     vqvae = checkpoints.load_vqvae(s.vqvae, device)
-    loaded = checkpoints.load_var(s.var, vqvae, device)
-    vae, model = vqvae.model, loaded.model
-    label = class_label(s, loaded)
-    s = with_chosen(s, s.settings_from, loaded.sha256)
+    var = checkpoints.load_var(s.var, vqvae, device)
+    vae, model = vqvae.model, var.model
+    label = class_label(s, var)
+    s = with_chosen(s, s.settings_from, var.sha256)
     size = vae.image_side
     if not s.image.is_file():
         raise InputError(f"--image {s.image} is no file: give a prepared image")

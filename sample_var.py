@@ -377,13 +377,13 @@ def in_batches(samples: list[Sample], size: int) -> Iterator[list[Sample]]:
         yield from training.batches(list(group), size)
 
 
-def most_frequent_tokens(maps: tokens.TokenMaps, label: int, prefix: int) -> np.ndarray:
+def most_frequent_tokens(maps: tokens.TokenMaps, label: int, K: int) -> np.ndarray:
     """The most frequent token of a class at each of the first places, the lowest of equals: (K,) int64."""
-    seen_NK = np.asarray(maps.idx_NL[tokens.rows_of_class(maps, label), :prefix], dtype=np.int64)
+    seen_NK = np.asarray(maps.idx_NL[tokens.rows_of_class(maps, label), :K], dtype=np.int64)
     return np.array([np.bincount(seen_N).argmax() for seen_N in seen_NK.T])
 
 
-def given_tokens(s: Settings, batch: list[Sample], maps: dict[str, tokens.TokenMaps]) -> Tensor | None:
+def known_tokens(s: Settings, batch: list[Sample], maps: dict[str, tokens.TokenMaps]) -> Tensor | None:
     """What is given of each image, (B, L) with -1 where a token is free; None when nothing is."""
     mode, K, real = batch[0].mode, batch[0].K, maps[s.split]
     if mode == "plain":
@@ -411,7 +411,7 @@ def decode_maps(s: Settings, vae: VQVAE, f_hat_BChw: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def generate(
-    s: Settings, model: VAR, vae: VQVAE, batch: list[Sample], given_BL: Tensor | None
+    s: Settings, model: VAR, vae: VQVAE, batch: list[Sample], known_BL: Tensor | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokens (B, L) and grey images (B, H, W) uint8 of samples with one mode and K."""
     device = next(model.parameters()).device
@@ -421,7 +421,7 @@ def generate(
             seeds=[sample.seed for sample in batch],
             greedy=s.greedy,
             more_smooth=s.more_smooth,
-            known_BL=given_BL,
+            known_BL=known_BL,
             **vars(Drawing.of(s)),
         )
     return idx_BL.cpu().numpy(), decode_maps(s, vae, f_hat_BChw)
@@ -596,7 +596,7 @@ def main(s: Settings) -> None:
     write_json(listing_path, listing)
     with tqdm(total=len(missing), desc="sample", unit="image", file=sys.stdout) as progress:
         for batch in in_batches(missing, s.batch_size):
-            write_samples(s, batch, *generate(s, model, vae, batch, given_tokens(s, batch, maps)))
+            write_samples(s, batch, *generate(s, model, vae, batch, known_tokens(s, batch, maps)))
             progress.update(len(batch))
     draw_figures(s, figures, real, as_prepared)
     write_json(listing_path, listing | {"complete": True})

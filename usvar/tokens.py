@@ -348,7 +348,7 @@ def as_tensor(idx_NL: np.ndarray, rows: Sequence[int] | np.ndarray) -> Tensor:
 
 
 def draw_from_position_prior(
-    maps: TokenMaps, labels: Sequence[int], prefix: int, seeds: Sequence[int]
+    maps: TokenMaps, labels: Sequence[int], K: int, seeds: Sequence[int]
 ) -> np.ndarray:
     """Draw the first K tokens of images from class and position frequencies alone (mode "nop").
 
@@ -359,7 +359,7 @@ def draw_from_position_prior(
     Args:
         maps: the split whose frequencies count.
         labels: a class for each row wanted.
-        prefix: K, number of tokens.
+        K: number of tokens.
         seeds: one per row; the row depends on its own seed alone.
 
     Returns:
@@ -369,11 +369,11 @@ def draw_from_position_prior(
         InputError: when the split has no image of a class.
     """
     rows_by_label = {label: rows_of_class(maps, label) for label in set(labels)}
-    prior_BK = np.empty((len(labels), prefix), dtype=np.int64)
+    prior_BK = np.empty((len(labels), K), dtype=np.int64)
     for row, (label, seed) in enumerate(zip(labels, seeds, strict=True)):
         rows = rows_by_label[label]
-        chosen_K = rows[np.random.default_rng(seed).integers(len(rows), size=prefix)]
-        prior_BK[row] = maps.idx_NL[chosen_K, np.arange(prefix)]
+        chosen_K = rows[np.random.default_rng(seed).integers(len(rows), size=K)]
+        prior_BK[row] = maps.idx_NL[chosen_K, np.arange(K)]
     return prior_BK
 
 
