@@ -60,6 +60,11 @@ class TokenMaps:
         return len(self.label_N)
 
     @property
+    def original_rows(self) -> np.ndarray:
+        """Rows of the pictures as they are, without augmented views."""
+        return np.flatnonzero(self.view_N == 0)
+
+    @property
     def vocab_size(self) -> int:
         """Size of the codebook that the tokens index."""
         return int(self.made_by["vocab_size"])
