@@ -539,7 +539,8 @@ def plot_sweep(
         [*generated, real[row[0].real_row]]
         for generated, row in zip(read_pictures(s, rows), rows, strict=True)
     ]
-    subject = "All classes" if is_overview else first[0].class_name
+    several = "Classes" if s.classes else "All classes"
+    subject = several if is_overview else first[0].class_name
     prefix = PREFIX_WORDS["tp" if mode == "tp" else s.nop_prefix]
     shown = "as prepared" if as_prepared else "decoded from its tokens"
     title = f"{subject}: {prefix}, the others generated\nreal image {shown}; {drawing_words(s)}"
