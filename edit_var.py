@@ -73,16 +73,16 @@ class Settings:
     # chosen.json of sweep_var.py: cfg, top-k, top-p and temperature from there.
     settings_from: Path | None = None
 
-    # Guidance; 0 is none.
+    # Strength of class guidance; it grows with the scale; 0: none.
     cfg: float = 1.5
 
-    # Codes that may be drawn at each place; 0 is all.
+    # Draw only from this many most likely codes; 0: from all.
     top_k: int = 0
 
-    # Probability that the codes drawn from must reach together; 0 is all.
+    # Draw only from the most likely codes whose probabilities add up to this, 0 to 1; 0: from all.
     top_p: float = 0.95
 
-    # Divides the logits: below 1 is less varied, above 1 more.
+    # Divides the logits: below 1 less varied, above 1 more.
     temperature: float = 1.0
 
     # Variants at once.
@@ -96,7 +96,11 @@ class Settings:
 
 
 def check(s: Settings) -> None:
-    """Refuse settings that make no sense before anything is read."""
+    """Refuse settings that make no sense before anything is read.
+
+    Raises:
+        InputError: names the first such setting.
+    """
     if (s.box is None) == (s.mask is None):
         given = "neither --box nor --mask was" if s.box is None else "both --box and --mask were"
         raise InputError(f"{given} given, wanted one: say which part of the image is meant")
@@ -106,9 +110,13 @@ def check(s: Settings) -> None:
     Drawing.of(s).check()
 
 
-def class_label(s: Settings, loaded: checkpoints.Loaded) -> int:
-    """Label of the class named; a published file has no names, so there a number is the name."""
-    names = loaded.classes or tuple(str(i) for i in range(loaded.model.num_classes))
+def class_label(s: Settings, var: checkpoints.Loaded) -> int:
+    """Label of the class named; a published file has no names, so there a number is the name.
+
+    Raises:
+        InputError: when the transformer does not know the class.
+    """
+    names = var.classes or tuple(str(i) for i in range(var.model.num_classes))
     if s.class_name not in names:
         raise InputError(f"--class-name {s.class_name} is not known to {s.var}, known are {', '.join(names)}")
     return names.index(s.class_name)
@@ -157,7 +165,11 @@ def mask_region(path: Path, size: int) -> np.ndarray:
 
 
 def region_to_change(s: Settings, size: int) -> np.ndarray:
-    """(H, W) bool, True where the image is to be made anew; never nothing and never all."""
+    """(H, W) bool, True where the image is to be made anew; never nothing and never all.
+
+    Raises:
+        InputError: as `box_region` and `mask_region`, and when the part is empty or the whole image.
+    """
     region_HW = box_region(s.box, size) if s.box is not None else mask_region(s.mask, size)
     if region_HW.all() or not region_HW.any():
         what = "the whole image" if region_HW.all() else "nothing"
@@ -302,10 +314,10 @@ def main(s: Settings) -> None:
     check(s)
     device = distributed.choose_device(s.device)
     vqvae = checkpoints.load_vqvae(s.vqvae, device)
-    loaded = checkpoints.load_var(s.var, vqvae, device)
-    vae, model = vqvae.model, loaded.model
-    label = class_label(s, loaded)
-    s = with_chosen(s, s.settings_from, loaded.sha256)
+    var = checkpoints.load_var(s.var, vqvae, device)
+    vae, model = vqvae.model, var.model
+    label = class_label(s, var)
+    s = with_chosen(s, s.settings_from, var.sha256)
     size = vae.image_side
     if not s.image.is_file():
         raise InputError(f"--image {s.image} is no file: give a prepared image")

@@ -322,7 +322,7 @@ def likelihood(s: Settings, models: Models, group_of: dict[str, str] | None) -> 
     numbers: dict[str, Any] = {}
     scored: dict[str, tokens.TokenMaps] = {}
     for split, all_views in maps.items():
-        rows = np.flatnonzero(all_views.view_N == 0)
+        rows = all_views.original_rows
         rows = np.sort(np.random.default_rng(s.seed).permutation(rows)[: s.likelihood_images])
         arrays = {name: getattr(all_views, name)[rows] for name in ("idx_NL", "label_N", "path_N", "view_N")}
         scored[split] = originals = replace(all_views, **arrays)

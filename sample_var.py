@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -125,16 +125,16 @@ class Settings:
     # chosen.json of sweep_var.py: cfg, top-k, top-p and temperature from there, instead of the four below.
     settings_from: Path | None = None
 
-    # Guidance by the class, growing with the scale; 0 is none.
+    # Strength of class guidance; it grows with the scale; 0: none.
     cfg: float = 1.5
 
-    # Codes that may be drawn at each place; 0 is all.
+    # Draw only from this many most likely codes; 0: from all.
     top_k: int = 0
 
-    # Probability that the codes drawn from must reach together, 0 to 1; 0 is all.
+    # Draw only from the most likely codes whose probabilities add up to this, 0 to 1; 0: from all.
     top_p: float = 0.95
 
-    # Divides the logits: below 1 is less varied, above 1 more; one number, or one per scale.
+    # Divides the logits: below 1 less varied, above 1 more; one number, or one per scale.
     temperature: tuple[float, ...] = (1.0,)
 
     # Take the most likely token: plain samples of a class are then all the same.
@@ -206,7 +206,11 @@ class Figure:
 
 
 def check(s: Settings, var: Loaded, maps: dict[str, tokens.TokenMaps]) -> None:
-    """Refuse settings and files that do not fit each other, before anything is written."""
+    """Refuse settings and files that do not fit each other, before anything is written.
+
+    Raises:
+        InputError: names the first thing that does not fit.
+    """
     classes, S = maps["train"].classes, len(maps["train"].patch_nums)
     checks.require(s, "1 or more", "images_per_class", "figure_rows", "batch_size")
     checks.require(s, "0 or more", "variety", "decode_chunk", "seed")
@@ -237,21 +241,50 @@ def check(s: Settings, var: Loaded, maps: dict[str, tokens.TokenMaps]) -> None:
     tokens.refuse_other_training(s.var, var, maps["train"])
 
 
+def seeds_and_real_rows(
+    s: Settings, maps: dict[str, tokens.TokenMaps], labels: list[int], count: int
+) -> tuple[dict[int, list[int]], dict[int, list[int | None]]]:
+    """Seed and real image of each sample, by label.
+
+    Args:
+        s: split, modes and seed.
+        maps: of train and of the split.
+        labels: of the classes.
+        count: samples of each class.
+
+    Returns:
+        `count` seeds, and as many rows of the split's token file: all None where only plain samples are made.
+
+    Raises:
+        InputError: when a class has no real image to take a prefix or frequencies from.
+    """
+    seeds, real_rows = {}, {}
+    for label in labels:
+        name = maps["train"].classes[label]
+        seeds[label] = image_seeds(s.seed, count, f"sample {name}")
+        real_rows[label] = [None] * count
+        if set(s.modes) != {"plain"}:
+            # Another image for each sample, as long as there are any; then from the first again.
+            (order_seed,) = image_seeds(s.seed, 1, f"real {name}")
+            rows = np.random.default_rng(order_seed).permutation(tokens.rows_of_class(maps[s.split], label))
+            real_rows[label] = np.resize(rows, count).tolist()
+        if "nop" in s.modes:
+            tokens.rows_of_class(maps["train"], label)  # refuses a class that has no frequencies
+    return seeds, real_rows
+
+
+def prefix_source(s: Settings, mode: str, real: tokens.TokenMaps, row: int | None) -> str | None:
+    """What samples.json says of where a prefix comes from; None for a plain sample."""
+    if mode == "tp":
+        return str(real.path_N[row])
+    return NOP_SOURCES[s.nop_prefix] if mode == "nop" else None
+
+
 def plan(s: Settings, maps: dict[str, tokens.TokenMaps]) -> list[Sample]:
     """Every picture to be made. A row of a figure keeps its seed and its real image while K rises."""
     real, classes, per_class = maps[s.split], maps["train"].classes, max(s.images_per_class, s.variety)
     chosen = [label for label, name in enumerate(classes) if not s.classes or name in s.classes]
-    seeds, real_rows = {}, {}
-    needs_real = set(s.modes) != {"plain"}
-    for label in chosen:
-        seeds[label] = image_seeds(s.seed, per_class, f"sample {classes[label]}")
-        # Another image for each sample, as long as there are any; then from the first again.
-        (order_seed,) = image_seeds(s.seed, 1, f"real {classes[label]}")
-        if needs_real:
-            rows = np.random.default_rng(order_seed).permutation(tokens.rows_of_class(real, label))
-            real_rows[label] = np.resize(rows, per_class).tolist()
-        if "nop" in s.modes:
-            tokens.rows_of_class(maps["train"], label)  # refuses a class that has no frequencies
+    seeds, real_rows = seeds_and_real_rows(s, maps, chosen, per_class)
     samples = []
     for scales, K in enumerate(boundaries := scale_boundaries(real.patch_nums)):
         if s.prefix_tokens and K not in s.prefix_tokens:
@@ -259,8 +292,7 @@ def plan(s: Settings, maps: dict[str, tokens.TokenMaps]) -> list[Sample]:
         for mode in [mode for mode in MODES if mode in s.modes and (mode == "plain") == (K == 0)]:
             for label in chosen:
                 for index in range(per_class if mode == "plain" else s.images_per_class):
-                    row, name = real_rows[label][index] if needs_real else None, classes[label]
-                    prefix_source = {"tp": str(real.path_N[row]), "nop": NOP_SOURCES[s.nop_prefix]}.get(mode)
+                    row, name = real_rows[label][index], classes[label]
                     samples.append(
                         Sample(
                             file=f"scale_{scales}_K{K}/{mode}/{name}/{index:05d}.png",
@@ -273,7 +305,7 @@ def plan(s: Settings, maps: dict[str, tokens.TokenMaps]) -> list[Sample]:
                             generated_tokens=boundaries[-1] - K,
                             seed=seeds[label][index],
                             prefixed=K > 0,
-                            prefix_source=prefix_source,
+                            prefix_source=prefix_source(s, mode, real, row),
                             real_row=row,
                         )
                     )
@@ -308,19 +340,50 @@ def refuse_unlisted(s: Settings, samples: list[Sample], listed: set[str]) -> Non
             )
 
 
+def new_listing(
+    s: Settings,
+    record: dict[str, Any],
+    train: tokens.TokenMaps,
+    samples: list[Sample],
+    earlier: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """What samples.json says before the first picture is made.
+
+    Args:
+        s: where the pictures are.
+        record: what makes them.
+        train: token maps, for classes and scales.
+        samples: what this run wants.
+        earlier: samples.json of earlier runs. Pictures that only they wanted stay, and stay listed.
+    """
+    listed = {
+        entry["file"]: entry
+        for entry in (earlier["samples"] if earlier else [])
+        if (s.out_dir / entry["file"]).is_file()
+    } | {sample.file: asdict(sample) for sample in samples}
+    return {
+        "made_by": record,
+        "complete": False,
+        "modes": MODES,
+        "boundaries": scale_boundaries(train.patch_nums),
+        "classes": list(train.classes),
+        "samples": list(listed.values()),
+    }
+
+
 def in_batches(samples: list[Sample], size: int) -> Iterator[list[Sample]]:
     """Samples of one mode and K in pieces of `size`."""
     for _, group in itertools.groupby(samples, key=lambda sample: (sample.K, sample.mode)):
         yield from training.batches(list(group), size)
 
 
-def most_frequent_tokens(maps: tokens.TokenMaps, label: int, prefix: int) -> np.ndarray:
+def most_frequent_tokens(maps: tokens.TokenMaps, label: int, K: int) -> np.ndarray:
     """The most frequent token of a class at each of the first places, the lowest of equals: (K,) int64."""
-    seen_NK = np.asarray(maps.idx_NL[tokens.rows_of_class(maps, label), :prefix], dtype=np.int64)
+    seen_NK = np.asarray(maps.idx_NL[tokens.rows_of_class(maps, label), :K], dtype=np.int64)
     return np.array([np.bincount(seen_N).argmax() for seen_N in seen_NK.T])
 
 
-def given_tokens(s: Settings, batch: list[Sample], maps: dict[str, tokens.TokenMaps]) -> Tensor | None:
+def known_tokens(s: Settings, batch: list[Sample], maps: dict[str, tokens.TokenMaps]) -> Tensor | None:
     """What is given of each image, (B, L) with -1 where a token is free; None when nothing is."""
     mode, K, real = batch[0].mode, batch[0].K, maps[s.split]
     if mode == "plain":
@@ -348,7 +411,7 @@ def decode_maps(s: Settings, vae: VQVAE, f_hat_BChw: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def generate(
-    s: Settings, model: VAR, vae: VQVAE, batch: list[Sample], given_BL: Tensor | None
+    s: Settings, model: VAR, vae: VQVAE, batch: list[Sample], known_BL: Tensor | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokens (B, L) and grey images (B, H, W) uint8 of samples with one mode and K."""
     device = next(model.parameters()).device
@@ -358,7 +421,7 @@ def generate(
             seeds=[sample.seed for sample in batch],
             greedy=s.greedy,
             more_smooth=s.more_smooth,
-            known_BL=given_BL,
+            known_BL=known_BL,
             **vars(Drawing.of(s)),
         )
     return idx_BL.cpu().numpy(), decode_maps(s, vae, f_hat_BChw)
@@ -476,7 +539,8 @@ def plot_sweep(
         [*generated, real[row[0].real_row]]
         for generated, row in zip(read_pictures(s, rows), rows, strict=True)
     ]
-    subject = "All classes" if is_overview else first[0].class_name
+    several = "Classes" if s.classes else "All classes"
+    subject = several if is_overview else first[0].class_name
     prefix = PREFIX_WORDS["tp" if mode == "tp" else s.nop_prefix]
     shown = "as prepared" if as_prepared else "decoded from its tokens"
     title = f"{subject}: {prefix}, the others generated\nreal image {shown}; {drawing_words(s)}"
@@ -528,25 +592,12 @@ def main(s: Settings) -> None:
     run = runs.RunFolder(s.out_dir, record)
     for folder in {(s.out_dir / sample.file).parent for sample in missing}:
         remove_stale_temporaries(folder)
-    # Images of earlier runs with other classes or more of them stay, and stay listed.
-    listed = {
-        entry["file"]: entry
-        for entry in (earlier["samples"] if earlier else [])
-        if (s.out_dir / entry["file"]).is_file()
-    } | {sample.file: asdict(sample) for sample in samples}
-    listing = {
-        "made_by": record,
-        "complete": False,
-        "modes": MODES,
-        "boundaries": scale_boundaries(maps["train"].patch_nums),
-        "classes": list(maps["train"].classes),
-        "samples": list(listed.values()),
-    }
+    listing = new_listing(s, record, maps["train"], samples, earlier)
     # Before the first image: at no time is there one whose prefix is not on record.
     write_json(listing_path, listing)
     with tqdm(total=len(missing), desc="sample", unit="image", file=sys.stdout) as progress:
         for batch in in_batches(missing, s.batch_size):
-            write_samples(s, batch, *generate(s, model, vae, batch, given_tokens(s, batch, maps)))
+            write_samples(s, batch, *generate(s, model, vae, batch, known_tokens(s, batch, maps)))
             progress.update(len(batch))
     draw_figures(s, figures, real, as_prepared)
     write_json(listing_path, listing | {"complete": True})

@@ -67,7 +67,11 @@ class Settings:
 
 
 def check(s: Settings) -> None:
-    """Refuse settings that make no sense, before anything is read."""
+    """Refuse settings that make no sense, before anything is read.
+
+    Raises:
+        InputError: names the first such setting.
+    """
     checks.require(s, "1 or more", "images_per_class", "worst", "batch_size")
     checks.require(s, "0 or more", "by_scale")
     if not s.splits:

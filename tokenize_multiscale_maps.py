@@ -118,7 +118,7 @@ def tokenise_split(
         if world.is_main:
             # Left by a run that died after it had written the archive; what other settings began stays.
             stamp_path = folder / PARTIAL_STAMP
-            if not stamp_path.is_file() or read_stamp(stamp_path) == what_decides_tokens(made_by):
+            if not stamp_path.is_file() or read_stamp(stamp_path) == token_key(made_by):
                 remove_partials(folder)
             print(f"{split}: nothing to do, {folder / tokens.FILE_NAME} is made by these settings")
         return
@@ -145,14 +145,14 @@ def prepare_partials(folder: Path, shape: tuple[int, int], made_by: dict) -> Non
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_stale_temporaries(folder)
-    stamp_path, decisive = folder / PARTIAL_STAMP, what_decides_tokens(made_by)
+    stamp_path, key = folder / PARTIAL_STAMP, token_key(made_by)
     is_whole = all((folder / name).is_file() for name in (PARTIAL_IDX, PARTIAL_DONE, PARTIAL_STAMP))
-    if not is_whole or read_stamp(stamp_path) != decisive:
+    if not is_whole or read_stamp(stamp_path) != key:
         stamp_path.unlink(missing_ok=True)
         dtype = np.uint16 if made_by["vocab_size"] <= 65536 else np.int32
         new_memmap(folder / PARTIAL_IDX, dtype, shape).flush()
         new_memmap(folder / PARTIAL_DONE, np.bool_, shape[:1]).flush()
-        write_json(stamp_path, decisive)
+        write_json(stamp_path, key)
 
 
 def read_stamp(path: Path) -> dict:
@@ -243,7 +243,7 @@ def is_finished(folder: Path, classes: tuple[str, ...], made_by: dict, world: di
             print(f"note: {error}; it is made anew")
         return False
     # Labels count on from the first class: one more in train moves them in val and test as well.
-    then, now = what_decides_tokens(before.made_by), what_decides_tokens(made_by)
+    then, now = token_key(before.made_by), token_key(made_by)
     then["classes"], now["classes"] = before.classes, classes
     changed = [name for name in now if then[name] != now[name]]
     if changed and world.is_main:
@@ -251,7 +251,7 @@ def is_finished(folder: Path, classes: tuple[str, ...], made_by: dict, world: di
     return not changed
 
 
-def what_decides_tokens(made_by: dict) -> dict:
+def token_key(made_by: dict) -> dict:
     """The part of a made_by record that other tokens would differ in: what is read and how it is augmented.
 
     Names of files, the batch size and the device are none of it, nor are the versions of code and torch: a

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -282,8 +281,8 @@ def validate(
     """Cross-entropy and accuracy of a split per scale, over all tokens and on the last scale."""
     spans, device = scale_spans(maps.patch_nums), world.device
     sums_2S = torch.zeros(2, len(spans), dtype=torch.float64, device=device)
-    own_rows = np.flatnonzero(maps.view_N == 0)
-    mine = own_rows[world.rank :: world.size]
+    original_rows = maps.original_rows
+    mine = original_rows[world.rank :: world.size]
     for rows in training.batches(mine, training.validation_batch(s, world)):
         idx_BL = tokens.as_tensor(maps.idx_NL, rows).to(device)
         label_B = torch.from_numpy(maps.label_N[rows]).to(device)
@@ -291,7 +290,7 @@ def validate(
         with training.autocast(device, dtype):
             _, nats_BL, correct_BL = model(label_B, input_BLC, target_BL=idx_BL, chunk=s.head_chunk)
         sums_2S += torch.stack([scale_means(x, spans) for x in (nats_BL, correct_BL)]).double() * len(rows)
-    nats_S, accuracy_S = world.sum(sums_2S) / len(own_rows)
+    nats_S, accuracy_S = world.sum(sums_2S) / len(original_rows)
     mean = mean_over_tokens(nats_S, spans).item()
     return {
         "val_mean": mean,

@@ -153,7 +153,7 @@ class Encoder(nn.Module):
     Args:
         ch: width of the finest level; a multiple of 32.
         ch_mult: width of each level as a multiple of ch; all but the last level halve the resolution.
-        num_res_blocks: residual blocks a level.
+        num_res_blocks: residual blocks per level.
         dropout: inside the residual blocks.
         in_channels: colours of the image.
         z_channels: channels of the latent map.
@@ -195,7 +195,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent map to image: the encoder's mirror, with one more residual block a level.
+    """Latent map to image: the encoder's mirror, with one more residual block per level.
 
     Args:
         ch, ch_mult, dropout, z_channels, using_sa, using_mid_sa: as for Encoder.

@@ -88,7 +88,7 @@ class SelfAttention(nn.Module):
         num_heads: H, divides D.
         attn_drop: dropout on the attention weights.
         proj_drop: dropout on the output.
-        attn_l2_norm: attend by cosine, with a learned scale a head, instead of by dot product.
+        attn_l2_norm: attend by cosine, with a learned scale per head, instead of by dot product.
     """
 
     def __init__(
@@ -248,7 +248,13 @@ class AdaLNSelfAttn(nn.Module):
 
 
 class AdaLNBeforeHead(nn.Module):
-    """Layer norm before the head, scaled and shifted by the class embedding itself (also with shared_aln)."""
+    """Layer norm before the head, scaled and shifted by the class embedding itself (also with shared_aln).
+
+    Args:
+        C: token width.
+        D: width of the class embedding (published names).
+        norm_eps: of the layer norm.
+    """
 
     def __init__(self, C: int, D: int, norm_eps: float = 1e-6):
         super().__init__()

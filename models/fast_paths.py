@@ -223,7 +223,7 @@ class _ScaledNorm(torch.autograd.Function):
         weight_B2l = torch.cat([shift_B1l, torch.ones_like(shift_B1l)], dim=1)
         shifted_B1D, grad_shift_B1D = (weight_B2l @ grad_BlD).split(1, dim=1)
         grad_scale_B1D = rstd_B1l @ (x_BlD * grad_BlD) - shifted_B1D
-        # PyTorch's own name for the gradient of the layer norm; the last word: of x alone.
+        # PyTorch's own name for the layer norm's gradient; the mask asks for that of x alone.
         grad_x_BlD, _, _ = torch.ops.aten.native_layer_norm_backward(
             grad_BlD * (1 + scale_B1D),
             x_BlD,

@@ -41,7 +41,7 @@ def scale_spans(patch_nums: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def split_scales(idx_BL: Tensor, patch_nums: Sequence[int]) -> list[Tensor]:
-    """Cut (B, L, ...) into one (B, l, ...) a scale, coarse first.
+    """Cut (B, L, ...) into one (B, l, ...) per scale, coarse first.
 
     Raises:
         ValueError: L is not the number of tokens of patch_nums.
@@ -132,21 +132,22 @@ def filter_top_k_top_p(logits_BlV: Tensor, top_k: int = 0, top_p: float = 0.0) -
     least = ordered[..., -1:]
     if top_p == 0.0:
         return logits_BlV.masked_fill(logits_BlV < least, -torch.inf)
-    # Top-p needs the order of the k values alone. What ties with the last of them is kept by top-k too, and
-    # follows it in the order.
-    spare = (logits_BlV >= least).sum(dim=-1, keepdim=True) - ordered.shape[-1]
+    # Tokens that tie with the k-th value: top-k keeps them too, but `ordered` does not hold them.
+    num_ties = (logits_BlV >= least).sum(dim=-1, keepdim=True) - ordered.shape[-1]
     probability = ordered.softmax(dim=-1)
-    probability = probability / (1 + spare * probability[..., -1:])
+    probability = probability / (1 + num_ties * probability[..., -1:])
     reached = probability.cumsum(dim=-1)
-    # What stands before a token decides, so that the token that crosses top_p is still kept.
-    kept = (reached - probability < top_p).sum(dim=-1, keepdim=True)
+    # A token is kept if those before it do not reach top_p: the one that crosses top_p is kept.
+    num_kept = (reached - probability < top_p).sum(dim=-1, keepdim=True)
+    # Where all k do not reach top_p, as many ties as are still needed.
     lacking = (top_p - reached[..., -1:]) / probability[..., -1:].clamp_min(1e-30)
-    spare = torch.where(kept == ordered.shape[-1], lacking.ceil().clamp_min(0).minimum(spare), 0).long()
-    # The kept ones as a threshold, and how many of those that lie on it; the first of them come first.
-    threshold = ordered.gather(-1, kept - 1)
-    quota = kept + spare - (ordered > threshold).sum(dim=-1, keepdim=True)
-    on_it = logits_BlV == threshold
-    keep = (logits_BlV > threshold) | (on_it & (on_it.cumsum(dim=-1) <= quota))
+    needed = lacking.ceil().clamp_min(0).minimum(num_ties)
+    extra = torch.where(num_kept == ordered.shape[-1], needed, 0).long()
+    # Keep all above the threshold and, in order of their index, the first `quota` that equal it.
+    threshold = ordered.gather(-1, num_kept - 1)
+    quota = num_kept + extra - (ordered > threshold).sum(dim=-1, keepdim=True)
+    equal = logits_BlV == threshold
+    keep = (logits_BlV > threshold) | (equal & (equal.cumsum(dim=-1) <= quota))
     return logits_BlV.masked_fill(~keep, -torch.inf)
 
 
@@ -261,11 +262,11 @@ def gumbel_noise(
 def sample_with_top_k_top_p(
     logits_BlV: Tensor, gumbel_BlV: Tensor, top_k: int = 0, top_p: float = 0.0
 ) -> Tensor:
-    """Filter, then draw one token a position: the largest sum of logit and Gumbel noise.
+    """Filter, then draw one token per position: the largest sum of logit and Gumbel noise.
 
     This draws from the softmax exactly. Another rounding of the logits (another batch size, another machine)
     changes the token only where the two best are as near as that rounding; inverting the cumulative
-    distribution, which needs one number a position only, was measured to change tens of times more.
+    distribution, which needs only one number per position, was measured to change tens of times more.
 
     Args:
         logits_BlV: float.

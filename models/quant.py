@@ -309,30 +309,17 @@ class VectorQuantizer2(nn.Module):
             return [z_NC for z_NC, _, _ in self._walk(f_BChw.float(), self.v_patch_nums)]
 
     @torch.no_grad()
-    def init_codebook_(self, vectors_NC: Tensor, generator: torch.Generator | None = None) -> None:
-        """Start the codebook from vectors that were looked up (a data-dependent start).
-
-        With fewer vectors than codes, vectors are used again, shifted by 1 % of their deviation so that no
-        two codes are the same. What finer scales look up depends on the codes of coarser ones, so doing this
-        two or three times, each with new residuals, starts better than once. Under several processes give all
-        of them the same vectors and seed.
-
-        Args:
-            vectors_NC: such as torch.cat(residuals(f)).
-            generator: CPU stream that chooses.
-        """
-        every_V = torch.ones(self.vocab_size, dtype=torch.bool)
-        self.replace_codes_(every_V, vectors_NC, generator)
-
-    @torch.no_grad()
     def replace_codes_(
         self, dead_V: Tensor, vectors_NC: Tensor, generator: torch.Generator | None = None
     ) -> int:
-        """Put vectors that were looked up in place of codes that nobody uses.
+        """Put vectors that were looked up in place of codes that nobody uses, or of all codes as a start.
+
+        With fewer vectors than such codes, vectors are used again, shifted by 1 % of their deviation so that
+        no two codes are the same. Under several processes give all of them the same vectors and seed.
 
         Args:
             dead_V: bool (V,), True where the code is to be replaced.
-            vectors_NC: as for init_codebook_, under the same rule for several processes.
+            vectors_NC: such as torch.cat(residuals(f)).
             generator: CPU stream that chooses.
 
         Returns:
@@ -392,7 +379,7 @@ class VectorQuantizer2(nn.Module):
         """Add up code maps, coarse to fine.
 
         Args:
-            ms_h_BChw: looked-up codes, one (B, C, pn, pn) a scale; with fewer scales the sum stops early.
+            ms_h_BChw: looked-up codes, one (B, C, pn, pn) per scale; with fewer scales the sum stops early.
             all_to_max_scale: True adds at full resolution; False lets the sum grow with the scales.
             last_one: give only the last sum.
 
@@ -419,7 +406,7 @@ class VectorQuantizer2(nn.Module):
         """Make the transformer's teacher-forcing input: the sum so far, at the size of each later scale.
 
         Args:
-            gt_ms_idx_Bl: token ids, one (B, l) a scale, coarse first.
+            gt_ms_idx_Bl: token ids, one (B, l) per scale, coarse first.
 
         Returns:
             float32 (B, L - first l, C), shorter when prog_si stops it early; None where only the first scale

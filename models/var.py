@@ -92,7 +92,8 @@ class VAR(nn.Module):
                 "give both the same"
             )
         self.Cvae, self.V = vae_local.Cvae, vae_local.vocab_size
-        self.depth, self.C, self.D, self.num_heads = depth, embed_dim, embed_dim, num_heads
+        self.depth, self.num_heads = depth, num_heads
+        self.C = self.D = embed_dim  # the width, by both of its published names
         self.num_classes = num_classes
         self.cond_drop_rate = cond_drop_rate
         # Progressive training: only scales 0 .. prog_si are run; -1 runs all.
@@ -243,7 +244,7 @@ class VAR(nn.Module):
         if class_drop_B is not None and class_drop_B.shape != label_B.shape:
             raise ValueError(
                 f"found a class_drop_B of shape {tuple(class_drop_B.shape)} for {len(label_B)} labels: "
-                "give one value an image"
+                "give one value per image"
             )
         needed = end - self.first_l
         found = None if x_BLC is None else tuple(x_BLC.shape)
@@ -426,7 +427,7 @@ class VAR(nn.Module):
         return self.vae_quant_proxy[0].blend_to_map(weights_BlV, self.patch_nums[si])
 
     def compile_blocks(self, backend: str = "inductor") -> None:
-        """Compile the blocks by torch.compile, for shapes that stay: one graph a scale for all blocks.
+        """Compile the blocks by torch.compile, for shapes that stay: one graph per scale for all blocks.
 
         Graphs are made at the first call with a batch size, and a batch of another size makes its own.
 
@@ -436,7 +437,7 @@ class VAR(nn.Module):
         compile_each(self.blocks, 8 * len(self.patch_nums), backend)
 
     def _labels(self, label_B: int | Sequence[int] | Tensor, B: int) -> Tensor:
-        """One label an image, with "no class" as num_classes."""
+        """One label per image, with "no class" as num_classes."""
         label_B = torch.as_tensor(label_B)
         if label_B.dim() == 0:
             label_B = label_B.expand(B)
@@ -491,7 +492,7 @@ class VAR(nn.Module):
             conv_std_or_gain: there are no convolutions here; for those of a subclass, deviation if positive,
                 else minus the gain of Xavier's rule.
         """
-        std = init_std if init_std >= 0 else math.sqrt(1 / (3 * self.C))
+        std = init_std if init_std >= 0 else math.sqrt(1 / (3 * self.D))
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.trunc_normal_(module.weight, std=std)
@@ -518,7 +519,7 @@ class VAR(nn.Module):
                     gains, others = block.ada_gss[:, :, :2], block.ada_gss[:, :, 2:]
                 else:
                     weight = block.ada_lin[-1].weight
-                    gains, others = weight[: 2 * self.C], weight[2 * self.C :]
+                    gains, others = weight[: 2 * self.D], weight[2 * self.D :]
                 gains.mul_(init_adaln_gamma)
                 others.mul_(init_adaln)
 
@@ -538,7 +539,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _cast_once(model: nn.Module) -> Iterator[None]:
     """Let autocast cast frozen weights at the first scale and keep them for the others, not at each anew.
 
-    It keeps only what requires a gradient. None is made, because sampling records nothing.
+    Autocast caches only casts of weights that require a gradient, so they are marked so for the block; no
+    gradient is recorded while sampling.
     """
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     try:

@@ -99,7 +99,7 @@ class VQVAE(nn.Module):
             ret_usages: see VectorQuantizer2.forward.
 
         Returns:
-            rebuilt images (not clamped), codebook usage in percent a scale or None, VQ loss.
+            rebuilt images (not clamped), codebook usage in percent per scale or None, VQ loss.
         """
         f_hat, usages, vq_loss = self.quantize(self.img_to_features(inp), ret_usages=ret_usages)
         return self.decoder(self.post_quant_conv(f_hat)), usages, vq_loss
@@ -152,7 +152,7 @@ class VQVAE(nn.Module):
     def img_to_idxBl(
         self, inp_img_no_grad: Tensor, v_patch_nums: Sequence[int] | None = None
     ) -> list[Tensor]:
-        """Turn images in [-1, 1] into token ids, one long (B, l) a scale."""
+        """Turn images in [-1, 1] into token ids, one long (B, l) per scale."""
         features = self.img_to_features(inp_img_no_grad)
         return self.quantize.f_to_idxBl_or_fhat(features, to_fhat=False, v_patch_nums=v_patch_nums)
 
@@ -163,7 +163,7 @@ class VQVAE(nn.Module):
         """Decode token ids.
 
         Args:
-            ms_idx_Bl: one (B, l) a scale, each l a square.
+            ms_idx_Bl: one (B, l) per scale, each l a square.
             same_shape: all pictures at full size; False gives each at the size of its scale.
             last_one: only the picture of the last scale.
 

@@ -196,7 +196,7 @@ def prepared(source: Path) -> dict[str, Any]:
 
 def codes_in_use(maps: TokenMaps) -> dict[str, Any]:
     """Share of the codes that the pictures of a split use as they are, without augmented views."""
-    idx_NL = maps.idx_NL[maps.view_N == 0]
+    idx_NL = maps.idx_NL[maps.original_rows]
     counts_SV = code_counts_of(idx_NL, maps.patch_nums, maps.vocab_size)
     names = [*(f"{side} x {side}" for side in maps.patch_nums), "all"]
     used = [*usage(counts_SV).tolist(), usage(counts_SV.sum(0)).item()]

@@ -50,10 +50,11 @@ def tiny_vqvae(tiny_data, tmp_path_factory) -> Path:
         torch.manual_seed(0)
         model = VQVAE(**arguments, test_mode=True)
         features_BChw = model.img_to_features(image_B3HW)
+        every_V = torch.ones(VOCAB_SIZE, dtype=torch.bool)
         for seed in range(3):  # what is looked up depends on the codes chosen before it
             vectors = model.quantize.residuals(features_BChw)
             chosen = [vectors_NC[torch.randperm(len(vectors_NC))[:12]] for vectors_NC in vectors]
-            model.quantize.init_codebook_(torch.cat(chosen), torch.Generator().manual_seed(seed))
+            model.quantize.replace_codes_(every_V, torch.cat(chosen), torch.Generator().manual_seed(seed))
     path = tmp_path_factory.mktemp("vqvae") / "best.pth"
     config = {"kind": "vqvae", "arguments": arguments, "image_size": SIDE, "classes": list(CLASSES)}
     save_checkpoint(path, {"model": model.state_dict(), "config": config, "made_by": {}})

@@ -83,7 +83,7 @@ def test_a_downloaded_repository_needs_no_network(folder, models, tmp_path):
 
 @pytest.mark.parametrize("name", ["owner/other", "no such/na me"])
 def test_a_repository_that_is_not_to_be_had_is_one_clear_line(name, tmp_path):
-    with pytest.raises(InputError, match="is no folder and could not be had") as error:
+    with pytest.raises(InputError, match="is no folder and could not be fetched") as error:
         exchange.load(name, cache_dir=tmp_path, local_files_only=True)
     assert "\n" not in str(error.value)
 

@@ -42,6 +42,17 @@ def test_labels_follow_the_sorted_class_names(tmp_path):
     assert files.label_N.tolist() == [0, 1, 1]
 
 
+@pytest.mark.parametrize("junk", [".DS_Store", "Thumbs.db", "thumbs.db", "desktop.ini", "Desktop.ini"])
+def test_what_a_file_manager_leaves_is_no_image(tmp_path, junk):
+    """Past fault: Windows' two files in a class folder stopped training."""
+    root = prepared(tmp_path, {"Heart": 2})
+    (root / "train" / "Heart" / junk).write_bytes(b"junk")
+    assert len(images.find_images(root, "train", images.find_classes(root))) == 2
+    (root / "train" / "Heart" / f"my {junk}").write_bytes(b"junk")
+    with pytest.raises(InputError, match="is no plain PNG file"):
+        images.find_images(root, "train", ("Heart",))
+
+
 def test_pixels_survive_the_way_in_and_out(tmp_path):
     root = prepared(tmp_path, {"Heart": 2})
     files = images.find_images(root, "train", ("Heart",))

@@ -23,6 +23,7 @@ from models.quant import (
 )
 
 PATCH_NUMS = (1, 2, 4)
+EVERY_V = torch.ones(32, dtype=torch.bool)
 
 
 def quantizer(**changes) -> VectorQuantizer2:
@@ -295,21 +296,21 @@ def test_a_codebook_started_from_residuals_is_nearer_to_them():
     before = vq(f_BChw)[2]
     vectors_NC = torch.cat(vq.residuals(f_BChw))
     keys = list(vq.state_dict())
-    vq.init_codebook_(vectors_NC, torch.Generator().manual_seed(0))
+    vq.replace_codes_(EVERY_V, vectors_NC, torch.Generator().manual_seed(0))
     assert vq(f_BChw)[2] < 0.5 * before
     assert list(vq.state_dict()) == keys
     codes = vq.embedding.weight.detach()
     assert (distances(codes, vectors_NC).min(dim=1).values < 1e-5).all()
     assert len(codes.unique(dim=0)) == 32
     again = quantizer()
-    again.init_codebook_(vectors_NC, torch.Generator().manual_seed(0))
+    again.replace_codes_(EVERY_V, vectors_NC, torch.Generator().manual_seed(0))
     assert torch.equal(again.embedding.weight, vq.embedding.weight)
 
 
 def test_fewer_vectors_than_codes_still_give_different_codes():
     vq = quantizer()
     vectors_NC = torch.randn(5, 6)
-    vq.init_codebook_(vectors_NC, torch.Generator().manual_seed(0))
+    vq.replace_codes_(EVERY_V, vectors_NC, torch.Generator().manual_seed(0))
     codes = vq.embedding.weight.detach()
     assert len(codes.unique(dim=0)) == 32
     near = distances(codes, vectors_NC)
@@ -362,7 +363,7 @@ def test_shapes_and_codes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="2 x 2 map needs"):
         vq.codes_to_map(tokens[2], 2)
     with pytest.raises(ValueError, match="vectors of shape"):
-        vq.init_codebook_(torch.randn(3, 5))
+        vq.replace_codes_(EVERY_V, torch.randn(3, 5))
     with pytest.raises(ValueError, match="mask of shape"):
         vq.replace_codes_(torch.ones(3, dtype=torch.bool), torch.randn(3, 6))
 

@@ -374,6 +374,21 @@ def test_titles_say_how_tokens_were_drawn(base, change, words):
     assert sample_var.drawing_words(replace(base, **change)) == words
 
 
+@pytest.mark.parametrize(("classes", "subject"), [((), "All classes"), (("Heart", "Liver"), "Classes")])
+def test_the_figure_of_several_classes_says_all_only_of_all(base, sweep, monkeypatch, classes, subject):
+    """Past fault: its title said "All classes" also where --classes had named two."""
+    titles = {}
+    monkeypatch.setattr(sample_var.plots, "image_grid", lambda path, *rest: titles.update({path: rest[-1]}))
+    s = replace(base, classes=classes)
+    maps = {split: read_token_maps(s.tokens_dir / split) for split in ("train", "val")}
+    samples = sample_var.plan(s, maps)
+    real = {sample.real_row: np.zeros((64, 64), np.uint8) for sample in samples}
+    sample_var.draw_figures(s, sample_var.planned_figures(s, samples), real, as_prepared=True)
+    for mode in ("tp", "nop"):
+        assert titles[s.out_dir / f"sweep_{mode}.png"].startswith(f"{subject}: ")
+    assert titles[s.out_dir / "tp_Heart.png"].startswith("Heart: ")
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"cfg": 3.0}, {"split": "test"}])
 def test_other_settings_in_the_same_folder_are_refused(change, base, sweep):
     before = (base.out_dir / "samples.json").read_bytes()

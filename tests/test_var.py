@@ -419,7 +419,7 @@ def test_wrong_inputs_of_training_are_refused():
     for wrong in (None, x_BLC[:, :-1], x_BLC[:2], x_BLC[..., :4], torch.zeros(3, 14, 8)):
         with pytest.raises(ValueError, match="idxBl_to_var_input"):
             var(label_B, wrong)
-    with pytest.raises(ValueError, match="one value an image"):
+    with pytest.raises(ValueError, match="one value per image"):
         var(label_B, x_BLC, class_drop_B=torch.tensor([True]))
 
 

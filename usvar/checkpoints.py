@@ -304,7 +304,7 @@ def load_vqvae(
         InputError: when the file is not a VQ-VAE that loads strictly.
     """
     content = read_checkpoint(path)
-    state, config = _split(content, "vae_local")
+    state, config = _state_and_config(content, "vae_local")
     if "encoder.conv_in.weight" not in state:
         raise InputError(f"{path} holds no VQ-VAE: give the best.pth of train_vqvae.py or a published one")
     if config is None:
@@ -319,7 +319,7 @@ def build_vqvae(path: Path, state: Mapping[str, Tensor], config: dict[str, Any])
     Raises:
         InputError: when the two differ, before a model of such a size is made, or a tensor does not fit.
     """
-    sides = _checked_config(path, config, "v_patch_nums")
+    sides = _patch_nums_of(path, config, "v_patch_nums")
     derived = _arguments_from_shapes(path, _vqvae_arguments, state, sides)
     del derived["quant_resi"]  # a share between 0 and 1 that no shape tells
     _refuse_other_arguments(path, config["arguments"], derived)
@@ -340,7 +340,7 @@ def load_var(path: Path, vqvae: Loaded, device: torch.device | str = "cpu") -> L
         InputError: when the file is not a VAR, or was trained on tokens of another VQ-VAE.
     """
     content = read_checkpoint(path)
-    state, config = _split(content, "var_wo_ddp")
+    state, config = _state_and_config(content, "var_wo_ddp")
     if "pos_start" not in state:
         raise InputError(f"{path} holds no VAR: give the ar-ckpt-best.pth of train_var.py or a published one")
     if config is None:
@@ -360,7 +360,7 @@ def build_var(path: Path, state: Mapping[str, Tensor], config: dict[str, Any], v
     Raises:
         InputError: when these differ, before a model of such a size is made, or do not fit the VQ-VAE's.
     """
-    sides = _checked_config(path, config, "patch_nums")
+    sides = _patch_nums_of(path, config, "patch_nums")
     derived = _arguments_from_shapes(path, _var_arguments, state, vae)
     del derived["num_heads"]  # without l2-norm, no shape tells it
     _refuse_other_arguments(path, config["arguments"], derived)
@@ -407,7 +407,9 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path, par
     model.load_state_dict(state, strict=True)
 
 
-def _split(content: dict[str, Any], trainer_key: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+def _state_and_config(
+    content: dict[str, Any], trainer_key: str
+) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """The state_dict and, in our own files, the config."""
     if isinstance(content.get("model"), dict) and isinstance(content.get("config"), dict):
         return content["model"], content["config"]
@@ -416,8 +418,8 @@ def _split(content: dict[str, Any], trainer_key: str) -> tuple[dict[str, Tensor]
     return content, None
 
 
-def _checked_config(path: Path, config: dict[str, Any], sides_key: str) -> tuple[int, ...]:
-    """Patch numbers of one of our files, after refusing a config that others wrote wrongly."""
+def _patch_nums_of(path: Path, config: dict[str, Any], sides_key: str) -> tuple[int, ...]:
+    """Patch numbers in the config of one of our files; a malformed config is refused."""
     arguments = config.get("arguments") if isinstance(config, dict) else None
     sides = arguments.get(sides_key) if isinstance(arguments, dict) else None
     if not isinstance(sides, list | tuple) or not all(isinstance(s, int) and 0 < s <= 1024 for s in sides):
@@ -428,7 +430,7 @@ def _checked_config(path: Path, config: dict[str, Any], sides_key: str) -> tuple
 
 
 def _arguments_from_shapes(path: Path, derive: Callable[..., dict[str, Any]], *state: Any) -> dict[str, Any]:
-    """Arguments from the shapes of tensors, some of which others may have left out or cut."""
+    """Arguments derived from tensor shapes; missing or malformed tensors are refused."""
     try:
         return derive(path, *state)
     except (KeyError, IndexError, AttributeError, TypeError, ZeroDivisionError) as error:

@@ -136,7 +136,7 @@ def load(
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ConnectionError) as error:
         raise InputError(
-            f"{source} is no folder and could not be had from the Hugging Face Hub "
+            f"{source} is no folder and could not be fetched from the Hugging Face Hub "
             f"({str(error).splitlines()[0][:160]}): correct the name, or give a folder"
         ) from error
 
@@ -245,7 +245,7 @@ def tokenise(models: Models, grey_BHW: np.ndarray | Tensor, *, batch_size: int =
         batch_size: images at once; bounds the memory.
 
     Returns:
-        long (B, L), scales coarse first; models.helpers.split_scales makes one map a scale of it.
+        long (B, L), scales coarse first; models.helpers.split_scales makes one map per scale of it.
 
     Raises:
         InputError: images of another type or size.

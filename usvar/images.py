@@ -31,6 +31,8 @@ TOKENS_GIVEN = "Tokens given"
 MAX_SIDE = 4096
 READ_LIMIT_S = 300.0
 ORIENTATION = 0x0112  # EXIF tag
+# What Windows leaves in folders of pictures, in any case of letters.
+WINDOWS_FILES = ("thumbs.db", "desktop.ini")
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def find_classes(root: Path) -> tuple[str, ...]:
             f"{root} holds {', '.join(entries) or 'nothing'}, wanted the folders train, val and test: "
             "run data_preprocessing/prepare_datasets.py and give its --out-root"
         )
-    classes = tuple(sorted(p.name for p in train.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    classes = tuple(sorted(p.name for p in train.iterdir() if p.is_dir() and not _is_hidden(p)))
     if not classes:
         raise InputError(
             f"{train} has no class folder, wanted {train}/<Class>/*.png: prepare the images first"
@@ -89,7 +91,7 @@ def find_images(root: Path, split: str, classes: Sequence[str]) -> ImageFiles:
         raise InputError(
             f"{folder} is missing, wanted <data-root>/{split}/<Class>/*.png: prepare the images first"
         )
-    found = {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    found = {p.name for p in folder.iterdir() if p.is_dir() and not _is_hidden(p)}
     if unknown := sorted(found - set(classes)):
         raise InputError(
             f"{folder} holds the class {unknown[0]!r}, known are {', '.join(classes)}: "
@@ -98,7 +100,7 @@ def find_images(root: Path, split: str, classes: Sequence[str]) -> ImageFiles:
     paths, labels = [], []
     for label, name in enumerate(classes):
         for path in sorted((folder / name).iterdir() if (folder / name).is_dir() else ()):
-            if path.name.startswith("."):  # what a killed preparation or a file manager left
+            if _is_hidden(path):
                 continue
             if path.suffix == ".npy" and path.with_suffix(".png").is_file():  # tokens of sample_var.py
                 continue
@@ -118,13 +120,22 @@ def find_images(root: Path, split: str, classes: Sequence[str]) -> ImageFiles:
     return ImageFiles(root, split, tuple(paths), np.array(labels, dtype=np.int64), tuple(classes))
 
 
+def _is_hidden(path: Path) -> bool:
+    """Whether a killed preparation or a file manager left it: it is no part of the data."""
+    return path.name.startswith(".") or path.name.lower() in WINDOWS_FILES
+
+
 def lacking_classes(label_N: np.ndarray, classes: Sequence[str]) -> list[str]:
     """Names of the classes that none of the labels is of."""
     return [name for label, name in enumerate(classes) if label not in label_N]
 
 
 def require_every_class(files: ImageFiles) -> None:
-    """Refuse a split in which a class has no image."""
+    """Refuse a split in which a class has no image.
+
+    Raises:
+        InputError: names the first such class.
+    """
     if lacking := lacking_classes(files.label_N, files.classes):
         raise InputError(
             f"class {lacking[0]} has no image in {files.root / files.split}, wanted one or "
@@ -147,7 +158,7 @@ def listing_sha256(files: ImageFiles) -> str:
 
 
 def note_other_training(path: Path, made_by: dict, train: ImageFiles) -> bool | None:
-    """Say it when a VQ-VAE learned from other pictures than those of `train`: that is allowed, but no secret.
+    """Print a note when a VQ-VAE was trained on other pictures than those of `train`; this is allowed.
 
     After another preparation, what is val or test now may have been in its training, and is rebuilt too well.
 
@@ -212,7 +223,11 @@ def _strangeness(picture: Image.Image) -> str:
 
 
 def image_size(files: ImageFiles) -> int:
-    """Side length in pixels of the (square) images, read from the first one."""
+    """Side length in pixels of the (square) images, read from the first one.
+
+    Raises:
+        InputError: when that one cannot be read or is no square.
+    """
     first = [files.root / files.paths[0]]
     height, width = next(in_order(read_image, first, 1, 1, READ_LIMIT_S, str)).shape
     if height != width:

@@ -30,8 +30,8 @@ def listed(folder: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """
     pictures = []
     for place in (folder, *list(folder.parents)[:3]):
-        for name, script in LISTINGS.items():
-            listing = place / name
+        for listing_name, script in LISTINGS.items():
+            listing = place / listing_name
             text = listing.read_bytes() if listing.is_file() else b""
             # As text, so that a broken listing is still known as ours.
             if f'"{script}"'.encode() not in text:

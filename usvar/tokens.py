@@ -60,6 +60,11 @@ class TokenMaps:
         return len(self.label_N)
 
     @property
+    def original_rows(self) -> np.ndarray:
+        """Rows of the pictures as they are, without augmented views."""
+        return np.flatnonzero(self.view_N == 0)
+
+    @property
     def vocab_size(self) -> int:
         """Size of the codebook that the tokens index."""
         return int(self.made_by["vocab_size"])
@@ -348,9 +353,9 @@ def as_tensor(idx_NL: np.ndarray, rows: Sequence[int] | np.ndarray) -> Tensor:
 
 
 def draw_from_position_prior(
-    maps: TokenMaps, labels: Sequence[int], prefix: int, seeds: Sequence[int]
+    maps: TokenMaps, labels: Sequence[int], K: int, seeds: Sequence[int]
 ) -> np.ndarray:
-    """The first K tokens of images that know nothing but frequencies: mode "nop".
+    """Draw the first K tokens of images from class and position frequencies alone (mode "nop").
 
     Each token is drawn from the frequencies of its class at its position in `maps`. That is the same as
     taking, at every position, the token of a randomly chosen image of the class, so no (class, L, V) table
@@ -359,7 +364,7 @@ def draw_from_position_prior(
     Args:
         maps: the split whose frequencies count.
         labels: a class for each row wanted.
-        prefix: K, number of tokens.
+        K: number of tokens.
         seeds: one per row; the row depends on its own seed alone.
 
     Returns:
@@ -369,11 +374,11 @@ def draw_from_position_prior(
         InputError: when the split has no image of a class.
     """
     rows_by_label = {label: rows_of_class(maps, label) for label in set(labels)}
-    prior_BK = np.empty((len(labels), prefix), dtype=np.int64)
+    prior_BK = np.empty((len(labels), K), dtype=np.int64)
     for row, (label, seed) in enumerate(zip(labels, seeds, strict=True)):
         rows = rows_by_label[label]
-        chosen_K = rows[np.random.default_rng(seed).integers(len(rows), size=prefix)]
-        prior_BK[row] = maps.idx_NL[chosen_K, np.arange(prefix)]
+        chosen_K = rows[np.random.default_rng(seed).integers(len(rows), size=K)]
+        prior_BK[row] = maps.idx_NL[chosen_K, np.arange(K)]
     return prior_BK
 
 
