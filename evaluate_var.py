@@ -150,9 +150,7 @@ def check(s: Settings) -> None:
     checks.require(s, "0 or more", "seed")
     checks.require_file("--judges", s.judges)
     checks.require_file("--extractor-file", s.extractor_file)
-    missing = [
-        f"--{name.replace('_', '-')}" for name in ("var", "vqvae", "tokens_dir") if not getattr(s, name)
-    ]
+    missing = [checks.flag(name) for name in ("var", "vqvae", "tokens_dir") if not getattr(s, name)]
     if missing and (len(missing) < 3 or not s.generated):
         raise InputError(
             f"{' and '.join(missing)} not given, wanted --var, --vqvae and --tokens-dir together: give all "

@@ -152,7 +152,7 @@ def check(s: Settings, boundaries: list[int]) -> None:
     checks.require_file("--judges", s.judges)
     for name in DRAWING:
         if not getattr(s, name):
-            raise InputError(f"--{name.replace('_', '-')} was given without a value: give one or more")
+            raise InputError(f"{checks.flag(name)} was given without a value: give one or more")
         for value in getattr(s, name):
             replace(START, **{name: value}).check()
     tokens.check_prefix_tokens(s.prefix_tokens, boundaries[:-1])
@@ -275,7 +275,7 @@ def edges(s: Settings, chosen: Drawing) -> list[str]:
         tried = {number or unlimited for number in getattr(s, name)}
         place = value or unlimited
         if len(tried) > 1 and place in (min(tried), max(tried)) and place not in ENDS[name]:
-            at_edge.append(f"--{name.replace('_', '-')} {value:g}")
+            at_edge.append(f"{checks.flag(name)} {value:g}")
     return at_edge
 
 

@@ -102,7 +102,7 @@ def with_chosen(settings: S, path: Path | None, var_sha256: str) -> S:
     for name in DRAWING:
         if getattr(settings, name) not in (type(settings).__dataclass_fields__[name].default, chosen[name]):
             raise InputError(
-                f"--{name.replace('_', '-')} and --settings-from were given together: leave one of them out"
+                f"{checks.flag(name)} and --settings-from were given together: leave one of them out"
             )
     return replace(settings, **chosen)
 

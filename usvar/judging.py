@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from models import VAR, VQVAE
 from models.helpers import image_seeds, split_scales
-from usvar import checkpoints, images, tokens, training
+from usvar import checkpoints, checks, images, tokens, training
 from usvar.chosen import Drawing
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet, share_interval
@@ -443,14 +443,14 @@ def refuse_other_judges(path: Path, wanted: JudgeTraining) -> None:
         InputError: names what differs.
     """
     differ = [
-        f"--{name.replace('_', '-')} {value} (now {getattr(wanted, name)})"
+        f"{checks.flag(name)} {value} (now {getattr(wanted, name)})"
         for name, value in vars(JudgeTraining.in_file(path)).items()
         if value != getattr(wanted, name)
     ]
     if differ:
         raise InputError(
             f"{path} was trained with {', '.join(differ)}: set it as it was, give the file as --judges to "
-            "use it all the same, or delete it to train anew"
+            "use it anyway, or delete it to train anew"
         )
 
 
