@@ -143,12 +143,8 @@ class Settings:
 
 def check(s: Settings) -> None:
     """Refuse settings that make no sense before anything is read."""
-    checks.require(s, "1 or more", "neighbours", "extractor_steps", "classifier_steps", "batch_size")
+    judging.check_shared(s)
     checks.require(s, "1 or more", "images_per_class", "likelihood_images", "extractor_file_pixels")
-    checks.require(s, "3 or more", "classifier_seeds")
-    checks.require(s, "32 to 1024", "extractor_pixels")
-    checks.require(s, "0 or more", "seed")
-    checks.require_file("--judges", s.judges)
     checks.require_file("--extractor-file", s.extractor_file)
     missing = [checks.flag(name) for name in ("var", "vqvae", "tokens_dir") if not getattr(s, name)]
     if missing and (len(missing) < 3 or not s.generated):
@@ -187,9 +183,9 @@ def read_real(
     }
     real = {f"real_{split}": image_set for split, (image_set, _) in read.items()}
     least = evaluation.least_images(s.neighbours)
-    count_C = np.bincount(real["real_test"].label_N, minlength=len(classes))
-    if few := [f"{name} {count}" for name, count in zip(classes, count_C, strict=True) if count < least]:
-        print(f"test images of some classes are too few for distances, wanted {least}: {', '.join(few)}")
+    if few := evaluation.small_classes(real["real_test"].label_N, classes, least):
+        counts = ", ".join(f"{name} {count}" for name, count in few.items())
+        print(f"test images of some classes are too few for distances, wanted {least}: {counts}")
     return real, read["train"][1]
 
 

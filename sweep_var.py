@@ -144,12 +144,8 @@ START = Drawing(cfg=1.5, top_k=0, top_p=0.95, temperature=1.0)
 
 def check(s: Settings, boundaries: list[int]) -> None:
     """Refuse settings that make no sense before anything is written."""
-    checks.require(s, "1 or more", "neighbours", "extractor_steps", "classifier_steps", "batch_size")
+    judging.check_shared(s)
     checks.require(s, f"{evaluation.least_images(s.neighbours)} or more", "images_per_class")
-    checks.require(s, "3 or more", "classifier_seeds")
-    checks.require(s, "32 to 1024", "extractor_pixels")
-    checks.require(s, "0 or more", "seed")
-    checks.require_file("--judges", s.judges)
     for name in DRAWING:
         if not getattr(s, name):
             raise InputError(f"{checks.flag(name)} was given without a value: give one or more")
@@ -167,14 +163,14 @@ def judgeable(s: Settings, val: ImageSet, classes: tuple[str, ...]) -> tuple[Ima
         InputError: when no class has enough.
     """
     least = evaluation.least_images(s.neighbours)
-    count_C = np.bincount(val.label_N, minlength=len(classes))
-    left_out = [name for name, count in zip(classes, count_C, strict=True) if count < least]
-    if len(left_out) == len(classes):
+    few = evaluation.small_classes(val.label_N, classes, least)
+    if len(few) == len(classes):
         raise InputError(
-            f"{s.data_root / 'val'} has at most {count_C.max()} images of a class, wanted {least} or more "
-            f"with --neighbours {s.neighbours}: prepare more data"
+            f"{s.data_root / 'val'} has at most {max(few.values())} images of a class, wanted {least} or "
+            f"more with --neighbours {s.neighbours}: prepare more data"
         )
-    return val.take(np.flatnonzero(count_C[val.label_N] >= least)), left_out
+    judged = [label for label, name in enumerate(classes) if name not in few]
+    return val.take(np.flatnonzero(np.isin(val.label_N, judged))), list(few)
 
 
 def measure(

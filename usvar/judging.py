@@ -415,6 +415,19 @@ def read_judges(path: Path, files: images.ImageFiles, device: torch.device) -> J
     return Judges(extractors, classifiers, config)
 
 
+def check_shared(settings: Any) -> None:
+    """Refuse settings about the judges, which the sweep and the evaluation have alike, that make no sense.
+
+    Raises:
+        InputError: names the first flag that is out of range, or --judges when it is no file.
+    """
+    checks.require(settings, "1 or more", "neighbours", "extractor_steps", "classifier_steps", "batch_size")
+    checks.require(settings, "3 or more", "classifier_seeds")
+    checks.require(settings, "32 to 1024", "extractor_pixels")
+    checks.require(settings, "0 or more", "seed")
+    checks.require_file("--judges", settings.judges)
+
+
 def _content_of_judges(path: Path) -> dict[str, Any]:
     content = checkpoints.read_checkpoint(path)
     config = content.get("config")
