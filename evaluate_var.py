@@ -47,7 +47,7 @@ from usvar.errors import InputError
 from usvar.evaluation import ImageSet, note
 from usvar.extractor import SmallNet, probabilities
 from usvar.files import lock_folder, write_json, write_text
-from usvar.judging import Judges, JudgeTraining, Models
+from usvar.judging import Judges, JudgeTraining, ModelsWithTokens
 from usvar.prefixed import refuse_prefixed, require_drawn_by
 
 # Tokens whose logits are held at once for the likelihood.
@@ -189,7 +189,7 @@ def read_real(
     return real, read["train"][1]
 
 
-def input_files(s: Settings, models: Models | None) -> dict[str, Path | None]:
+def input_files(s: Settings, models: ModelsWithTokens | None) -> dict[str, Path | None]:
     """Role -> file, of all files besides the images; None: not given."""
     maps = models.maps if models else {}
     files = {"var": s.var, "vqvae": s.vqvae}
@@ -203,7 +203,7 @@ def input_files(s: Settings, models: Models | None) -> dict[str, Path | None]:
 
 def image_sets(
     s: Settings,
-    models: Models | None,
+    models: ModelsWithTokens | None,
     generated: ImageSet,
     real: dict[str, ImageSet],
     left_out: list[dict[str, str]],
@@ -220,7 +220,7 @@ def image_sets(
     return sets
 
 
-def draw_prior(s: Settings, models: Models, generated: ImageSet) -> ImageSet:
+def draw_prior(s: Settings, models: ModelsWithTokens, generated: ImageSet) -> ImageSet:
     """The trivial generator: each token by its frequency at its place, as many images as were generated."""
     per_class = np.maximum(2, np.bincount(generated.label_N, minlength=len(models.classes)))
     labels = np.repeat(np.arange(len(models.classes)), per_class)
@@ -308,7 +308,7 @@ def join(first: ImageSet, second: ImageSet) -> ImageSet:
 
 
 @torch.no_grad()
-def likelihood(s: Settings, models: Models, group_of: dict[str, str] | None) -> dict[str, Any]:
+def likelihood(s: Settings, models: ModelsWithTokens, group_of: dict[str, str] | None) -> dict[str, Any]:
     """Bits per token on each scale of each split's un-augmented images, and what frequencies alone score."""
     model, vae, maps = models.var, models.vae, models.maps
     spans, device = scale_spans(model.patch_nums), next(model.parameters()).device

@@ -40,7 +40,7 @@ from usvar.chosen import DRAWING, Drawing
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet
 from usvar.files import read_record, write_json
-from usvar.judging import Judges, JudgeTraining, Models
+from usvar.judging import Judges, JudgeTraining, ModelsWithTokens
 
 # Settings that do not change a point: they may differ when a sweep goes on.
 # What is varied is part of a point's name.
@@ -174,12 +174,26 @@ def judgeable(s: Settings, val: ImageSet, classes: tuple[str, ...]) -> tuple[Ima
 
 
 def measure(
-    s: Settings, models: Models, judges: Judges, val: ImageSet, drawing: Drawing, mode: str, K: int
+    s: Settings, models: ModelsWithTokens, judges: Judges, val: ImageSet, drawing: Drawing, mode: str, K: int
 ) -> dict[str, Any]:
-    """Draw images of the classes that `val` has for one point, and compare both.
+    """Draw images for one point, and compare them with the validation images.
 
     Real prefixes are of training images: pictures that start from those of val would be scored against the
     very images that they start from.
+
+    Args:
+        s: number of images, seeds, and k of the measures of neighbours.
+        models: both models and the training token maps, which prefixes are drawn from.
+        judges: extractors and classifiers.
+        val: real images with their features; only their classes are drawn.
+        drawing: how tokens are drawn.
+        mode: "plain"; "tp", with the first tokens of a real image given; or "nop", with these drawn by
+            frequency.
+        K: tokens given, 0 in "plain".
+
+    Returns:
+        "images" and "val_images"; KD, its spread, precision, recall, density and coverage, each behind the
+        name of its extractor; and "class_fidelity".
     """
     labels, real = np.unique(val.label_N), models.maps["train"]
 
@@ -219,12 +233,12 @@ def best_of(rows: list[dict[str, Any]]) -> int:
     """
     distance = f"{judging.SUPERVISED}-KD"
     lowest = min(rows, key=lambda row: row[distance])
-    limit = lowest[distance] + lowest[f"{distance}_spread"]
-    near = [i for i, row in enumerate(rows) if row[distance] <= limit]
-    most = max((rows[i] for i in near), key=lambda row: row["class_fidelity"])
-    right = round(most["class_fidelity"] * most["images"])
-    least, _ = evaluation.wilson_interval(right, most["images"])
-    near = [i for i in near if rows[i]["class_fidelity"] >= least]
+    highest_distance = lowest[distance] + lowest[f"{distance}_spread"]
+    near = [i for i, row in enumerate(rows) if row[distance] <= highest_distance]
+    best_class = max((rows[i] for i in near), key=lambda row: row["class_fidelity"])
+    right = round(best_class["class_fidelity"] * best_class["images"])
+    lowest_fidelity, _ = evaluation.wilson_interval(right, best_class["images"])
+    near = [i for i in near if rows[i]["class_fidelity"] >= lowest_fidelity]
     return max(near, key=lambda i: (rows[i][f"{judging.SUPERVISED}-coverage"], -rows[i][distance]))
 
 

@@ -44,7 +44,7 @@ SUPERVISED, SELF_SUPERVISED = "US", "US-SSL"
 
 
 @dataclass(frozen=True)
-class Models:
+class ModelsWithTokens:
     """A transformer with its VQ-VAE and the token maps of some splits."""
 
     var: VAR
@@ -63,7 +63,7 @@ def load_models(
     tokens_dir: Path,
     splits: Sequence[str],
     device: torch.device,
-) -> Models:
+) -> ModelsWithTokens:
     """Load both models and the token maps, refused when they do not belong together.
 
     Raises:
@@ -93,7 +93,7 @@ def load_models(
     tokens.refuse_other_training(var_path, loaded, maps["train"])
     images.note_other_training(vqvae_path, vqvae.made_by, files["train"])
     size = vqvae.model.image_side
-    return Models(loaded.model, vqvae.model, loaded.sha256, classes, size, maps)
+    return ModelsWithTokens(loaded.model, vqvae.model, loaded.sha256, classes, size, maps)
 
 
 def read_groups(data_root: Path) -> dict[str, str] | None:
@@ -167,7 +167,7 @@ def read_split(
 
 
 def draw_samples(
-    models: Models,
+    models: ModelsWithTokens,
     drawing: Drawing,
     per_class: int,
     seed: int,
@@ -220,7 +220,7 @@ def decode(vae: VQVAE, idx_NL: np.ndarray, batch_size: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def encode(vae: VQVAE, grey_NHW: np.ndarray, batch_size: int) -> np.ndarray:
+def tokenise(vae: VQVAE, grey_NHW: np.ndarray, batch_size: int) -> np.ndarray:
     """Images to token maps (N, L)."""
     device = next(vae.parameters()).device
     parts = (images.to_model_range(grey_BHW, device) for grey_BHW in training.batches(grey_NHW, batch_size))
@@ -476,7 +476,19 @@ def read_or_train(
     device: torch.device,
     record: dict[str, Any],
 ) -> Judges:
-    """`read_judges` of the given file; without one, `train_judges` into `path`."""
+    """`read_judges` of the given file; without one, `train_judges` into `path`.
+
+    Args:
+        given: a judges.pth; None: train.
+        path: where the networks that are trained here are kept.
+        train, files: the training split.
+        how: sizes, steps and seed of the training.
+        device: where the networks run.
+        record: what makes the file.
+
+    Raises:
+        InputError: when the given file holds something else, or networks of other training images.
+    """
     if given:
         return read_judges(given, files, device)
     return train_judges(path, train, files, how, device, record)
