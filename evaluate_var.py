@@ -116,16 +116,16 @@ class Settings:
     # k of precision, recall, density and coverage.
     neighbours: int = 3
 
-    # Guidance of the samples; 0 is none.
+    # Strength of class guidance; it grows with the scale; 0: none.
     cfg: float = 1.5
 
-    # Codes that may be drawn at a place; 0 is all.
+    # Draw only from this many most likely codes; 0: from all.
     top_k: int = 0
 
-    # Probability that the codes drawn from must reach together; 0 is all.
+    # Draw only from the most likely codes whose probabilities add up to this, 0 to 1; 0: from all.
     top_p: float = 0.95
 
-    # Divides the logits: below 1 is less varied, above 1 more.
+    # Divides the logits: below 1 less varied, above 1 more.
     temperature: float = 1.0
 
     # Most images of a split whose likelihood is computed.

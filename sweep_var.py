@@ -97,16 +97,17 @@ class Settings:
     # Images drawn for each class at each point.
     images_per_class: int = 100
 
-    # Guidance, the first to be varied; 0 is none.
+    # Strengths of class guidance to try, varied first; it grows with the scale; 0: none.
     cfg: tuple[float, ...] = (0.0, 1.0, 1.5, 2.0, 3.0)
 
-    # Probability that the codes drawn from must reach together; 0 is all.
+    # Values to try: draw only from the most likely codes whose probabilities add up to this, 0 to 1; 0: from
+    # all.
     top_p: tuple[float, ...] = (0.0, 0.9, 0.95, 0.99)
 
-    # Codes that may be drawn at each place; 0 is all.
+    # Values to try: draw only from this many most likely codes; 0: from all.
     top_k: tuple[int, ...] = (0, 100, 300, 900)
 
-    # Divides the logits.
+    # Values to try: divides the logits, below 1 less varied, above 1 more.
     temperature: tuple[float, ...] = (0.8, 0.9, 1.0, 1.1, 1.2)
 
     # Prefix tokens, on scale boundaries, shown with a real prefix and one by frequency; none given: all
