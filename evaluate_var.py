@@ -334,15 +334,68 @@ def likelihood(s: Settings, models: ModelsWithTokens, group_of: dict[str, str] |
             bits_NS @ length_S / length_S.sum(), evaluation.groups_or_rows(group_N, len(rows))
         )
     for name, (nats_S, _) in tokens.frequency_scores(maps["train"], scored["test"]).items():
-        numbers[f"test, {tokens.FREQUENCIES[name]} alone"] = {"images": len(scored["test"])} | _bits(
-            nats_S / math.log(2), length_S
-        )
+        bits = _bits(nats_S / math.log(2), length_S)
+        numbers[report.BY_FREQUENCY[name]] = {"images": len(scored["test"])} | bits
     return numbers
 
 
 def _bits(bits_S: np.ndarray, length_S: np.ndarray) -> dict[str, Any]:
     mean = float(bits_S @ length_S / length_S.sum())
     return {"bits_per_token_of_each_scale": bits_S.tolist(), "bits_per_token": mean}
+
+
+def measure(
+    s: Settings,
+    models: ModelsWithTokens | None,
+    judges: Judges,
+    real: dict[str, ImageSet],
+    train_files: images.ImageFiles,
+    sets: dict[str, ImageSet],
+    group_of: dict[str, str] | None,
+    left_out: list[dict[str, str]],
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, np.ndarray]]]:
+    """Every measure.
+
+    Args:
+        s: seeds, counts and batch size.
+        models: both models and the token maps; None: no rebuilt images, tokens and likelihood.
+        judges: extractors and classifiers.
+        real: the real images of each split by name.
+        train_files: the files of the training split.
+        sets: what `image_sets` gave; these and the test images have their features.
+        group_of: group of each image, for the likelihood; None: not known.
+        left_out: what could not be computed is added here.
+
+    Returns:
+        Sections of metrics.json in its order, and what the figures of copies and of physics draw.
+    """
+    classes, generated = train_files.classes, sets["generated"]
+    train, test = real["real_train"], real["real_test"]
+    sections: dict[str, Any] = {}
+    compared = distances.equal_counts(sets, len(classes), s.seed)
+    sections["distances"] = distances.all_distances(
+        compared, test, classes, judges.stamps, s.neighbours, s.seed, left_out
+    )
+    sections["extractors_agree"] = distances.agreement(sections["distances"], list(judges.extractors))
+    sections["best_to_worst"] = best_and_worst(s, generated, test, left_out)
+    sections["classification_accuracy_score"] = usefulness(s, judges, train, test, sets)
+    device = judges.classifiers[0].head.weight.device
+    sections["class_fidelity"] = {
+        name: judging.class_fidelity(judges, image_set, device)
+        for name, image_set in {"real_test": test, **sets}.items()
+        if name in ("real_test", "generated", "position_prior")
+    }
+    searched = copies.CopyInputs(
+        generated, train, train_files, test, sets.get("reconstructed_test"), judges, models
+    )
+    sections["copies"], copy_distances = copies.find_copies(searched, s.batch_size, s.seed, left_out)
+    sections["variety"] = physics.variety({"real_test": test, **sets}, classes, s.seed, left_out)
+    sections["physics"], physics_curves = physics.differences_from_test(sets, train, test)
+    for name in sets:
+        if name not in sections["physics"]:
+            note(left_out, f"physics, {evaluation.SETS[name]}", "no class in common with the test images")
+    sections["bits_per_token"] = likelihood(s, models, group_of) if models else None
+    return sections, copy_distances, physics_curves
 
 
 def print_summary(result: dict[str, Any], page: Path) -> None:
@@ -385,9 +438,11 @@ def main(s: Settings) -> None:
         classes = images.find_classes(s.data_root)
         size = images.image_size(images.find_images(s.data_root, "train", classes))
     sweep = read_sweep(s.settings_from)
-    generated = None if s.generated is None else read_generated(s, classes, size)
-    drawn_by_var = models is not None
-    if generated is not None and models:
+    # None: the images are given, not drawn here.
+    drawing = None if s.generated else Drawing.of(s)
+    generated = None if drawing else read_generated(s, classes, size)
+    drawn_by_var = drawing is not None
+    if models and not drawing:
         drawn_by_var = require_drawn_by(s.generated, models.var_sha256, Drawing.of(s) if sweep else None)
     lock = lock_folder(s.out_dir)
     group_of = judging.read_groups(s.data_root)
@@ -403,60 +458,32 @@ def main(s: Settings) -> None:
     if outside is not None:
         pixels = s.extractor_file_pixels
         judges = judging.with_outside(judges, s.extractor_file.stem, outside, pixels, train, device)
-    stamps = {name: judges.stamp(name) for name in judges.extractors}
-    if generated is None:
-        drawing = Drawing.of(s)
+    if drawing:
         generated = judging.draw_samples(models, drawing, s.images_per_class, s.seed, s.batch_size)
     left_out: list[dict[str, str]] = []
     sets = image_sets(s, models, generated, real, left_out)
     for image_set in (*sets.values(), test):
         judges.describe(image_set)
 
-    compared = distances.equal_counts(sets, len(classes), s.seed)
-    distance_numbers = distances.all_distances(
-        compared, test, classes, stamps, s.neighbours, s.seed, left_out
+    sections, copy_distances, physics_curves = measure(
+        s, models, judges, real, train_files, sets, group_of, left_out
     )
-    best_to_worst = best_and_worst(s, generated, test, left_out)
-    accuracy_scores = usefulness(s, judges, train, test, sets)
-    class_fidelity = {
-        name: judging.class_fidelity(judges, image_set, device)
-        for name, image_set in {"real_test": test, **sets}.items()
-        if name in ("real_test", "generated", "position_prior")
-    }
-    searched = copies.CopyInputs(
-        generated, train, train_files, test, sets.get("reconstructed_test"), judges, models
-    )
-    copy_numbers, copy_distances = copies.find_copies(searched, s.batch_size, s.seed, left_out)
-    variety_numbers = physics.variety({"real_test": test, **sets}, classes, s.seed, left_out)
-    physics_numbers, physics_curves = physics.differences_from_test(sets, train, test)
-    for name in sets:
-        if name not in physics_numbers:
-            note(left_out, f"physics, {evaluation.SETS[name]}", "no class in common with the test images")
-    bits_per_token = likelihood(s, models, group_of) if models else None
     # Patients and videos; None: not known, each image counts as one by itself.
     groups = None if group_of is None else {name: image_set.num_groups for name, image_set in real.items()}
     result = {
         "made_by": record,
         "classes": list(classes),
         "patch_nums": list(models.var.patch_nums) if models else None,
-        "judges": judges.config | {"stamps": stamps},
+        "judges": judges.config | {"stamps": judges.stamps},
         "drawn_by_var": drawn_by_var,
-        "drawing": None if s.generated else vars(drawing),
+        "drawing": vars(drawing) if drawing else None,
         "sweep": sweep,
         "counts": {
             name: {c: int((image_set.label_N == i).sum()) for i, c in enumerate(classes)}
             for name, image_set in (real | sets).items()
         },
         "groups": groups,
-        "distances": distance_numbers,
-        "extractors_agree": distances.agreement(distance_numbers, list(judges.extractors)),
-        "best_to_worst": best_to_worst,
-        "classification_accuracy_score": accuracy_scores,
-        "class_fidelity": class_fidelity,
-        "copies": copy_numbers,
-        "variety": variety_numbers,
-        "physics": physics_numbers,
-        "bits_per_token": bits_per_token,
+        **sections,
         "left_out": left_out,
         "cautions": report.cautions_of(groups),
     }

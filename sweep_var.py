@@ -325,7 +325,7 @@ def main(s: Settings) -> None:
         judges_path, own_judges, train, train_files, JudgeTraining.of(s), device, record
     )
     judges.describe(val)
-    stamps = {name: judges.stamp(name) for name in judges.extractors}
+    stamps = judges.stamps
     printed: set[str] = set()
 
     def point(drawing: Drawing, mode: str = "plain", K: int = 0) -> dict[str, Any]:

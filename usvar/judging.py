@@ -301,6 +301,11 @@ class Judges:
         """What stands beside every number of an extractor."""
         return f"{name} {self.config['sha256'][name][:12]}"
 
+    @property
+    def stamps(self) -> dict[str, str]:
+        """The stamp of each extractor."""
+        return {name: self.stamp(name) for name in self.extractors}
+
     def describe(self, image_set: ImageSet) -> None:
         """Compute the features of a set that it lacks."""
         for name, extractor in self.extractors.items():

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from usvar import tokens
 from usvar.evaluation import SETS
 
 # Name of a figure, what it shows in words, and its caption -> the HTML of that figure.
@@ -24,6 +25,9 @@ USE = {
     "real_and_generated": "all real and all generated",
     "position_prior": "tokens by frequency alone",
 }
+# What a model of `tokens.frequency_scores` is called among the splits of "bits_per_token": a line to compare
+# with, where nothing comes from the transformer.
+BY_FREQUENCY = {name: f"test, {title} alone" for name, title in tokens.FREQUENCIES.items()}
 PLANTS = (
     *("as they are", "augmented", "moved"),
     *("rebuilt", "augmented, then rebuilt", "moved, then rebuilt"),
@@ -601,12 +605,15 @@ def _bits_blocks(result: dict[str, Any], picture: Picture) -> list[str]:
     if not bits:
         return [paragraph("Left out: these images are of a generator without our tokens.")]
     rows = [
-        [name, str(e["images"]), number(e["bits_per_token"]), number(e.get("standard_error"))]
-        + [number(v, 2) for v in e["bits_per_token_of_each_scale"]]
+        [
+            name,
+            str(e["images"]),
+            number(e["bits_per_token"]),
+            "-" if name in BY_FREQUENCY.values() else number(e["standard_error"]),
+            *(number(v, 2) for v in e["bits_per_token_of_each_scale"]),
+        ]
         for name, e in bits.items()
     ]
-    for row in rows:
-        row[3] = "-" if "alone" in row[0] else row[3]
     header = ["split", "images", "mean", "standard error", *(f"{v} x {v}" for v in result["patch_nums"])]
     return [
         *([] if result["drawn_by_var"] else [paragraph(OF_VAR)]),
