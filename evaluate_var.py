@@ -47,7 +47,7 @@ from usvar.errors import InputError
 from usvar.evaluation import ImageSet, note
 from usvar.extractor import SmallNet, probabilities
 from usvar.files import lock_folder, write_json, write_text
-from usvar.judging import Judges, JudgeTraining, Models
+from usvar.judging import Judges, JudgeTraining, ModelsWithTokens
 from usvar.prefixed import refuse_prefixed, require_drawn_by
 
 # Tokens whose logits are held at once for the likelihood.
@@ -116,16 +116,16 @@ class Settings:
     # k of precision, recall, density and coverage.
     neighbours: int = 3
 
-    # Guidance of the samples; 0 is none.
+    # Strength of class guidance; it grows with the scale; 0: none.
     cfg: float = 1.5
 
-    # Codes that may be drawn at a place; 0 is all.
+    # Draw only from this many most likely codes; 0: from all.
     top_k: int = 0
 
-    # Probability that the codes drawn from must reach together; 0 is all.
+    # Draw only from the most likely codes whose probabilities add up to this, 0 to 1; 0: from all.
     top_p: float = 0.95
 
-    # Divides the logits: below 1 is less varied, above 1 more.
+    # Divides the logits: below 1 less varied, above 1 more.
     temperature: float = 1.0
 
     # Most images of a split whose likelihood is computed.
@@ -143,16 +143,10 @@ class Settings:
 
 def check(s: Settings) -> None:
     """Refuse settings that make no sense before anything is read."""
-    checks.require(s, "1 or more", "neighbours", "extractor_steps", "classifier_steps", "batch_size")
+    judging.check_shared(s)
     checks.require(s, "1 or more", "images_per_class", "likelihood_images", "extractor_file_pixels")
-    checks.require(s, "3 or more", "classifier_seeds")
-    checks.require(s, "32 to 1024", "extractor_pixels")
-    checks.require(s, "0 or more", "seed")
-    checks.require_file("--judges", s.judges)
     checks.require_file("--extractor-file", s.extractor_file)
-    missing = [
-        f"--{name.replace('_', '-')}" for name in ("var", "vqvae", "tokens_dir") if not getattr(s, name)
-    ]
+    missing = [checks.flag(name) for name in ("var", "vqvae", "tokens_dir") if not getattr(s, name)]
     if missing and (len(missing) < 3 or not s.generated):
         raise InputError(
             f"{' and '.join(missing)} not given, wanted --var, --vqvae and --tokens-dir together: give all "
@@ -189,13 +183,13 @@ def read_real(
     }
     real = {f"real_{split}": image_set for split, (image_set, _) in read.items()}
     least = evaluation.least_images(s.neighbours)
-    count_C = np.bincount(real["real_test"].label_N, minlength=len(classes))
-    if few := [f"{name} {count}" for name, count in zip(classes, count_C, strict=True) if count < least]:
-        print(f"test images of some classes are too few for distances, wanted {least}: {', '.join(few)}")
+    if few := evaluation.small_classes(real["real_test"].label_N, classes, least):
+        counts = ", ".join(f"{name} {count}" for name, count in few.items())
+        print(f"test images of some classes are too few for distances, wanted {least}: {counts}")
     return real, read["train"][1]
 
 
-def input_files(s: Settings, models: Models | None) -> dict[str, Path | None]:
+def input_files(s: Settings, models: ModelsWithTokens | None) -> dict[str, Path | None]:
     """Role -> file, of all files besides the images; None: not given."""
     maps = models.maps if models else {}
     files = {"var": s.var, "vqvae": s.vqvae}
@@ -209,7 +203,7 @@ def input_files(s: Settings, models: Models | None) -> dict[str, Path | None]:
 
 def image_sets(
     s: Settings,
-    models: Models | None,
+    models: ModelsWithTokens | None,
     generated: ImageSet,
     real: dict[str, ImageSet],
     left_out: list[dict[str, str]],
@@ -226,7 +220,7 @@ def image_sets(
     return sets
 
 
-def draw_prior(s: Settings, models: Models, generated: ImageSet) -> ImageSet:
+def draw_prior(s: Settings, models: ModelsWithTokens, generated: ImageSet) -> ImageSet:
     """The trivial generator: each token by its frequency at its place, as many images as were generated."""
     per_class = np.maximum(2, np.bincount(generated.label_N, minlength=len(models.classes)))
     labels = np.repeat(np.arange(len(models.classes)), per_class)
@@ -314,7 +308,7 @@ def join(first: ImageSet, second: ImageSet) -> ImageSet:
 
 
 @torch.no_grad()
-def likelihood(s: Settings, models: Models, group_of: dict[str, str] | None) -> dict[str, Any]:
+def likelihood(s: Settings, models: ModelsWithTokens, group_of: dict[str, str] | None) -> dict[str, Any]:
     """Bits per token on each scale of each split's un-augmented images, and what frequencies alone score."""
     model, vae, maps = models.var, models.vae, models.maps
     spans, device = scale_spans(model.patch_nums), next(model.parameters()).device
@@ -340,15 +334,68 @@ def likelihood(s: Settings, models: Models, group_of: dict[str, str] | None) -> 
             bits_NS @ length_S / length_S.sum(), evaluation.groups_or_rows(group_N, len(rows))
         )
     for name, (nats_S, _) in tokens.frequency_scores(maps["train"], scored["test"]).items():
-        numbers[f"test, {tokens.FREQUENCIES[name]} alone"] = {"images": len(scored["test"])} | _bits(
-            nats_S / math.log(2), length_S
-        )
+        bits = _bits(nats_S / math.log(2), length_S)
+        numbers[report.BY_FREQUENCY[name]] = {"images": len(scored["test"])} | bits
     return numbers
 
 
 def _bits(bits_S: np.ndarray, length_S: np.ndarray) -> dict[str, Any]:
     mean = float(bits_S @ length_S / length_S.sum())
     return {"bits_per_token_of_each_scale": bits_S.tolist(), "bits_per_token": mean}
+
+
+def measure(
+    s: Settings,
+    models: ModelsWithTokens | None,
+    judges: Judges,
+    real: dict[str, ImageSet],
+    train_files: images.ImageFiles,
+    sets: dict[str, ImageSet],
+    group_of: dict[str, str] | None,
+    left_out: list[dict[str, str]],
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, np.ndarray]]]:
+    """Every measure.
+
+    Args:
+        s: seeds, counts and batch size.
+        models: both models and the token maps; None: no rebuilt images, tokens and likelihood.
+        judges: extractors and classifiers.
+        real: the real images of each split by name.
+        train_files: the files of the training split.
+        sets: what `image_sets` gave; these and the test images have their features.
+        group_of: group of each image, for the likelihood; None: not known.
+        left_out: what could not be computed is added here.
+
+    Returns:
+        Sections of metrics.json in its order, and what the figures of copies and of physics draw.
+    """
+    classes, generated = train_files.classes, sets["generated"]
+    train, test = real["real_train"], real["real_test"]
+    sections: dict[str, Any] = {}
+    compared = distances.equal_counts(sets, len(classes), s.seed)
+    sections["distances"] = distances.all_distances(
+        compared, test, classes, judges.stamps, s.neighbours, s.seed, left_out
+    )
+    sections["extractors_agree"] = distances.agreement(sections["distances"], list(judges.extractors))
+    sections["best_to_worst"] = best_and_worst(s, generated, test, left_out)
+    sections["classification_accuracy_score"] = usefulness(s, judges, train, test, sets)
+    device = judges.classifiers[0].head.weight.device
+    sections["class_fidelity"] = {
+        name: judging.class_fidelity(judges, image_set, device)
+        for name, image_set in {"real_test": test, **sets}.items()
+        if name in ("real_test", "generated", "position_prior")
+    }
+    searched = copies.CopyInputs(
+        generated, train, train_files, test, sets.get("reconstructed_test"), judges, models
+    )
+    sections["copies"], copy_distances = copies.find_copies(searched, s.batch_size, s.seed, left_out)
+    sections["variety"] = physics.variety({"real_test": test, **sets}, classes, s.seed, left_out)
+    sections["physics"], physics_curves = physics.differences_from_test(sets, train, test)
+    for name in sets:
+        if name not in sections["physics"]:
+            note(left_out, f"physics, {evaluation.SETS[name]}", "no class in common with the test images")
+    sections["bits_per_token"] = likelihood(s, models, group_of) if models else None
+    return sections, copy_distances, physics_curves
 
 
 def print_summary(result: dict[str, Any], page: Path) -> None:
@@ -391,9 +438,11 @@ def main(s: Settings) -> None:
         classes = images.find_classes(s.data_root)
         size = images.image_size(images.find_images(s.data_root, "train", classes))
     sweep = read_sweep(s.settings_from)
-    generated = None if s.generated is None else read_generated(s, classes, size)
-    drawn_by_var = models is not None
-    if generated is not None and models:
+    # None: the images are given, not drawn here.
+    drawing = None if s.generated else Drawing.of(s)
+    generated = None if drawing else read_generated(s, classes, size)
+    drawn_by_var = drawing is not None
+    if models and not drawing:
         drawn_by_var = require_drawn_by(s.generated, models.var_sha256, Drawing.of(s) if sweep else None)
     lock = lock_folder(s.out_dir)
     group_of = judging.read_groups(s.data_root)
@@ -409,60 +458,32 @@ def main(s: Settings) -> None:
     if outside is not None:
         pixels = s.extractor_file_pixels
         judges = judging.with_outside(judges, s.extractor_file.stem, outside, pixels, train, device)
-    stamps = {name: judges.stamp(name) for name in judges.extractors}
-    if generated is None:
-        drawing = Drawing.of(s)
+    if drawing:
         generated = judging.draw_samples(models, drawing, s.images_per_class, s.seed, s.batch_size)
     left_out: list[dict[str, str]] = []
     sets = image_sets(s, models, generated, real, left_out)
     for image_set in (*sets.values(), test):
         judges.describe(image_set)
 
-    compared = distances.equal_counts(sets, len(classes), s.seed)
-    distance_numbers = distances.all_distances(
-        compared, test, classes, stamps, s.neighbours, s.seed, left_out
+    sections, copy_distances, physics_curves = measure(
+        s, models, judges, real, train_files, sets, group_of, left_out
     )
-    best_to_worst = best_and_worst(s, generated, test, left_out)
-    accuracy_scores = usefulness(s, judges, train, test, sets)
-    class_fidelity = {
-        name: judging.class_fidelity(judges, image_set, device)
-        for name, image_set in {"real_test": test, **sets}.items()
-        if name in ("real_test", "generated", "position_prior")
-    }
-    searched = copies.CopyInputs(
-        generated, train, train_files, test, sets.get("reconstructed_test"), judges, models
-    )
-    copy_numbers, copy_distances = copies.find_copies(searched, s.batch_size, s.seed, left_out)
-    variety_numbers = physics.variety({"real_test": test, **sets}, classes, s.seed, left_out)
-    physics_numbers, physics_curves = physics.differences_from_test(sets, train, test)
-    for name in sets:
-        if name not in physics_numbers:
-            note(left_out, f"physics, {evaluation.SETS[name]}", "no class in common with the test images")
-    bits_per_token = likelihood(s, models, group_of) if models else None
     # Patients and videos; None: not known, each image counts as one by itself.
     groups = None if group_of is None else {name: image_set.num_groups for name, image_set in real.items()}
     result = {
         "made_by": record,
         "classes": list(classes),
         "patch_nums": list(models.var.patch_nums) if models else None,
-        "judges": judges.config | {"stamps": stamps},
+        "judges": judges.config | {"stamps": judges.stamps},
         "drawn_by_var": drawn_by_var,
-        "drawing": None if s.generated else vars(drawing),
+        "drawing": vars(drawing) if drawing else None,
         "sweep": sweep,
         "counts": {
             name: {c: int((image_set.label_N == i).sum()) for i, c in enumerate(classes)}
             for name, image_set in (real | sets).items()
         },
         "groups": groups,
-        "distances": distance_numbers,
-        "extractors_agree": distances.agreement(distance_numbers, list(judges.extractors)),
-        "best_to_worst": best_to_worst,
-        "classification_accuracy_score": accuracy_scores,
-        "class_fidelity": class_fidelity,
-        "copies": copy_numbers,
-        "variety": variety_numbers,
-        "physics": physics_numbers,
-        "bits_per_token": bits_per_token,
+        **sections,
         "left_out": left_out,
         "cautions": report.cautions_of(groups),
     }

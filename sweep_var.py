@@ -40,7 +40,7 @@ from usvar.chosen import DRAWING, Drawing
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet
 from usvar.files import read_record, write_json
-from usvar.judging import Judges, JudgeTraining, Models
+from usvar.judging import Judges, JudgeTraining, ModelsWithTokens
 
 # Settings that do not change a point: they may differ when a sweep goes on.
 # What is varied is part of a point's name.
@@ -97,16 +97,17 @@ class Settings:
     # Images drawn for each class at each point.
     images_per_class: int = 100
 
-    # Guidance, the first to be varied; 0 is none.
+    # Strengths of class guidance to try, varied first; it grows with the scale; 0: none.
     cfg: tuple[float, ...] = (0.0, 1.0, 1.5, 2.0, 3.0)
 
-    # Probability that the codes drawn from must reach together; 0 is all.
+    # Values to try: draw only from the most likely codes whose probabilities add up to this, 0 to 1; 0: from
+    # all.
     top_p: tuple[float, ...] = (0.0, 0.9, 0.95, 0.99)
 
-    # Codes that may be drawn at each place; 0 is all.
+    # Values to try: draw only from this many most likely codes; 0: from all.
     top_k: tuple[int, ...] = (0, 100, 300, 900)
 
-    # Divides the logits.
+    # Values to try: divides the logits, below 1 less varied, above 1 more.
     temperature: tuple[float, ...] = (0.8, 0.9, 1.0, 1.1, 1.2)
 
     # Prefix tokens, on scale boundaries, shown with a real prefix and one by frequency; none given: all
@@ -144,15 +145,11 @@ START = Drawing(cfg=1.5, top_k=0, top_p=0.95, temperature=1.0)
 
 def check(s: Settings, boundaries: list[int]) -> None:
     """Refuse settings that make no sense before anything is written."""
-    checks.require(s, "1 or more", "neighbours", "extractor_steps", "classifier_steps", "batch_size")
+    judging.check_shared(s)
     checks.require(s, f"{evaluation.least_images(s.neighbours)} or more", "images_per_class")
-    checks.require(s, "3 or more", "classifier_seeds")
-    checks.require(s, "32 to 1024", "extractor_pixels")
-    checks.require(s, "0 or more", "seed")
-    checks.require_file("--judges", s.judges)
     for name in DRAWING:
         if not getattr(s, name):
-            raise InputError(f"--{name.replace('_', '-')} was given without a value: give one or more")
+            raise InputError(f"{checks.flag(name)} was given without a value: give one or more")
         for value in getattr(s, name):
             replace(START, **{name: value}).check()
     tokens.check_prefix_tokens(s.prefix_tokens, boundaries[:-1])
@@ -167,23 +164,37 @@ def judgeable(s: Settings, val: ImageSet, classes: tuple[str, ...]) -> tuple[Ima
         InputError: when no class has enough.
     """
     least = evaluation.least_images(s.neighbours)
-    count_C = np.bincount(val.label_N, minlength=len(classes))
-    left_out = [name for name, count in zip(classes, count_C, strict=True) if count < least]
-    if len(left_out) == len(classes):
+    few = evaluation.small_classes(val.label_N, classes, least)
+    if len(few) == len(classes):
         raise InputError(
-            f"{s.data_root / 'val'} has at most {count_C.max()} images of a class, wanted {least} or more "
-            f"with --neighbours {s.neighbours}: prepare more data"
+            f"{s.data_root / 'val'} has at most {max(few.values())} images of a class, wanted {least} or "
+            f"more with --neighbours {s.neighbours}: prepare more data"
         )
-    return val.take(np.flatnonzero(count_C[val.label_N] >= least)), left_out
+    judged = [label for label, name in enumerate(classes) if name not in few]
+    return val.take(np.flatnonzero(np.isin(val.label_N, judged))), list(few)
 
 
 def measure(
-    s: Settings, models: Models, judges: Judges, val: ImageSet, drawing: Drawing, mode: str, K: int
+    s: Settings, models: ModelsWithTokens, judges: Judges, val: ImageSet, drawing: Drawing, mode: str, K: int
 ) -> dict[str, Any]:
-    """Draw images of the classes that `val` has for one point, and compare both.
+    """Draw images for one point, and compare them with the validation images.
 
     Real prefixes are of training images: pictures that start from those of val would be scored against the
     very images that they start from.
+
+    Args:
+        s: number of images, seeds, and k of the measures of neighbours.
+        models: both models and the training token maps, which prefixes are drawn from.
+        judges: extractors and classifiers.
+        val: real images with their features; only their classes are drawn.
+        drawing: how tokens are drawn.
+        mode: "plain"; "tp", with the first tokens of a real image given; or "nop", with these drawn by
+            frequency.
+        K: tokens given, 0 in "plain".
+
+    Returns:
+        "images" and "val_images"; KD, its spread, precision, recall, density and coverage, each behind the
+        name of its extractor; and "class_fidelity".
     """
     labels, real = np.unique(val.label_N), models.maps["train"]
 
@@ -223,12 +234,12 @@ def best_of(rows: list[dict[str, Any]]) -> int:
     """
     distance = f"{judging.SUPERVISED}-KD"
     lowest = min(rows, key=lambda row: row[distance])
-    limit = lowest[distance] + lowest[f"{distance}_spread"]
-    near = [i for i, row in enumerate(rows) if row[distance] <= limit]
-    most = max((rows[i] for i in near), key=lambda row: row["class_fidelity"])
-    right = round(most["class_fidelity"] * most["images"])
-    least, _ = evaluation.wilson_interval(right, most["images"])
-    near = [i for i in near if rows[i]["class_fidelity"] >= least]
+    highest_distance = lowest[distance] + lowest[f"{distance}_spread"]
+    near = [i for i, row in enumerate(rows) if row[distance] <= highest_distance]
+    best_class = max((rows[i] for i in near), key=lambda row: row["class_fidelity"])
+    right = round(best_class["class_fidelity"] * best_class["images"])
+    lowest_fidelity, _ = evaluation.wilson_interval(right, best_class["images"])
+    near = [i for i in near if rows[i]["class_fidelity"] >= lowest_fidelity]
     return max(near, key=lambda i: (rows[i][f"{judging.SUPERVISED}-coverage"], -rows[i][distance]))
 
 
@@ -275,7 +286,7 @@ def edges(s: Settings, chosen: Drawing) -> list[str]:
         tried = {number or unlimited for number in getattr(s, name)}
         place = value or unlimited
         if len(tried) > 1 and place in (min(tried), max(tried)) and place not in ENDS[name]:
-            at_edge.append(f"--{name.replace('_', '-')} {value:g}")
+            at_edge.append(f"{checks.flag(name)} {value:g}")
     return at_edge
 
 
@@ -314,7 +325,7 @@ def main(s: Settings) -> None:
         judges_path, own_judges, train, train_files, JudgeTraining.of(s), device, record
     )
     judges.describe(val)
-    stamps = {name: judges.stamp(name) for name in judges.extractors}
+    stamps = judges.stamps
     printed: set[str] = set()
 
     def point(drawing: Drawing, mode: str = "plain", K: int = 0) -> dict[str, Any]:

@@ -369,7 +369,7 @@ def main(s: Settings) -> None:
     counts = f"{len(train)} pictures to train on, {len(good)} to spoil, {len(real)} to compare"
     print(f"{counts}; {', '.join(classes)}")
     rungs = climb(good, real, train, judges, seed=s.seed)
-    stamps = {name: judges.stamp(name) for name in judges.extractors}
+    stamps = judges.stamps
     wrong = faults_of_the_measures(rungs, list(judges.extractors))
     write_json(
         s.out_dir / "ladder.json", {"made_by": record, "stamps": stamps, "rungs": rungs, "wrong": wrong}

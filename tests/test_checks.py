@@ -29,3 +29,7 @@ def test_numbers_out_of_range_are_refused(wanted, fitting, others):
         for value in (number, (fitting[0], number)):
             with pytest.raises(InputError, match=f"^--some-rate {number} was given, wanted {wanted}$"):
                 checks.require(Numbers(value), wanted, "some_rate")
+
+
+def test_a_flag_is_written_as_it_is_typed():
+    assert [checks.flag(name) for name in ("seed", "data_root")] == ["--seed", "--data-root"]

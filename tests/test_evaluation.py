@@ -349,6 +349,12 @@ def test_planted_copies_are_found_at_their_source():
     assert (distance < threshold).all()
 
 
+def test_classes_of_few_images_are_named_with_their_numbers():
+    label_N = np.array([0, 2, 2, 2, 2])
+    assert evaluation.small_classes(label_N, ("Heart", "Kidney", "Liver"), 4) == {"Heart": 1, "Kidney": 0}
+    assert evaluation.small_classes(label_N, ("Heart", "Kidney", "Liver"), 0) == {}
+
+
 def test_wilson_interval_against_published_values():
     assert evaluation.wilson_interval(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
     assert evaluation.wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)

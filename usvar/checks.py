@@ -7,6 +7,11 @@ from typing import Any
 from usvar.errors import InputError
 
 
+def flag(name: str) -> str:
+    """The flag of a settings field: batch_size -> --batch-size."""
+    return f"--{name.replace('_', '-')}"
+
+
 def fits(number: float, wanted: str) -> bool:
     """Whether a number is in a range; NaN and infinity are in none.
 
@@ -39,7 +44,7 @@ def require(settings: Any, wanted: str, *names: str) -> None:
         value = getattr(settings, name)
         for number in value if isinstance(value, tuple) else () if value is None else (value,):
             if not fits(number, wanted):
-                raise InputError(f"--{name.replace('_', '-')} {number} was given, wanted {wanted}")
+                raise InputError(f"{flag(name)} {number} was given, wanted {wanted}")
 
 
 def require_file(flag: str, path: Path | None) -> None:

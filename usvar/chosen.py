@@ -16,13 +16,13 @@ S = TypeVar("S")
 class Drawing:
     """How tokens are drawn: the sampler's settings that are chosen."""
 
-    # Guidance by the class; 0 is none.
+    # Strength of class guidance; it grows with the scale; 0: none.
     cfg: float
-    # Codes that may be drawn at a place; 0 is all.
+    # Draw only from this many most likely codes; 0: from all.
     top_k: int
-    # Probability that the codes drawn from must reach together; 0 is all.
+    # Draw only from the most likely codes whose probabilities add up to this, 0 to 1; 0: from all.
     top_p: float
-    # Divides the logits; one number, or one per scale.
+    # Divides the logits: below 1 less varied, above 1 more; one number, or one per scale.
     temperature: float | tuple[float, ...]
 
     @classmethod
@@ -102,7 +102,7 @@ def with_chosen(settings: S, path: Path | None, var_sha256: str) -> S:
     for name in DRAWING:
         if getattr(settings, name) not in (type(settings).__dataclass_fields__[name].default, chosen[name]):
             raise InputError(
-                f"--{name.replace('_', '-')} and --settings-from were given together: leave one of them out"
+                f"{checks.flag(name)} and --settings-from were given together: leave one of them out"
             )
     return replace(settings, **chosen)
 

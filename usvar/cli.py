@@ -1,7 +1,7 @@
 """How every script starts: flags from a settings dataclass, one clear line for a wrong input.
 
 Exit codes: 0 done, 2 wrong input (nothing half-written), 3 a run that cannot go on (disk or memory full, a
-read that hangs, a loss that is no number; what was saved before is whole), 130 and 143 stopped by SIGINT and
+read that hangs, a loss that is not finite; what was saved before is whole), 130 and 143 stopped by SIGINT and
 SIGTERM after saving (the same command goes on from there).
 """
 
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from usvar import checks
 from usvar.errors import InputError, RunError
 from usvar.files import NO_ROOM
 from usvar.signals import Stopped
@@ -88,14 +89,14 @@ def parse(settings_class: type[S], description: str | None, arguments: list[str]
     for name, value in vars(settings).items():
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and not math.isfinite(number):
-                flag = f"--{name.replace('_', '-')}"
+                flag = checks.flag(name)
                 print(f"error: {flag} {number} was given, wanted a finite number", file=sys.stderr)
                 raise SystemExit(2)
     for name in ("out_dir", "out_root"):
         out = getattr(settings, name, None)
         nearest = next((path for path in (out, *out.parents) if path.exists()), None) if out else None
         if nearest and not nearest.is_dir():
-            flag = f"--{name.replace('_', '-')}"
+            flag = checks.flag(name)
             print(f"error: {flag} {out} was given, but {nearest} is a file: name a folder", file=sys.stderr)
             raise SystemExit(2)
     return settings

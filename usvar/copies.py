@@ -24,7 +24,7 @@ from usvar.augment import augment, draw_parameters
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet, draw_weights, groups_or_rows, nearest, note
 from usvar.extractor import features
-from usvar.judging import Judges, Models
+from usvar.judging import Judges, ModelsWithTokens
 from usvar.physics import LEAST_GREY, float_chunks
 
 # Side of the thumbnails, and of the coarse ones by which CANDIDATES are chosen that are looked at closer.
@@ -313,7 +313,7 @@ class CopyInputs:
     # Extractors, whose features `generated`, `train`, `test` and `rebuilt_test` have already.
     judges: Judges
     # Both models and the training token maps (M times views, L); None for images of another generator.
-    models: Models | None
+    models: ModelsWithTokens | None
 
 
 # A set to distances (N,) to the nearest training image, and its row (N,).
@@ -433,7 +433,7 @@ def _searches(given: CopyInputs, batch_size: int) -> list[Search]:
     return searches
 
 
-def _rebuilt(image_set: ImageSet, models: Models, batch_size: int) -> ImageSet:
+def _rebuilt(image_set: ImageSet, models: ModelsWithTokens, batch_size: int) -> ImageSet:
     """The images through the VQ-VAE and back, without features."""
     return ImageSet(judging.rebuild(models.vae, image_set.grey_NHW, batch_size), image_set.label_N)
 
@@ -449,7 +449,7 @@ def _in_features(name: str, train_MD: np.ndarray, mirrored_MD: np.ndarray) -> Fi
     return lambda image_set: nearest_in_features(image_set.features[name], train_MD, mirrored_MD)
 
 
-def _in_tokens(models: Models, train_files: images.ImageFiles, batch_size: int) -> Find:
+def _in_tokens(models: ModelsWithTokens, train_files: images.ImageFiles, batch_size: int) -> Find:
     """Search in the token maps of all views that the transformer was trained on."""
     maps, spans = models.maps["train"], scale_spans(models.var.patch_nums)
     row_of = {path: row for row, path in enumerate(train_files.paths)}
@@ -462,7 +462,7 @@ def _in_tokens(models: Models, train_files: images.ImageFiles, batch_size: int) 
     def search(image_set: ImageSet) -> tuple[np.ndarray, np.ndarray]:
         idx_NL = image_set.idx_NL
         if idx_NL is None:
-            idx_NL = judging.encode(models.vae, image_set.grey_NHW, batch_size)
+            idx_NL = judging.tokenise(models.vae, image_set.grey_NHW, batch_size)
         distance_N, view_N = nearest_in_tokens(idx_NL, maps.idx_NL, spans)
         return distance_N, row_M[view_N]
 

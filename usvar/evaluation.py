@@ -90,6 +90,12 @@ def least_images(neighbours: int) -> int:
     return max(4, neighbours + 1)
 
 
+def small_classes(label_N: np.ndarray, classes: Sequence[str], least: int) -> dict[str, int]:
+    """Name -> number of images, of the classes that have fewer than `least`; `classes` in label order."""
+    count_C = np.bincount(label_N, minlength=len(classes))
+    return {name: int(count) for name, count in zip(classes, count_C, strict=True) if count < least}
+
+
 def note(left_out: list[dict[str, str]], what: str, why: str) -> None:
     """Keep what could not be computed at this number of images, for the file and the page."""
     left_out.append({"what": what, "why": why})

@@ -9,7 +9,7 @@ import numpy as np
 
 from usvar import plots
 from usvar.evaluation import SETS, ImageSet
-from usvar.report import USE
+from usvar.report import BY_FREQUENCY, USE
 
 MARKERS = "osD^v"
 # Nearest pairs shown of each search, and images of a row.
@@ -298,7 +298,7 @@ def draw_physics(path: Path, curves: dict[str, dict[str, np.ndarray]]) -> None:
         axes[1, 0].plot(of_set["across"], linestyle="--", **style)
         depth = of_set["depth"]
         axes[1, 1].plot((np.arange(len(depth)) + 0.5) / len(depth), depth, **style)
-    axes[0, 0].set(title="Detail", xlabel="spatial frequency, cycles a pixel", ylabel="mean power, dB")
+    axes[0, 0].set(title="Detail", xlabel="spatial frequency, cycles per pixel", ylabel="mean power, dB")
     axes[0, 1].set(title="Brightness", xlabel="grey level", ylabel="share of pixels (bins of 4 levels)")
     axes[0, 1].set_yscale("log")
     axes[1, 0].set(
@@ -315,7 +315,7 @@ def draw_bits(path: Path, bits: dict[str, Any], patch_nums: list[int]) -> None:
     """Bits per token on each scale."""
     figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     for name, entry in bits.items():
-        is_line = "alone" in name
+        is_line = name in BY_FREQUENCY.values()
         axis.plot(
             entry["bits_per_token_of_each_scale"],
             linestyle=":" if is_line else "-",
@@ -354,6 +354,9 @@ def draw_sweep(path: Path, sweep: dict[str, Any]) -> None:
         is_filter = name in ("top_p", "top_k")
         if is_filter:
             points.sort(key=lambda row: row["value"] or math.inf)
+        # Each mode has the same values.
+        of_first_mode = [row for row in points if row["mode"] == points[0]["mode"]]
+        names = ["off" if is_filter and not row["value"] else f"{row['value']:g}" for row in of_first_mode]
         for panel, (key, title) in zip(axes[:, column], measures.items(), strict=True):
             for number, mode in enumerate(dict.fromkeys(row["mode"] for row in points)):
                 of_mode = [row for row in points if row["mode"] == mode]
@@ -367,13 +370,8 @@ def draw_sweep(path: Path, sweep: dict[str, Any]) -> None:
                     color=plots.COLOURS[number],
                     label={"tp": "real prefix (train)", "nop": "by frequency"}.get(mode, mode),
                 )
-            names = [
-                "off" if is_filter and not row["value"] else f"{row['value']:g}"
-                for row in points
-                if row["mode"] == points[0]["mode"]
-            ]
             panel.set_xticks(range(len(names)), names)
-            for place, row in enumerate(row for row in points if row["mode"] == points[0]["mode"]):
+            for place, row in enumerate(of_first_mode):
                 if row["chosen"]:
                     panel.axvline(place, color="black", linestyle=":", linewidth=1)
             if not key.endswith("KD"):

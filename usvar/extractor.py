@@ -38,6 +38,8 @@ PAIRS, SSL_TEMPERATURE = 48, 0.2
 LEAST_CROP = 0.6
 # Most training images that the projection is fitted on; it is drawn from a table of them.
 FITTED_ON = 5000
+# Images at a time where a network is only used.
+AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -304,8 +306,8 @@ def _train(shape: Shape, num_outputs: int, loss_of, steps: int, seed: int, devic
 def probabilities(net: SmallNet, grey_NHW: np.ndarray, pixels: int, device: torch.device) -> np.ndarray:
     """Class probabilities (N, C), never exactly 0."""
     rows = [
-        net(network_input(grey_NHW[i : i + 64], pixels, device)).double().softmax(1).clamp(min=1e-12)
-        for i in range(0, len(grey_NHW), 64)
+        net(network_input(grey_NHW[i : i + AT_ONCE], pixels, device)).double().softmax(1).clamp(min=1e-12)
+        for i in range(0, len(grey_NHW), AT_ONCE)
     ]
     return torch.cat(rows).cpu().numpy()
 
@@ -328,7 +330,7 @@ def make_extractor(
     with torch.no_grad():
         raw = [
             extractor.net.raw(network_input(grey_NHW[rows], pixels, device))
-            for rows in np.array_split(chosen, -(-len(chosen) // 64))
+            for rows in np.array_split(chosen, -(-len(chosen) // AT_ONCE))
         ]
         extractor.fit_projection(torch.cat(raw))
     return extractor
@@ -354,8 +356,8 @@ def features(extractor: Extractor, grey_NHW: np.ndarray) -> np.ndarray:
     """Features (N, D) float32 of uint8 images."""
     device = extractor.centre_F.device
     rows = [
-        extractor(network_input(grey_NHW[i : i + 64], extractor.pixels, device)).cpu()
-        for i in range(0, len(grey_NHW), 64)
+        extractor(network_input(grey_NHW[i : i + AT_ONCE], extractor.pixels, device)).cpu()
+        for i in range(0, len(grey_NHW), AT_ONCE)
     ]
     return torch.cat(rows).numpy()
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from models import VAR, VQVAE
 from models.helpers import image_seeds, split_scales
-from usvar import checkpoints, images, tokens, training
+from usvar import checkpoints, checks, images, tokens, training
 from usvar.chosen import Drawing
 from usvar.errors import InputError
 from usvar.evaluation import ImageSet, share_interval
@@ -44,7 +44,7 @@ SUPERVISED, SELF_SUPERVISED = "US", "US-SSL"
 
 
 @dataclass(frozen=True)
-class Models:
+class ModelsWithTokens:
     """A transformer with its VQ-VAE and the token maps of some splits."""
 
     var: VAR
@@ -63,7 +63,7 @@ def load_models(
     tokens_dir: Path,
     splits: Sequence[str],
     device: torch.device,
-) -> Models:
+) -> ModelsWithTokens:
     """Load both models and the token maps, refused when they do not belong together.
 
     Raises:
@@ -93,7 +93,7 @@ def load_models(
     tokens.refuse_other_training(var_path, loaded, maps["train"])
     images.note_other_training(vqvae_path, vqvae.made_by, files["train"])
     size = vqvae.model.image_side
-    return Models(loaded.model, vqvae.model, loaded.sha256, classes, size, maps)
+    return ModelsWithTokens(loaded.model, vqvae.model, loaded.sha256, classes, size, maps)
 
 
 def read_groups(data_root: Path) -> dict[str, str] | None:
@@ -167,7 +167,7 @@ def read_split(
 
 
 def draw_samples(
-    models: Models,
+    models: ModelsWithTokens,
     drawing: Drawing,
     per_class: int,
     seed: int,
@@ -220,7 +220,7 @@ def decode(vae: VQVAE, idx_NL: np.ndarray, batch_size: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def encode(vae: VQVAE, grey_NHW: np.ndarray, batch_size: int) -> np.ndarray:
+def tokenise(vae: VQVAE, grey_NHW: np.ndarray, batch_size: int) -> np.ndarray:
     """Images to token maps (N, L)."""
     device = next(vae.parameters()).device
     parts = (images.to_model_range(grey_BHW, device) for grey_BHW in training.batches(grey_NHW, batch_size))
@@ -300,6 +300,11 @@ class Judges:
     def stamp(self, name: str) -> str:
         """What stands beside every number of an extractor."""
         return f"{name} {self.config['sha256'][name][:12]}"
+
+    @property
+    def stamps(self) -> dict[str, str]:
+        """The stamp of each extractor."""
+        return {name: self.stamp(name) for name in self.extractors}
 
     def describe(self, image_set: ImageSet) -> None:
         """Compute the features of a set that it lacks."""
@@ -415,6 +420,19 @@ def read_judges(path: Path, files: images.ImageFiles, device: torch.device) -> J
     return Judges(extractors, classifiers, config)
 
 
+def check_shared(settings: Any) -> None:
+    """Refuse settings about the judges, which the sweep and the evaluation have alike, that make no sense.
+
+    Raises:
+        InputError: names the first flag that is out of range, or --judges when it is no file.
+    """
+    checks.require(settings, "1 or more", "neighbours", "extractor_steps", "classifier_steps", "batch_size")
+    checks.require(settings, "3 or more", "classifier_seeds")
+    checks.require(settings, "32 to 1024", "extractor_pixels")
+    checks.require(settings, "0 or more", "seed")
+    checks.require_file("--judges", settings.judges)
+
+
 def _content_of_judges(path: Path) -> dict[str, Any]:
     content = checkpoints.read_checkpoint(path)
     config = content.get("config")
@@ -443,14 +461,14 @@ def refuse_other_judges(path: Path, wanted: JudgeTraining) -> None:
         InputError: names what differs.
     """
     differ = [
-        f"--{name.replace('_', '-')} {value} (now {getattr(wanted, name)})"
+        f"{checks.flag(name)} {value} (now {getattr(wanted, name)})"
         for name, value in vars(JudgeTraining.in_file(path)).items()
         if value != getattr(wanted, name)
     ]
     if differ:
         raise InputError(
             f"{path} was trained with {', '.join(differ)}: set it as it was, give the file as --judges to "
-            "use it all the same, or delete it to train anew"
+            "use it anyway, or delete it to train anew"
         )
 
 
@@ -463,7 +481,19 @@ def read_or_train(
     device: torch.device,
     record: dict[str, Any],
 ) -> Judges:
-    """`read_judges` of the given file; without one, `train_judges` into `path`."""
+    """`read_judges` of the given file; without one, `train_judges` into `path`.
+
+    Args:
+        given: a judges.pth; None: train.
+        path: where the networks that are trained here are kept.
+        train, files: the training split.
+        how: sizes, steps and seed of the training.
+        device: where the networks run.
+        record: what makes the file.
+
+    Raises:
+        InputError: when the given file holds something else, or networks of other training images.
+    """
     if given:
         return read_judges(given, files, device)
     return train_judges(path, train, files, how, device, record)

@@ -343,16 +343,18 @@ def differences_from_test(
         (autocorrelation), "depth" (grey levels), and "frequency".
     """
     limits = FrameLimits.fit(frame_shapes(scan_areas(train.grey_NHW)), train.label_N)
-    # Set -> label -> curves, and set -> their means over the labels.
-    by_class: dict[str, dict[int, dict[str, np.ndarray]]] = {}
+    # Label -> curves of the test images, and set -> means of its curves over the labels.
+    of_test: dict[int, dict[str, np.ndarray]] = {}
     means: dict[str, dict[str, np.ndarray]] = {}
     numbers: dict[str, Any] = {}
     for name, image_set in {"real_test": test, **sets}.items():
         labels = np.intersect1d(image_set.label_N, test.label_N)
         if not len(labels):
             continue
-        by_class[name], is_well_formed_N = curves_by_class(image_set, labels, limits)
-        means[name], real = mean_curves(by_class[name], by_class["real_test"])
+        by_class, is_well_formed_N = curves_by_class(image_set, labels, limits)
+        if name == "real_test":
+            of_test = by_class
+        means[name], real = mean_curves(by_class, of_test)
         difference = {key: means[name][key] - real[key] for key in real}
         kept_N = np.isin(image_set.label_N, labels)
         numbers[name] = {

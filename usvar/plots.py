@@ -55,7 +55,7 @@ def save(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def _write_out(axis: Axis) -> None:
+def _plain_log_ticks(axis: Axis) -> None:
     """Ticks of a logarithmic axis as plain numbers: a few within less than a decade, else three in each."""
     low, high = axis.get_view_interval()
     within = high < 10 * low
@@ -117,7 +117,7 @@ def curves(
             axis.axvline(x, color="0.35", linestyle=(0, (6, 3)), linewidth=1.0, label=label)
         if name in log_panels:
             axis.set_yscale("log")
-            _write_out(axis.yaxis)
+            _plain_log_ticks(axis.yaxis)
         axis.set_title(name)
         axis.set_xlabel(label_x)
         is_whole = all(float(step).is_integer() for steps, _ in series.values() for step in steps)
@@ -241,7 +241,7 @@ def heat_map(
     axis.set(title=title, xlabel=x_label, ylabel=y_label)
     bar = figure.colorbar(drawn, ax=axis, label=unit)
     if log:
-        _write_out(bar.ax.yaxis)
+        _plain_log_ticks(bar.ax.yaxis)
     save(figure, path)
 
 
@@ -279,7 +279,7 @@ def codebook(path: Path, hits_V: np.ndarray, codes_V2: np.ndarray, kept_share: f
     )
     bar = figure.colorbar(drawn, ax=right, label="times looked up")
     if used_V.any():
-        _write_out(bar.ax.yaxis)
+        _plain_log_ticks(bar.ax.yaxis)
     if not used_V.all():
         right.legend(fontsize=7)
     right.set(

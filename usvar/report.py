@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from usvar import tokens
 from usvar.evaluation import SETS
 
 # Name of a figure, what it shows in words, and its caption -> the HTML of that figure.
@@ -24,6 +25,9 @@ USE = {
     "real_and_generated": "all real and all generated",
     "position_prior": "tokens by frequency alone",
 }
+# What a model of `tokens.frequency_scores` is called among the splits of "bits_per_token": a line to compare
+# with, where nothing comes from the transformer.
+BY_FREQUENCY = {name: f"test, {title} alone" for name, title in tokens.FREQUENCIES.items()}
 PLANTS = (
     *("as they are", "augmented", "moved"),
     *("rebuilt", "augmented, then rebuilt", "moved, then rebuilt"),
@@ -268,115 +272,37 @@ def cautions_of(groups: dict[str, int] | None) -> list[str]:
 
 def evaluation_page(result: dict[str, Any], folder: Path) -> str:
     """report.html from metrics.json's content and the figures in a folder."""
-    settings, classes = result["made_by"]["settings"], result["classes"]
-    stamps, distances = result["judges"]["stamps"], result["distances"]
 
     def picture(name: str, alternative: str, caption: str) -> str:
         return figure(folder / f"{name}.png", alternative, caption)
 
-    def distance_table(group: str, extractor: str) -> str:
-        header = ["set", "images", "test", "groups of test", f"{extractor}-KD", "spread"]
-        header += [f"{extractor}-FD", "at n", "FD, n infinite", "precision", "recall", "density", "coverage"]
-        rows, components = [], None
-        for name in distances:
-            entry = {k.removeprefix(f"{extractor}-"): v for k, v in distances[name][group].items()}
-            components = components or entry.get("FD_components")
-            cells = [number(entry.get(key)) for key in ("KD", "KD_spread", "FD")]
-            cells.append(str(entry.get("FD_images", "left out")))
-            limit, deviation = (number(entry.get(f"FD_infinite{end}")) for end in ("", "_deviation"))
-            cells.append(f"{limit} +- {deviation}" if "FD_infinite" in entry else limit)
-            cells += [number(entry.get(key)) for key in ("precision", "recall", "density", "coverage")]
-            counts = [str(entry[key]) for key in ("images", "real_test_images", "real_test_groups")]
-            rows.append([SETS[name], *counts, *cells])
-        over = f", FD over the first {components} components" if components else ""
-        return table(header, rows, f"{group}, against real test images; {stamps[extractor]}{over}")
-
-    source = "read from a folder" if settings["generated"] else "drawn here, nothing given but the class"
-    if result["drawing"]:
-        source += ": " + ", ".join(f"{k.replace('_', '-')} {v:g}" for k, v in result["drawing"].items())
-    findings = main_findings(result)
-    stamp_list = ", ".join(stamps.values())
     sections = [
-        ("", [paragraph(f"Generated images ({source}), judged against the real test split.")]),
+        ("", [paragraph(f"Generated images ({_source(result)}), judged against the real test split.")]),
         ("Before you read", [cautions(result["cautions"])]),
-        ("In short", [paragraph(line) for line in findings]),
+        ("In short", [paragraph(line) for line in main_findings(result)]),
         ("What was compared", [_count_table(result), paragraph(groups_in_words(result))]),
         ("Images", _image_blocks(result, picture)),
-        (
-            "Like real images?",
-            [
-                picture(
-                    "kernel_distance",
-                    "Kernel distances with their spread, pooled and for each class; all values stand in the "
-                    "tables below. " + findings[0],
-                    f"Bars: standard error over random halves. {stamp_list}",
-                ),
-                paragraph(agreement_words(result["extractors_agree"])),
-                *(distance_table("pooled", extractor) for extractor in stamps),
-                paragraph(
-                    "Precision: share of the set inside the neighbourhoods of real test images; recall: "
-                    "share of real test images inside those of the set. Precision, recall, density and "
-                    "coverage depend on the number of images: read them beside the other lines only."
-                ),
-                picture(
-                    "neighbours",
-                    "Bars of precision, recall, density and coverage for each set, as in the tables above.",
-                    f"k = {settings['neighbours']}. {stamp_list}",
-                ),
-                *(
-                    folded(
-                        f"Each class by {extractor}",
-                        [distance_table(name, extractor) for name in classes],
-                    )
-                    for extractor in stamps
-                ),
-            ],
-        ),
+        ("Like real images?", _distance_blocks(result, picture)),
         ("Useful?", _use_blocks(result, picture)),
         ("Of the class that was asked for?", _fidelity_blocks(result, picture)),
         ("Copies?", _copy_blocks(result, picture)),
-        (
-            "Varied?",
-            [
-                picture(
-                    "variety",
-                    "Mean structural similarity and feature distance of pairs within each class, for real, "
-                    "rebuilt, generated and trivially generated images; values in the table below.",
-                    "Less variety shows as higher SSIM and smaller distances than real images have; two real "
-                    "ones of a patient or video are no pair. " + stamp_list,
-                ),
-                folded("Numbers", [_variety_table(result)]),
-            ],
-        ),
+        ("Varied?", _variety_blocks(result, picture)),
         ("Like ultrasound?", _physics_blocks(result, picture)),
         ("Likelihood", _bits_blocks(result, picture)),
         ("How the settings were chosen", _sweep_blocks(result, picture)),
-        (
-            "Left out",
-            [
-                folded(
-                    f"{len(result['left_out'])} things could not be computed at these numbers of images",
-                    [
-                        table(
-                            ["what", "why"],
-                            [[row["what"], row["why"]] for row in result["left_out"]],
-                            "left out",
-                        )
-                    ],
-                )
-                if result["left_out"]
-                else paragraph("Nothing.")
-            ],
-        ),
-        (
-            "What made this page",
-            [
-                _hash_table(result),
-                preformatted(json.dumps(result["made_by"], indent=2), "settings, code revision, file hashes"),
-            ],
-        ),
+        ("Left out", _left_out_blocks(result)),
+        ("What made this page", _origin_blocks(result)),
     ]
     return page("Evaluation of generated ultrasound images", sections)
+
+
+def _source(result: dict[str, Any]) -> str:
+    """Where the generated images are from, in words."""
+    is_given = result["made_by"]["settings"]["generated"]
+    source = "read from a folder" if is_given else "drawn here, nothing given but the class"
+    if result["drawing"]:
+        source += ": " + ", ".join(f"{k.replace('_', '-')} {v:g}" for k, v in result["drawing"].items())
+    return source
 
 
 def groups_in_words(result: dict[str, Any]) -> str:
@@ -419,6 +345,58 @@ def _image_blocks(result: dict[str, Any], picture: Picture) -> list[str]:
         )
     )
     return blocks
+
+
+def _distance_blocks(result: dict[str, Any], picture: Picture) -> list[str]:
+    stamps = result["judges"]["stamps"]
+    stamp_list = ", ".join(stamps.values())
+    return [
+        picture(
+            "kernel_distance",
+            "Kernel distances with their spread, pooled and for each class; all values stand in the tables "
+            "below. " + main_findings(result)[0],
+            f"Bars: standard error over random halves. {stamp_list}",
+        ),
+        paragraph(agreement_words(result["extractors_agree"])),
+        *(_distance_table(result, "pooled", extractor) for extractor in stamps),
+        paragraph(
+            "Precision: share of the set inside the neighbourhoods of real test images; recall: share of "
+            "real test images inside those of the set. Precision, recall, density and coverage depend on "
+            "the number of images: read them beside the other lines only."
+        ),
+        picture(
+            "neighbours",
+            "Bars of precision, recall, density and coverage for each set, as in the tables above.",
+            f"k = {result['made_by']['settings']['neighbours']}. {stamp_list}",
+        ),
+        *(
+            folded(
+                f"Each class by {extractor}",
+                [_distance_table(result, name, extractor) for name in result["classes"]],
+            )
+            for extractor in stamps
+        ),
+    ]
+
+
+def _distance_table(result: dict[str, Any], group: str, extractor: str) -> str:
+    """All distances by one extractor, of a class or "pooled"."""
+    header = ["set", "images", "test", "groups of test", f"{extractor}-KD", "spread"]
+    header += [f"{extractor}-FD", "at n", "FD, n infinite", "precision", "recall", "density", "coverage"]
+    rows, components = [], None
+    for name, groups in result["distances"].items():
+        entry = {k.removeprefix(f"{extractor}-"): v for k, v in groups[group].items()}
+        components = components or entry.get("FD_components")
+        cells = [number(entry.get(key)) for key in ("KD", "KD_spread", "FD")]
+        cells.append(str(entry.get("FD_images", "left out")))
+        limit, deviation = (number(entry.get(f"FD_infinite{end}")) for end in ("", "_deviation"))
+        cells.append(f"{limit} +- {deviation}" if "FD_infinite" in entry else limit)
+        cells += [number(entry.get(key)) for key in ("precision", "recall", "density", "coverage")]
+        counts = [str(entry[key]) for key in ("images", "real_test_images", "real_test_groups")]
+        rows.append([SETS[name], *counts, *cells])
+    stamp = result["judges"]["stamps"][extractor]
+    over = f", FD over the first {components} components" if components else ""
+    return table(header, rows, f"{group}, against real test images; {stamp}{over}")
 
 
 def _use_blocks(result: dict[str, Any], picture: Picture) -> list[str]:
@@ -561,6 +539,19 @@ def _copy_blocks(result: dict[str, Any], picture: Picture) -> list[str]:
     ]
 
 
+def _variety_blocks(result: dict[str, Any], picture: Picture) -> list[str]:
+    return [
+        picture(
+            "variety",
+            "Mean structural similarity and feature distance of pairs within each class, for real, rebuilt, "
+            "generated and trivially generated images; values in the table below.",
+            "Less variety shows as higher SSIM and smaller distances than real images have; two real ones of "
+            "a patient or video are no pair. " + ", ".join(result["judges"]["stamps"].values()),
+        ),
+        folded("Numbers", [_variety_table(result)]),
+    ]
+
+
 def _variety_table(result: dict[str, Any]) -> str:
     keys = ["ssim", *(f"{name}-distance" for name in result["judges"]["stamps"])]
     rows = [
@@ -614,12 +605,15 @@ def _bits_blocks(result: dict[str, Any], picture: Picture) -> list[str]:
     if not bits:
         return [paragraph("Left out: these images are of a generator without our tokens.")]
     rows = [
-        [name, str(e["images"]), number(e["bits_per_token"]), number(e.get("standard_error"))]
-        + [number(v, 2) for v in e["bits_per_token_of_each_scale"]]
+        [
+            name,
+            str(e["images"]),
+            number(e["bits_per_token"]),
+            "-" if name in BY_FREQUENCY.values() else number(e["standard_error"]),
+            *(number(v, 2) for v in e["bits_per_token_of_each_scale"]),
+        ]
         for name, e in bits.items()
     ]
-    for row in rows:
-        row[3] = "-" if "alone" in row[0] else row[3]
     header = ["split", "images", "mean", "standard error", *(f"{v} x {v}" for v in result["patch_nums"])]
     return [
         *([] if result["drawn_by_var"] else [paragraph(OF_VAR)]),
@@ -664,6 +658,20 @@ def _sweep_blocks(result: dict[str, Any], picture: Picture) -> list[str]:
         ),
         table(header, rows, "on val; " + ", ".join(sweep["stamps"].values())),
     ]
+
+
+def _left_out_blocks(result: dict[str, Any]) -> list[str]:
+    left_out = result["left_out"]
+    if not left_out:
+        return [paragraph("Nothing.")]
+    rows = [[row["what"], row["why"]] for row in left_out]
+    summary = f"{len(left_out)} things could not be computed at these numbers of images"
+    return [folded(summary, [table(["what", "why"], rows, "left out")])]
+
+
+def _origin_blocks(result: dict[str, Any]) -> list[str]:
+    record = json.dumps(result["made_by"], indent=2)
+    return [_hash_table(result), preformatted(record, "settings, code revision, file hashes")]
 
 
 def _hash_table(result: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from usvar.checkpoints import is_whole, read_last
+from usvar.checks import flag
 from usvar.distributed import World
 from usvar.errors import InputError
 from usvar.files import (
@@ -155,7 +156,7 @@ def refuse_other_settings(path: Path, before: dict, now: dict, may_change: tuple
             then, new = (" ".join(map(str, x if isinstance(x, list) else [x])) for x in (old, value))
             raise InputError(
                 f"{path} was made with {name} = {then}, now it is {new}: "
-                f"give --{name.replace('_', '-')} {then} to go on, or another --out-dir to start anew"
+                f"give {flag(name)} {then} to go on, or another --out-dir to start anew"
             )
     for role, file in now["inputs"].items():
         if before["inputs"].get(role, {}).get("sha256") != file["sha256"]:
