@@ -119,7 +119,8 @@ class Settings:
     # Replace unused codes by vectors that real images look up, every so many steps; 0 never.
     revive_every: int = 50
 
-    # A code counts as unused when its share of recent look-ups is below this share of the mean.
+    # A code counts as unused when its share of recent look-ups is below this share of the mean: one that was
+    # as frequent as the mean is replaced about 350 steps after its last look-up.
     revive_below: float = 0.03
 
     # Share of the steps after which no code is replaced any more, so that the last ones settle.

@@ -415,6 +415,13 @@ def test_fine_tuning_with_other_sizes_keeps_what_fits_and_names_the_rest(
     )
 
 
+def test_fine_tuning_with_another_look_up_names_it(straight, tiny_data, tmp_path):
+    start = straight / "best.pth"
+    train_vqvae.main(settings(tiny_data, tmp_path, init_from=start, steps=1, cosine_lookup=True))
+    note = runs.read_log(tmp_path / "log.jsonl")[0]["note"]
+    assert "looked up by Euclidean distance, now by angle" in note
+
+
 def test_fine_tuning_from_another_width_is_refused(straight, tiny_data, tmp_path):
     with pytest.raises(InputError, match="has width 32, --ch 64 was given: give --ch 32"):
         train_vqvae.main(settings(tiny_data, tmp_path / "out", init_from=straight / "best.pth", ch=64))

@@ -152,4 +152,10 @@ def take_weights(model: VQVAE, source: VQVAE) -> tuple[str, Tensor]:
         f"{source.quantize.v_patch_nums} before and {model.quantize.v_patch_nums} now; other weights that "
         f"start anew: {', '.join(sorted(anew)) or 'none'}"
     )
+    if source.quantize.using_znorm != model.quantize.using_znorm:
+        rules = {False: "Euclidean distance", True: "angle"}
+        text += (
+            f"; codes were looked up by {rules[source.quantize.using_znorm]}, now by "
+            f"{rules[model.quantize.using_znorm]}, so that most images get other tokens"
+        )
     return text, new_V
