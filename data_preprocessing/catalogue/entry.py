@@ -94,6 +94,7 @@ class DataSet:
     shape: str = "both"
     # "open", "register" (a form, an application or a log-in) or "hard to reach".
     access: str = "open"
+    # "not stated" where its home and papers state none, "not known" where nobody has read them for it.
     licence: str = "not stated"
     cite: str = ""
     home: str = ""
