@@ -105,6 +105,10 @@ def test_the_page_is_the_catalogue():
     assert all(f"`--include {word}`" in page() for word in INCLUDES)
 
 
+def test_the_page_gives_a_misspelt_set_its_right_name():
+    assert "\n| UPBD (right name: UBPD) | Nerve |" in page() and "\n**UPBD (right name: UBPD)** (" in page()
+
+
 def test_a_licence_that_nobody_read_is_not_said_to_be_missing():
     """It was printed as "not stated", which reads like a search without a result."""
     unread = {"105US", "AbdomenUS", "ASUS", "MicroSeg", "MUP", "UPBD"}

@@ -88,6 +88,8 @@ class DataSet:
     name: str
     organ: str
     layouts: tuple[Layout, ...]
+    # How it is called elsewhere, where `name` is a misspelling that folders and manifests have.
+    right_name: str = ""
     # Further names of its folder, at the top of the raw root or one or two levels below.
     aliases: tuple[str, ...] = ()
     # "fan", "rectangle" or "both".

@@ -218,6 +218,7 @@ ENTRIES = (
                 guessed=True,
             ),
         ),
+        right_name="UBPD",
         aliases=("UBPD", "Ultrasound brachial plexus dataset"),
         shape="rectangle",
         access="hard to reach",
@@ -229,7 +230,7 @@ ENTRIES = (
         left_out={"gaps": GAPS},
         seed_count=955,
         true_count=955,
-        note="right name UBPD; one class, the structures marked are remarks",
+        note="one class, the structures marked are remarks",
     ),
     DataSet(
         "US-nerve",
