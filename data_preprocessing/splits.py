@@ -325,7 +325,8 @@ def _join_near_copies(plan: Plan, contents: Contents) -> None:
     near_C = np.zeros(len(plan.search.pair_P2), COPY)
     near_C["first"], near_C["second"] = kept_P[plan.search.pair_P2].T
     near_C["kind"], near_C["correlation"] = 1 + plan.search.mirrored_P, plan.search.correlation_P
-    for number in (near_C["correlation"] >= CONFLICT_CORRELATION).nonzero()[0].tolist():
+    sure_C = near_C["correlation"] >= CONFLICT_CORRELATION
+    for number in sure_C.nonzero()[0].tolist():
         first, second = plan.search.pair_P2[number].tolist()
         kind, correlation = KINDS[near_C["kind"][number]], float(near_C["correlation"][number])
         pair = {int(label_P[content]): content for content in (first, second)}
@@ -343,6 +344,12 @@ def _join_near_copies(plan: Plan, contents: Contents) -> None:
         plan.conflict += _conflicts(pictures, some, others, kind, correlation)
         why = f"{kind} copies with different labels: {contents.names_of(first, second)}"
         plan.conflicting |= dict.fromkeys(some + others, why)
+    # A sure copy of a disputed picture is as doubtful, and so is a copy of that one.
+    part_P = _join_groups(len(kept_P), plan.search.pair_P2[sure_C])
+    part_N = part_P[number_N["content"]]
+    why = "copy of pictures with different labels"
+    for n in np.isin(part_N, part_N[list(plan.conflicting)]).nonzero()[0].tolist():
+        plan.conflicting.setdefault(n, why)
     plan.copy_C = np.concatenate([plan.copy_C, near_C])
     link_C2 = own_N[np.stack([plan.copy_C["first"], plan.copy_C["second"]], 1)]
     plan.group_N = _join_groups(pictures.groups, link_C2)[own_N]

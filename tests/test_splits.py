@@ -240,6 +240,32 @@ def test_near_copies_with_two_labels_are_dropped_and_listed():
     assert float(row["correlation"]) >= splits.CONFLICT_CORRELATION
 
 
+def test_a_copy_of_a_disputed_picture_is_dropped_too():
+    """It stayed where the picture of the other class is a less sure copy of it than of the disputed one."""
+
+    def marked(top: int, left: int) -> np.ndarray:
+        marked_HW = image(0).copy()
+        marked_HW[top : top + 7, left : left + 8] = 255
+        return marked_HW
+
+    pictures = [picture(i, class_name="AB"[i % 2]) for i in range(20)]
+    pictures.append(picture(30, class_name="A", signature=signature(marked(14, 20))))
+    pictures.append(picture(31, class_name="B", signature=signature(marked(20, 30))))
+    plan = make_plan(pictures, 0, 0)
+    correlation = {frozenset(pair): value for *pair, _, value in plan.copies}
+    assert correlation[frozenset(("set/30.png", "set/31.png"))] < splits.CONFLICT_CORRELATION
+    assert plan.dropped == {
+        "set/0.png": "near copies with different labels: A, B",
+        "set/31.png": "near copies with different labels: A, B",
+        "set/30.png": "copy of pictures with different labels",
+    }
+    assert len(plan.conflicts) == 1
+    assert leak_report(plan.plan)["label_conflicts"] == {"pairs": 1, "pictures_dropped": 3}
+    # A less sure copy of it is joined and keeps its label.
+    pictures[-2] = replace(pictures[-2], signature=signature(marked(6, 8)))
+    assert make_plan(pictures, 0, 0).dropped.keys() == {"set/0.png", "set/31.png"}
+
+
 def test_frames_of_one_patient_with_two_labels_are_no_conflict():
     """A sweep passes from healthy to ill tissue; only the very same pixels with two labels are an error."""
     pictures = [picture(i, class_name="AB"[i % 2]) for i in range(20)]
