@@ -44,6 +44,8 @@ SHARES = (0.8, 0.1, 0.1)
 CONFLICT_CORRELATION = 0.93
 # What may follow an organ in a class's name and is no condition of it.
 NO_CONDITION = ("CEUS", "Phantom", "Simulated")
+# What says less than others besides an organ alone: a nodule whose pathology is not told.
+SAYS_LESS = {"Thyroid-Nodule": ("Thyroid-Benign", "Thyroid-Malignant")}
 # Groups that a class should have in val and in test: with fewer, the evaluation cannot tell patients apart.
 LEAST_HELD_OUT = 4
 # But of a small class not more than this share goes to either.
@@ -358,13 +360,19 @@ def _join_near_copies(plan: Plan, contents: Contents) -> None:
 def _most_exact(labels: list[str], numbers: set[int]) -> int:
     """Of some labels the one that says all that the others say and more, -1 where none does.
 
-    Only an organ alone says less than one with a condition, "Breast" than "Breast-Benign". Other longer names
-    contradict: a "Prostate" is no "Prostate-Phantom", and a "Thyroid-Nodule" no "Thyroid-Nodule-DDTI".
+    An organ alone says less than one with a condition, "Breast" than "Breast-Benign"; SAYS_LESS has more.
+    Other longer names contradict: a "Prostate" is no "Prostate-Phantom", and a "Thyroid-Nodule" no
+    "Thyroid-Nodule-DDTI".
     """
-    longest = max(numbers, key=lambda number: len(labels[number]))
-    organ, _, condition = labels[longest].partition("-")
-    less = {labels[number] for number in numbers - {longest}}
-    return longest if not less or (less == {organ} and condition not in NO_CONDITION) else -1
+
+    def says_less(label: str, other: str) -> bool:
+        organ, _, condition = other.partition("-")
+        return (label == organ and condition not in NO_CONDITION) or other in SAYS_LESS.get(label, ())
+
+    for number in numbers:
+        if all(says_less(labels[other], labels[number]) for other in numbers - {number}):
+            return number
+    return -1
 
 
 def _own_group(picture: Picture) -> str:

@@ -432,6 +432,22 @@ def test_a_copy_whose_class_says_less_is_dropped_alone():
     assert "different labels" in dropped["set/400.png"] and "different labels" in dropped["set/0.png"]
 
 
+@pytest.mark.parametrize("pathology", ["Thyroid-Benign", "Thyroid-Malignant"])
+def test_a_nodule_of_unknown_pathology_says_less(pathology):
+    """TNSCUI and its repack, which has no list of pathology, dropped each other."""
+    pictures = [picture(i, class_name=pathology) for i in range(20)]
+    pictures.append(near(0, 100, class_name="Thyroid-Nodule"))
+    pictures.append(picture(101, class_name="Thyroid-Nodule", sha256=pictures[1].sha256))
+    # Of the organ alone too; a gland is no nodule.
+    pictures.append(near(0, 102, class_name="Thyroid"))
+    pictures.append(near(2, 103, class_name="Thyroid-Gland"))
+    plan = make_plan(pictures, 0, 0)
+    assert plan.dropped.keys() == {f"set/{n}.png" for n in (100, 101, 102, 2, 103)}
+    assert {row["class"] for row in plan.conflicts} <= {pathology, "Thyroid-Gland"}
+    labels = ["Thyroid", "Thyroid-Benign", "Thyroid-Malignant", "Thyroid-Nodule"]
+    assert splits._most_exact(labels, {0, 2, 3}) == 2 and splits._most_exact(labels, {1, 2, 3}) == -1
+
+
 def test_near_copies_of_one_class_are_no_conflict_by_a_vaguer_exact_copy():
     """MMOTU with its figshare copy, whose class is "Ovary", and another near copy: all three were dropped."""
     pictures = [picture(i, class_name="Ovary-Teratoma") for i in range(20)]
