@@ -214,7 +214,8 @@ def make_plan(pictures: Iterable[Picture], seed: int, cap: int, extra_classes: t
         pictures: all readable ones, at least one; read once, in any order.
         seed: changes cap and splits.
         cap: largest number of pictures of a data set; 0 for no cap.
-        extra_classes: classes that must exist although no picture of theirs is readable.
+        extra_classes: classes that must exist although no picture of theirs is readable; not one whose
+            pictures are all copies of ones whose class says more.
 
     Raises:
         InputError: when a class cannot have a picture in each of train, val and test.
@@ -222,6 +223,7 @@ def make_plan(pictures: Iterable[Picture], seed: int, cap: int, extra_classes: t
     contents = Contents(Pictures(pictures))
     plan = _drop_exact_copies(contents)
     _join_near_copies(plan, contents)
+    extra_classes = tuple(sorted(set(extra_classes) - _said_better(plan, contents)))
     kept_K = contents.kept_P[~np.isin(contents.kept_P, list(plan.for_labels))]
     _require_three_groups(plan, kept_K, extra_classes, "")
     drawn_K = _draw(plan, kept_K, seed, cap)
@@ -355,6 +357,15 @@ def _join_near_copies(plan: Plan, contents: Contents) -> None:
     plan.copy_C = np.concatenate([plan.copy_C, near_C])
     link_C2 = own_N[np.stack([plan.copy_C["first"], plan.copy_C["second"]], 1)]
     plan.group_N = _join_groups(pictures.groups, link_C2)[own_N]
+
+
+def _said_better(plan: Plan, contents: Contents) -> set[str]:
+    """The classes of which every picture is a copy of one whose class says more."""
+    number_N, labels = plan.pictures.number_N, plan.pictures.labels
+    less_N = number_N["label"] != contents.label_P[number_N["content"]]
+    less_N[list(plan.vague)] = True
+    less_N[list(plan.conflicting)] = False
+    return {labels[label] for label in set(number_N["label"]) - set(number_N["label"][~less_N])}
 
 
 def _most_exact(labels: list[str], numbers: set[int]) -> int:

@@ -448,6 +448,21 @@ def test_a_nodule_of_unknown_pathology_says_less(pathology):
     assert splits._most_exact(labels, {0, 2, 3}) == 2 and splits._most_exact(labels, {1, 2, 3}) == -1
 
 
+def test_a_class_of_copies_that_say_less_may_vanish():
+    """STMUS_NDA with --include copies: of "Muscle" nothing was left, and the run stopped."""
+    pictures = [picture(i, class_name="Muscle-Healthy") for i in range(20)]
+    pictures.append(near(0, 100, class_name="Muscle"))
+    same = {"sha256": pictures[1].sha256, "signature": pictures[1].signature}
+    pictures.append(picture(101, class_name="Muscle", **same))
+    plan = splits.make_plan(pictures, 0, 0, extra_classes=("Muscle", "Muscle-Healthy"))
+    assert dict(plan.dropped()).keys() == {"set/100.png", "set/101.png"}
+    # Not one of which a picture is dropped for two labels.
+    pictures.append(near(2, 102, class_name="Muscle"))
+    pictures.append(near(2, 103, class_name="Muscle-Ill"))
+    with pytest.raises(InputError, match=r"in class Muscle \(0 image"):
+        splits.make_plan(pictures, 0, 0, extra_classes=("Muscle", "Muscle-Healthy"))
+
+
 def test_near_copies_of_one_class_are_no_conflict_by_a_vaguer_exact_copy():
     """MMOTU with its figshare copy, whose class is "Ovary", and another near copy: all three were dropped."""
     pictures = [picture(i, class_name="Ovary-Teratoma") for i in range(20)]
