@@ -180,14 +180,9 @@ ENTRIES = (
                 facts=_stmus_blocks,
                 guessed=True,
             ),
-            # Resized for a network, without the condition.
-            Layout(
-                r"(?P<group>MuscleCNN)/(train|val|test)/[^/]+\.png",
-                "Muscle",
-                frame="full",
-                include="copies",
-                guessed=True,
-            ),
+            # Resized for a network, without the condition. Each stays with its original, of which it is a
+            # near copy; one group for all would join all blocks.
+            Layout(r"MuscleCNN/(train|val|test)/[^/]+\.png", "Muscle", frame="full", include="copies"),
         ),
         aliases=(
             "Polito-Radboud-DeepLearningUS",
