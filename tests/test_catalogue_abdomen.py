@@ -212,7 +212,8 @@ def test_kidney_copies_masks_and_remarks(tmp_path, home):
     write(labels / "reviewed_labels_2.csv", vgg(**dict.fromkeys(KIDNEYS, "liver")))
     found = find(tmp_path)
     name = f"{home}/{{}}_anon.png".format
-    kept = {0: "1", 1: "2", 2: "102", 5: "404", 6: "7", 8: "9"}
+    # 404 has a copy of 102's picture, and so is of its study with its other one too.
+    kept = {0: "1", 1: "2", 2: "102", 5: "102", 6: "7", 8: "9"}
     assert told(found) == {name(KIDNEYS[i]): ("Kidney", group, "") for i, group in kept.items()}
     assert {record.source for record in found.records if record.remark == "transplant"} == {
         name(KIDNEYS[0]),
@@ -228,6 +229,14 @@ def test_kidney_copies_masks_and_remarks(tmp_path, home):
     copies = told(find(tmp_path, "copies"))
     assert {copies[name(KIDNEYS[i])][1] for i in (2, 3, 4)} == {"102"} and name(KIDNEYS[7]) not in copies
     assert name(KIDNEYS[7]) in told(find(tmp_path, "other-organ"))
+
+
+def test_kidney_prefixes_are_joined_over_several_copies(tmp_path):
+    """The copy is dropped, and its prefix's other picture could come to another side of the split."""
+    names = ("40_IM-0001-0001", "30_IM-0001-0001", "30_IM-0002-0001", "20_IM-0002-0001", "40_IM-0003-0001")
+    plant(tmp_path / "kidneyUS", *(f"{name}_anon.png" for name in (*names, "50_IM-0001-0002")))
+    groups = {source[9:11]: group for source, (_, group, _) in told(find(tmp_path, "copies")).items()}
+    assert groups == {"20": "20", "30": "20", "40": "20", "50": "50"}
 
 
 def test_kidney_copy_of_another_organ_needs_both_words(tmp_path):

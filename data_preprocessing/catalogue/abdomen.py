@@ -84,7 +84,10 @@ def _gist_lists(files: Iterable[File]) -> Facts:
 
 
 def _kidney_lists(files: Iterable[File]) -> Facts:
-    """Copies by the `IM-...` token, of which the smallest prefix stays; what a sonographer remarked."""
+    """Copies by the `IM-...` token, of which the smallest prefix stays; what a sonographer remarked.
+
+    A prefix may hold another picture of the study: prefixes that share a copy are one group.
+    """
     comments = {}
     lists = named(files, r"reviewed_labels_1\.csv") or named(files, r"reviewed_labels_2\.csv")
     for file in lists:
@@ -101,6 +104,10 @@ def _kidney_lists(files: Iterable[File]) -> Facts:
     for file in named(files, KIDNEYS):
         match = re.search(rf"(?:^|/){KIDNEYS}$", f"images/{file.path.name}", re.IGNORECASE)
         copies[match["token"].lower()].append((int(match["group"]), match["key"].lower()))
+    joined: dict[int, set[int]] = {}
+    for pictures in copies.values():
+        prefixes = set().union(*(joined.get(prefix, {prefix}) for prefix, _ in pictures))
+        joined |= dict.fromkeys(prefixes, prefixes)
     facts = {}
     for pictures in copies.values():
         kept = min(pictures)
@@ -111,7 +118,7 @@ def _kidney_lists(files: Iterable[File]) -> Facts:
                 re.search("liver|spleen", comment)
             )
             facts[picture[1]] = {
-                "group": str(kept[0]),
+                "group": str(min(joined[kept[0]])),
                 "leave": " ".join(words),
                 "remark": "transplant" if "transplant" in comment else "",
             }
@@ -232,7 +239,7 @@ ENTRIES = (
         home="https://github.com/rsingla92/kidneyUS (labels; pictures by a form)",
         unpack="the pictures' archive, and labels/ of the repository beside it",
         labels="one class; the remark transplant where a comment says so",
-        groups="patient: the number before _, of copies the smallest",
+        groups="patient: the number before _; of numbers that share a copy the smallest",
         marker="kidneyUS_images_14_june_2022/1_IM-0001-0059_anon.png",
         left_out={"copies": COPIES, "other-organ": "noted as taken for the liver or spleen"},
         seed_count=534,
