@@ -523,6 +523,11 @@ def _read_entry(
                     officially[bool(record.split)] += 1
         if facts is not None:
             taken.append(Taken(ending, files.homes))
+            if layout.lists and not any(file.path.name.lower() in layout.lists for file in files):
+                tally.warnings.append(
+                    f"without {' or '.join(layout.lists)}, so less is known of its pictures: unpack "
+                    f"{entry.unpack}"
+                )
         if layout.splits and layout.facts and officially[False] and not officially[True]:
             tally.warnings.append(
                 "its official split is drawn anew, for the list of it is not in this folder: "

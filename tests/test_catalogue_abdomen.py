@@ -254,6 +254,23 @@ def test_kidney_copy_of_another_organ_needs_both_words(tmp_path):
     assert len(find(tmp_path, "copies", "other-organ").records) == 3
 
 
+@pytest.mark.parametrize("labels", ["labels", "kidneyUS/labels", "kidneyUS_images_14_june_2022/labels"])
+def test_kidney_without_its_list_is_said(tmp_path, labels):
+    """A list beside the pictures' folder or in a clone is not seen, and nobody noticed."""
+    plant(tmp_path / "kidneyUS_images_14_june_2022", "5_IM-0001-0001_anon.png")
+    write(tmp_path / labels / "reviewed_labels_2.csv", vgg(**{"5_IM-0001-0001": "transplant"}))
+    found = find(tmp_path)
+    warnings = [note for note in found.notes if note.startswith("WARNING: kidneyUS_images_14_june_2022: ")]
+    if labels.startswith("kidneyUS_images"):
+        assert found.records[0].remark == "transplant" and not warnings
+    else:
+        assert warnings == [
+            "WARNING: kidneyUS_images_14_june_2022: kidneyUS, without reviewed_labels_1.csv or "
+            "reviewed_labels_2.csv, so less is known of its pictures: unpack the pictures' archive, and "
+            "labels/ of the repository inside the same folder"
+        ]
+
+
 def test_kidney_names_a_broken_list(tmp_path):
     plant(tmp_path / "kidneyUS", "5_IM-0001-0001_anon.png")
     path = tmp_path / "kidneyUS/labels/reviewed_labels_1.csv"

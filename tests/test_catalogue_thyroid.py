@@ -289,6 +289,16 @@ def test_tnscui_list_without_its_column(tmp_path):
         find(tmp_path)
 
 
+def test_tnscui_without_its_list_is_said(tmp_path):
+    """The list beside the folder is not seen: all became nodules of unknown pathology without a word."""
+    plant(tmp_path, "TNSCUI2020_train/image/00001.png")
+    write(tmp_path / "train.csv", "ID,CATE\n1,0\n")
+    notes = find(tmp_path).notes
+    assert notes[1].startswith("WARNING: TNSCUI2020_train: TNSCUI, without train.csv, so less is known")
+    (tmp_path / "train.csv").rename(tmp_path / "TNSCUI2020_train/Train.csv")
+    assert len(find(tmp_path).notes) == 1
+
+
 def test_tnscui_repack_has_no_list(tmp_path):
     plant(tmp_path / "tnscui", "JPEGImages/a1.jpg", "JPEGImages/b.jpg", "SegmentationClass/a1.png")
     assert told(find(tmp_path)) == {

@@ -25,6 +25,9 @@ EUS = {"gist": "EUS-GIST", "lmym": "EUS-Leiomyoma"}
 EUS_IDS = {1: "lmym", 2: "gist"}
 KIDNEYS = r"(kidneyUS[^/]*|images)/(?P<key>(?P<group>\d+)_(?P<token>IM-\d+-\d+(-\d+)?)_anon)\.png"
 
+# Of two sonographers.
+KIDNEY_LISTS = ("reviewed_labels_1.csv", "reviewed_labels_2.csv")
+
 
 def _abdomen_liver(files: Iterable[File]) -> Facts:
     """Which of the real pictures show the liver by their annotation; the others are of the class Abdomen."""
@@ -89,8 +92,8 @@ def _kidney_lists(files: Iterable[File]) -> Facts:
     A prefix may hold another picture of the study: prefixes that share a copy are one group.
     """
     comments = {}
-    lists = named(files, r"reviewed_labels_1\.csv") or named(files, r"reviewed_labels_2\.csv")
-    for file in lists:
+    first, second = (named(files, re.escape(name)) for name in KIDNEY_LISTS)
+    for file in first or second:
         for row in read_rows(file.path, ("filename", "file_attributes")):
             try:
                 comment = json.loads(row["file_attributes"]).get("Comments") or ""
@@ -230,14 +233,14 @@ ENTRIES = (
         "kidneyUS",
         "Kidney",
         # Masks have the pictures' names, in labels/reviewed_masks_1/capsule and the like.
-        (Layout(KIDNEYS, "Kidney", facts=_kidney_lists),),
+        (Layout(KIDNEYS, "Kidney", facts=_kidney_lists, lists=KIDNEY_LISTS),),
         aliases=("kidneyUS_images_14_june_2022", "Open Kidney", "Open Kidney Ultrasound"),
         shape="fan",
         access="register",
         licence="CC BY-NC-SA",
         cite="Singla et al. 2022, arXiv 2206.06657",
         home="https://github.com/rsingla92/kidneyUS (labels; pictures by a form)",
-        unpack="the pictures' archive, and labels/ of the repository beside it",
+        unpack="the pictures' archive, and labels/ of the repository inside the same folder",
         labels="one class; the remark transplant where a comment says so",
         groups="patient: the number before _; of numbers that share a copy the smallest",
         marker="kidneyUS_images_14_june_2022/1_IM-0001-0059_anon.png",

@@ -58,6 +58,8 @@ class Layout:
     turn: str = ""
     # Reads the lists that lie beside the pictures.
     facts: Callable[[Iterable[File]], Facts] | None = None
+    # Names of lists, one of which should be there: pictures are read without it too, but with less known.
+    lists: tuple[str, ...] = ()
     # A picture that the lists lack is rejected.
     listed_only: bool = False
     # The word of --include without which nothing of this layout is read.
