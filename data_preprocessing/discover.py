@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Self
 
-from data_preprocessing.catalogue import CATALOGUE, DataSet, File, Layout, plain_name
+from data_preprocessing.catalogue import CATALOGUE, DataSet, File, Layout, named, plain_name
 from data_preprocessing.on_disk import DiskList, private_database
 from data_preprocessing.readers import is_picture_name, may_have_frames
 from usvar.errors import InputError
@@ -277,6 +277,14 @@ def discover(
             if entry.name not in {outer.same_as for outer in list(entries)[:i]}
             and (entry.name not in originals or _has_records(entry, folder, homes))
         }
+        # In any folder of the set, as the other form of it may have come in another archive.
+        present |= {
+            layout.copy_of
+            for folder, entries in entries_of.items()
+            for entry, homes in entries.items()
+            for layout in entry.layouts
+            if layout.copy_of and named(Files(folder).only(homes), layout.copy_of)
+        }
         for folder in folders:
             _read_folder(
                 raw_root, folder, entries_of[folder], present, frozenset(include), own_patients, found
@@ -319,7 +327,7 @@ def _refuse_a_set_itself(raw_root: Path) -> None:
 
 def _has_records(entry: DataSet, folder: Path, homes: tuple[str, ...]) -> bool:
     files = Files(folder).only(homes)
-    return _read_entry(entry, folder, files, frozenset(), [], Found()).records > 0
+    return _read_entry(entry, folder, files, set(), frozenset(), [], Found()).records > 0
 
 
 def _names(entry: DataSet) -> set[str]:
@@ -344,7 +352,7 @@ def _read_folder(
             taken += [Taken(re.compile(""), homes)] * bool(files)
             continue
         entry = next((e for e in CATALOGUE if e.name == entry.same_as), entry)
-        tally = _read_entry(entry, folder, files.only(homes), include, taken, found)
+        tally = _read_entry(entry, folder, files.only(homes), present, include, taken, found)
         if tally.records or tally.left_out or tally.rejected:
             found.rejected.update({f"{folder.name}/{file}": why for file, why in files.refused.items()})
             found.left_out_of[entry.name] += tally.left_out.total()
@@ -479,6 +487,7 @@ def _read_entry(
     entry: DataSet,
     folder: Path,
     files: Files,
+    present: set[str],
     include: frozenset[str],
     taken: list[Taken],
     found: Found,
@@ -500,7 +509,8 @@ def _read_entry(
             told |= facts.get((told.get("key") or "").lower(), {})
             unlisted = layout.listed_only and (told["key"] or "").lower() not in facts
             for one in layout.parts(file, files) if layout.parts and not unlisted else [{}]:
-                words = {layout.include, *(told | one).get("leave", "").split()} - {"", *include}
+                again = "copies" if layout.copy_of in present else ""
+                words = {layout.include, again, *(told | one).get("leave", "").split()} - {"", *include}
                 record = _record(entry, layout, folder, file, told | one)
                 # Each part of a file has its own line in the lists.
                 name = f"{source}#part {one['group']}" if one else source

@@ -49,6 +49,7 @@ def test_an_entry_is_complete(entry):
         assert (layout.labels is not None) == (layout.take == "labelled")
         assert set(layout.splits.values()) <= {"train", "val", "test"}
         assert not layout.include or layout.include in entry.left_out
+        assert not layout.copy_of or "copies" in entry.left_out
     for name in classes_of(entry):
         assert re.fullmatch(r"[A-Z][A-Za-z0-9]*(-[A-Z][A-Za-z0-9]*)*", name), name
 

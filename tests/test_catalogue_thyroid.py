@@ -111,6 +111,20 @@ def test_ddti_original_is_preferred_to_its_png_copy(tmp_path):
     assert len(found.left_out) == 4 + 5
 
 
+@pytest.mark.parametrize("home", ["Thyroid Dataset/DDTI dataset", "A/DDTI dataset"])
+def test_ddti_original_is_preferred_to_its_png_copy_in_another_folder(tmp_path, home):
+    """The two come in two archives, and every picture was read twice."""
+    plant(tmp_path, "DDTI/1_1.jpg", "DDTI/1_2.jpg")
+    plant_ddti_copy(tmp_path / home, 4)
+    plant(tmp_path / "Thyroid Dataset/tg3k", "thyroid-image/0000.jpg", first=30)
+    found = find(tmp_path)
+    assert {record.source for record in found.records if record.dataset == "DDTI"} == {
+        *("DDTI/1_1.jpg", "DDTI/1_2.jpg")
+    }
+    assert len(found.left_out) == 4 + 5
+    assert len(find(tmp_path, "copies").records) == 3 + 4 + 5
+
+
 @pytest.mark.parametrize(
     "home", ["Segthy/US_volunteer_dataset/ground_truth_data", "US_data/ground_truth_data"]
 )

@@ -64,6 +64,9 @@ class Layout:
     listed_only: bool = False
     # The word of --include without which nothing of this layout is read.
     include: str = ""
+    # End of the paths of the same pictures in a better form (regular expression): where a folder of the data
+    # set holds them, this layout is read with --include copies only.
+    copy_of: str = ""
     # The file with the published scan area of a picture, None when it is known to be wrong.
     outline: Callable[[Path], Path | None] | None = None
     # Which frames of a file: "still" (it has one), "first" (further ones repeat it), "even" (a few evenly

@@ -29,11 +29,7 @@ def _ddti_tirads(files: Iterable[File]) -> Facts:
 
 def _ddti_blocks(files: Iterable[File]) -> Facts:
     """The PNG copy has lost the cases (one to four pictures, neighbours in number)."""
-    facts = in_blocks(_stems(files, DDTI_COPY) or _stems(files, DDTI_CROPS), 20, 3)
-    if named(files, DDTI_CASES):
-        # The original lies beside it, with its cases.
-        facts = {key: fact | {"leave": "copies"} for key, fact in facts.items()}
-    return facts
+    return in_blocks(_stems(files, DDTI_COPY) or _stems(files, DDTI_CROPS), 20, 3)
 
 
 def _segthy_label(picture: Path) -> Path:
@@ -125,7 +121,15 @@ ENTRIES = (
         (
             # The original: <case>_<k>.jpg beside <case>.xml.
             Layout(DDTI_CASES, "Thyroid-Nodule-DDTI", frame="rectangle", facts=_ddti_tirads),
-            Layout(DDTI_COPY, "Thyroid-Nodule-DDTI", frame="rectangle", facts=_ddti_blocks, guessed=True),
+            # Without the cases.
+            Layout(
+                DDTI_COPY,
+                "Thyroid-Nodule-DDTI",
+                frame="rectangle",
+                facts=_ddti_blocks,
+                copy_of=DDTI_CASES,
+                guessed=True,
+            ),
             # `2_preprocessed_data`: the same pictures again, without their borders.
             Layout(
                 DDTI_CROPS,
