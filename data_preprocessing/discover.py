@@ -2,6 +2,9 @@
 
 Nothing is opened here except the publishers' lists. Links are followed at the top (a data-set folder may be a
 link) and below only to files of the same folder; every other link, device or pipe is listed as rejected.
+
+What is a file or a folder is asked of os.path: in a folder that may not be searched it says no, where
+Path.is_file and Path.is_dir raise an error (Python 3.11).
 """
 
 import copy
@@ -201,9 +204,9 @@ def _why_refused(item: os.DirEntry, home: Path) -> str:
         target = Path(os.path.realpath(item.path))
         if not target.is_relative_to(home):
             return "a link that leads out of the data set's folder"
-        if target.is_dir():
+        if os.path.isdir(target):
             return "a link to a folder, not followed"
-        if not target.exists():
+        if not os.path.exists(target):
             return "a link to nothing"
     try:
         mode = item.stat().st_mode
@@ -227,7 +230,7 @@ def discover(
         InputError: when the folder is missing, nothing in it can be read as a data set, or a publisher's
             list is broken.
     """
-    if not raw_root.is_dir():
+    if not os.path.isdir(raw_root):
         raise InputError(
             f"--raw-root {raw_root} is no folder, wanted one that holds <DataSet>/...: unpack the data there"
         )
@@ -239,7 +242,7 @@ def discover(
             f"--raw-root {raw_root} cannot be opened ({error.strerror}), wanted a folder with data sets: "
             "give yourself the right to read it"
         ) from error
-    folders = [path for path in inside if path.is_dir()]
+    folders = [path for path in inside if os.path.isdir(path)]
     packed = [path.name for path in inside if ARCHIVE.search(path.name)]
     if packed:
         found.notes.append(
@@ -304,7 +307,7 @@ def discover(
             f"--raw-root {raw_root} holds no usable picture{why}, wanted folders of known data sets "
             f"({names}) or <raw-root>/<AnyName>/<Class>/*.png: unpack or sort the data"
         )
-    loose = sum(path.is_file() and is_picture_name(path.name) for path in inside)
+    loose = sum(os.path.isfile(path) and is_picture_name(path.name) for path in inside)
     if loose:
         found.notes.append(f"{loose} pictures directly in {raw_root}: left out, they have no class folder")
     return found
@@ -438,7 +441,7 @@ def _folders_in(folder: Path) -> list[Path]:
 
 def _linked_folders_in(folder: Path) -> list[Path]:
     """Its folders and links to folders, sorted."""
-    return sorted(path for item in _inside(folder) if (path := Path(item.path)).is_dir())
+    return sorted(Path(item.path) for item in _inside(folder) if os.path.isdir(item.path))
 
 
 def _inside(folder: Path) -> Iterator[os.DirEntry]:
@@ -565,7 +568,7 @@ def _record(
         # Examination numbers start again in each split folder; names do not.
         group = f"{split}/{group}"
     outline = layout.outline(file.path) if layout.outline else None
-    if outline is not None and (not outline.is_file() or _leads_out(outline, folder)):
+    if outline is not None and (not os.path.isfile(outline) or _leads_out(outline, folder)):
         outline = None
     labels = layout.labels(file.path) if layout.labels else None
     if labels is not None and _leads_out(labels, folder):
@@ -587,7 +590,7 @@ def _record(
         take=layout.take,
         frames=tuple(map(int, (told.get("frames") or "").split())),
         labels=os.path.relpath(labels, folder.parent) if labels else "",
-        labels_ns=labels.stat().st_mtime_ns if labels and labels.is_file() else 0,
+        labels_ns=labels.stat().st_mtime_ns if labels and os.path.isfile(labels) else 0,
         axis=layout.axis,
         array=layout.array,
         remark=told.get("remark") or "",

@@ -324,6 +324,38 @@ def test_folders_that_cannot_be_opened(tmp_path, monkeypatch):
     assert note_of(found, "strange").endswith(f"found locked; strange/locked: {why}")
 
 
+def test_folders_that_may_not_be_searched(tmp_path, monkeypatch):
+    """Asked what lies in them, pathlib ended in a traceback. Root may search all, hence the patch."""
+    plant(tmp_path, "raw/AUL/Benign/image/1.jpg", "raw/mine/Cyst/1.png", "raw/mine/locked/1.png")
+    write(tmp_path / "raw/AUL/Benign/segmentation/outline/1.json", "[[1, 1], [90, 1], [90, 70]]")
+    (tmp_path / "raw/mine/linked").symlink_to("locked/further", target_is_directory=True)
+    (tmp_path / "raw/mine/Cyst/2.png").symlink_to("../locked/1.png")
+    (tmp_path / "raw/3.png").symlink_to("mine/locked/1.png")
+    write(tmp_path / "raw/ACOUSLIC/images/stacked_fetal_ultrasound/a.mha", "x")
+    write(tmp_path / "raw/ACOUSLIC/fetal_abdominal_circumferences_per_sweep.csv", "uuid,subject_id\na,7\n")
+    write(tmp_path / "raw/MicroSeg/train/micro_ultrasound_scans/microUS_train_01.nii.gz", "x")
+    write(tmp_path / "raw/Segthy/US/001_P1_1_left_US.nii", "x")
+    locked = ("outline", "locked", "masks", "expert_annotations", "US_thyroid_label")
+
+    def searched(path, *rest, stat=os.stat, **named):
+        if {*Path(os.path.realpath(path)).parent.parts} & {*locked}:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *rest, **named)
+
+    monkeypatch.setattr(os, "stat", searched)
+    found = find(tmp_path / "raw")
+    assert {record.dataset for record in found.records} == {"ACOUSLIC", "AUL", "MicroSeg", "Segthy", "mine"}
+    assert {record.outline for record in found.records} == {""}
+    assert found.rejected == {"mine/Cyst/2.png": "a link to nothing", "mine/linked": "a link to nothing"}
+
+    def nothing(path, *rest, **named):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "stat", nothing)
+    with pytest.raises(InputError, match="is no folder"):
+        find(tmp_path / "raw")
+
+
 def test_a_raw_root_that_cannot_be_opened_is_one_line(tmp_path, monkeypatch):
     def refused(path):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))

@@ -1,5 +1,6 @@
 """Ovary and prostate."""
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,7 +40,7 @@ def _micro_seg_annotation(image: Path) -> Path:
     """The expert's, in a folder of its own or beside the picture."""
     name = re.sub("^microUS_", "expert_annotation_", image.name, flags=re.IGNORECASE)
     apart = image.parents[1] / "expert_annotations" / name
-    return apart if apart.is_file() else image.with_name(name)
+    return apart if os.path.isfile(apart) else image.with_name(name)
 
 
 def _reg_pro_label(image: Path) -> Path:

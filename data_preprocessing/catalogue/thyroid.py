@@ -3,6 +3,7 @@
 DDTI, TG3K and TN3K come in one archive; they are three different sets.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,7 +38,7 @@ def _segthy_label(picture: Path) -> Path:
     stem = picture.name.lower().split("_us.nii")[0]
     plain = picture.parent.parent / "US_thyroid_label" / f"{picture.name[: len(stem)]}.nii"
     packed = plain.with_name(f"{plain.name}.gz")
-    return packed if packed.is_file() else plain
+    return packed if os.path.isfile(packed) else plain
 
 
 def _tg3k_blocks(files: Iterable[File]) -> Facts:
