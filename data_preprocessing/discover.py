@@ -15,7 +15,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Self
@@ -243,7 +243,7 @@ def discover(
             "give yourself the right to read it"
         ) from error
     folders = [path for path in inside if os.path.isdir(path)]
-    packed = [path.name for path in inside if ARCHIVE.search(path.name)]
+    packed = _still_packed([path.name for path in inside], {plain_name(path.name) for path in folders})
     if packed:
         found.notes.append(
             f"WARNING: {', '.join(packed)} in {raw_root}: still packed, unpack to {raw_root / '<DataSet>'}"
@@ -371,10 +371,8 @@ def _read_folder(
     if own and not entries:
         return
     files = files or Files(folder)
-    # An archive beside the folder that came out of it has done its work.
     unpacked = {plain_name(name) for file in files for name in file.relative.split("/")[:-1]}
-    archives = [file.path.name for file in files if ARCHIVE.search(file.path.name)]
-    packed = [name for name in archives if plain_name(ARCHIVE.sub("", name)) not in unpacked][:3]
+    packed = _still_packed((file.path.name for file in files), unpacked)[:3]
     unpack = f"{', '.join(packed)} still packed, unpack there"
     first = next(iter(entries), None)
     if first and taken:
@@ -393,6 +391,13 @@ def _read_folder(
         refused, reason = next(iter(files.refused.items()))
         why += f"; {f'{folder.name}/{refused}'.removesuffix('/')}: {reason}"
     found.notes.append(f"WARNING: {folder.name}: {'read as own pictures' if own else 'left out'}, {why}")
+
+
+def _still_packed(names: Iterable[str], unpacked: set[str]) -> list[str]:
+    """Names of archives; one beside the folder that came out of it, of its plain name, has done its work."""
+    return [
+        name for name in names if ARCHIVE.search(name) and plain_name(ARCHIVE.sub("", name)) not in unpacked
+    ]
 
 
 def entries_in(folder: Path) -> dict[DataSet, tuple[str, ...]]:

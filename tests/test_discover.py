@@ -220,6 +220,9 @@ def test_an_archive_in_the_raw_root(tmp_path):
         write(tmp_path / name, b"PK")
     (note,) = [note for note in find(tmp_path).notes if "packed" in note]
     assert note.startswith("WARNING: BUSBRA.ZIP, CardiacUDC.change2zip, part.z01, set.tar.gz in ")
+    # One whose folder lies beside it has done its work, and was named on every run.
+    write(tmp_path / "stu_hospital.zip", b"PK")
+    assert note in find(tmp_path).notes
     only = tmp_path / "only"
     write(only / "BUSBRA.zip", b"PK")
     with pytest.raises(InputError, match=r"has no folder, only the archive BUSBRA.zip.*unpack"):
