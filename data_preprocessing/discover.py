@@ -349,7 +349,9 @@ def _read_folder(
 ) -> None:
     files = Files(folder) if entries else None
     taken: list[Taken] = []
-    for entry, homes in entries.items():
+    silent: list[DataSet] = []
+    for named_like, homes in entries.items():
+        entry = named_like
         if entry.same_as in present:
             found.notes.append(f"{folder.name}: {entry.name} left out, the same pictures as {entry.same_as}")
             taken += [Taken(re.compile(""), homes)] * bool(files)
@@ -367,6 +369,8 @@ def _read_folder(
                 said.append(f"{tally.rejected.total()} rejected, the first: {why}")
             found.notes.append("; ".join(said))
             found.notes += [f"WARNING: {folder.name}: {entry.name}, {why}" for why in tally.warnings]
+        else:
+            silent.append(named_like)
     own = not taken and _read_own(raw_root, folder, own_patients, found)
     if own and not entries:
         return
@@ -378,11 +382,11 @@ def _read_folder(
     if first and taken:
         if packed:
             found.notes.append(f"{folder.name}: {unpack} if pictures are missing ({first.unpack})")
+        found.notes += _unread(folder, files, entries, silent, taken)
         return
     inside = sorted(item.name for item in _inside(folder))[:5]
     if first:
-        wanted = " or ".join(entry.marker or entry.layouts[0].pattern for entry in entries)
-        why = f"named like {first.name}, but no path like {wanted} is in it"
+        why = f"named like {first.name}, but no path like {' or '.join(map(_looks, entries))} is in it"
         unpack += f" ({first.unpack})"
     else:
         why = "not a known data set, and no class folders with pictures"
@@ -391,6 +395,10 @@ def _read_folder(
         refused, reason = next(iter(files.refused.items()))
         why += f"; {f'{folder.name}/{refused}'.removesuffix('/')}: {reason}"
     found.notes.append(f"WARNING: {folder.name}: {'read as own pictures' if own else 'left out'}, {why}")
+
+
+def _looks(entry: DataSet) -> str:
+    return entry.marker or entry.layouts[0].pattern
 
 
 def _still_packed(names: Iterable[str], unpacked: set[str]) -> list[str]:
@@ -606,6 +614,49 @@ def _record(
 def _leads_out(beside: Path, folder: Path) -> bool:
     """Whether a file beside a picture, which `Files` has not looked at, lies elsewhere behind a link."""
     return not Path(os.path.realpath(beside)).is_relative_to(folder.resolve())
+
+
+def _unread(
+    folder: Path,
+    files: Files,
+    entries: dict[DataSet, tuple[str, ...]],
+    silent: list[DataSet],
+    taken: list[Taken],
+) -> Iterator[str]:
+    """Notes on what lies beside the sets that were read in a folder and gave nothing.
+
+    Args:
+        silent: those of the entries that gave nothing.
+    """
+    read = {entry: homes for entry, homes in entries.items() if entry not in silent}
+    homes_read = [home for homes in read.values() for home in homes]
+    # Inside a set that was read such a name is a part of it, as the subject S1 of TimTrack; around one it is
+    # a shelf's, as breast is in breast/BUSI.
+    missed = {
+        home: entry
+        for entry in silent
+        for home in entries[entry]
+        if not any(home.startswith(other) or other.startswith(home) for other in homes_read)
+    }
+    for home, entry in missed.items():
+        yield f"WARNING: {folder.name}: {entry.name} not read, no path like {_looks(entry)} is in {home}"
+    known, unknown = {home.split("/")[0] for home in missed}, set()
+    for file in files:
+        inner, _, below = file.relative.partition("/")
+        if is_picture_name(below):
+            source = f"{folder.name}/{file.relative}"
+            (known if any(each.holds(source, file) for each in taken) else unknown).add(inner)
+    names = sorted(name for name in unknown - known if not MASK_WORDS.search(name))
+    note = f"{folder.name}: nothing was read of {len(names)} folders with files named like pictures"
+    note += f" ({', '.join(names[:5])})"
+    if names and any(plain_name(folder.name) in _names(entry) for entry in read):
+        # The publisher's, most likely, as the arrays of FASS.
+        yield note
+    elif names:
+        yield (
+            f"WARNING: {note}: name known sets as docs/datasets.md does, move own classes to "
+            "<raw-root>/<AnyName>/<Class>"
+        )
 
 
 def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> bool:

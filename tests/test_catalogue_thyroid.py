@@ -208,9 +208,10 @@ def test_tn3k_keeps_its_test_part(tmp_path, home):
     assert not found.rejected and not found.left_out
 
 
-def test_one_archive_gives_three_sets(tmp_path):
+@pytest.mark.parametrize("home", ["TN3K/Thyroid Dataset", "thyroid/TN3K/Thyroid Dataset"])
+def test_one_archive_gives_three_sets(tmp_path, home):
     """Trap: the predecessor took TN3K for a duplicate of TG3K; they share an archive, not pictures."""
-    home = tmp_path / "TN3K/Thyroid Dataset"
+    home = tmp_path / home
     plant_ddti_copy(home / "DDTI dataset/DDTI", 3)
     plant(home / "tg3k", "thyroid-image/0000.jpg", "thyroid-mask/0000.jpg")
     plant(home / "tn3k", "trainval-image/0000.jpg", "trainval-mask/0000.jpg", "test-image/0000.jpg")

@@ -45,6 +45,43 @@ def test_a_folder_that_is_not_that_set(tmp_path):
     )
 
 
+def test_a_set_that_gave_nothing_beside_another_is_named(tmp_path):
+    """Beside a set that was read in the same folder it was lost without a word."""
+    plant(tmp_path, "fetal/HC18/training_set/000_HC.png", "fetal/FASS/pictures/P01.png")
+    found = find(tmp_path)
+    assert sources(found) == {"fetal/HC18/training_set/000_HC.png"}
+    assert found.notes == [
+        "fetal: HC18, 1 files",
+        "WARNING: fetal: FASS not read, no path like IMAGES/P01_IMG1.png is in FASS/",
+    ]
+
+
+def test_folders_beside_a_set_are_named(tmp_path):
+    """A set under an unknown name and own classes were lost; masks and the publisher's arrays are not."""
+    plant(tmp_path, "breast/BUSI/benign/benign (1).png", "breast/BUSI masks/1.png", "breast/Cyst/1.png")
+    plant(tmp_path, "breast/BUSBRA_v2/Images/bus_0001-l.png", "FASS/IMAGES/P01_IMG1.png", first=10)
+    write(tmp_path / "breast/lists/1.csv", "1,2\n")
+    write(tmp_path / "FASS/ARRAY_FORMAT/P01_IMG1.npy", b"")
+    found = find(tmp_path)
+    assert sources(found) == {"breast/BUSI/benign/benign (1).png", "FASS/IMAGES/P01_IMG1.png"}
+    assert found.notes == [
+        "FASS: FASS, 1 files",
+        "FASS: nothing was read of 1 folders with files named like pictures (ARRAY_FORMAT)",
+        "breast: BUSI, 1 files",
+        "WARNING: breast: nothing was read of 2 folders with files named like pictures (BUSBRA_v2, Cyst): "
+        "name known sets as docs/datasets.md does, move own classes to <raw-root>/<AnyName>/<Class>",
+    ]
+
+
+def test_a_part_of_a_set_that_is_named_like_another_is_its_own(tmp_path):
+    """TimTrack has a subject S1, and HC in Fast-U-Net is no HC18."""
+    plant(tmp_path, "TimTrack/dataset 1/S1/S1_L20_step_225.png", "Fast-U-Net/Dataset/HC/image/514_HC.png")
+    plant(tmp_path, "Fast-U-Net/Dataset/AC/image/0001.png", "muscle/TimTrack/S1/1.png", first=10)
+    plant(tmp_path, "muscle/TimTrack/dataset 1/S1/S1_L20_step_225.png", first=20)
+    write(tmp_path / "Fast-U-Net/Dataset/AC/train.txt", "image/0001.png mask/0001.png\n")
+    assert not [note for note in find(tmp_path).notes if "WARNING" in note or "nothing" in note]
+
+
 def test_a_set_in_another_arrangement_is_read_as_own_pictures_aloud(tmp_path):
     plant(tmp_path, "BUSI/Cyst/1.png", "BUSI/Cyst/2.png")
     found = find(tmp_path)

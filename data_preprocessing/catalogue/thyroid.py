@@ -141,7 +141,7 @@ ENTRIES = (
                 guessed=True,
             ),
         ),
-        aliases=("DDTI dataset", "ddti-thyroid-ultrasound-images", "ddti-dataset"),
+        aliases=("DDTI dataset", "Thyroid Dataset", "ddti-thyroid-ultrasound-images", "ddti-dataset"),
         shape="rectangle",
         cite="Pedraza et al. 2015, Proc. SPIE 9287, doi 10.1117/12.2073532",
         home="https://www.kaggle.com/datasets/dasmehdixtr/ddti-thyroid-ultrasound-images (JPG and XML); "
