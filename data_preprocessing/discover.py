@@ -2,6 +2,9 @@
 
 Nothing is opened here except the publishers' lists. Links are followed at the top (a data-set folder may be a
 link) and below only to files of the same folder; every other link, device or pipe is listed as rejected.
+
+What is a file or a folder is asked of os.path: in a folder that may not be searched it says no, where
+Path.is_file and Path.is_dir raise an error (Python 3.11).
 """
 
 import copy
@@ -12,12 +15,12 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Self
 
-from data_preprocessing.catalogue import CATALOGUE, DataSet, File, Layout, plain_name
+from data_preprocessing.catalogue import CATALOGUE, DataSet, File, Layout, named, plain_name
 from data_preprocessing.on_disk import DiskList, private_database
 from data_preprocessing.readers import is_picture_name, may_have_frames
 from usvar.errors import InputError
@@ -201,9 +204,9 @@ def _why_refused(item: os.DirEntry, home: Path) -> str:
         target = Path(os.path.realpath(item.path))
         if not target.is_relative_to(home):
             return "a link that leads out of the data set's folder"
-        if target.is_dir():
+        if os.path.isdir(target):
             return "a link to a folder, not followed"
-        if not target.exists():
+        if not os.path.exists(target):
             return "a link to nothing"
     try:
         mode = item.stat().st_mode
@@ -227,7 +230,7 @@ def discover(
         InputError: when the folder is missing, nothing in it can be read as a data set, or a publisher's
             list is broken.
     """
-    if not raw_root.is_dir():
+    if not os.path.isdir(raw_root):
         raise InputError(
             f"--raw-root {raw_root} is no folder, wanted one that holds <DataSet>/...: unpack the data there"
         )
@@ -239,8 +242,8 @@ def discover(
             f"--raw-root {raw_root} cannot be opened ({error.strerror}), wanted a folder with data sets: "
             "give yourself the right to read it"
         ) from error
-    folders = [path for path in inside if path.is_dir()]
-    packed = [path.name for path in inside if ARCHIVE.search(path.name)]
+    folders = [path for path in inside if os.path.isdir(path)]
+    packed = _still_packed([path.name for path in inside], {plain_name(path.name) for path in folders})
     if packed:
         found.notes.append(
             f"WARNING: {', '.join(packed)} in {raw_root}: still packed, unpack to {raw_root / '<DataSet>'}"
@@ -277,6 +280,14 @@ def discover(
             if entry.name not in {outer.same_as for outer in list(entries)[:i]}
             and (entry.name not in originals or _has_records(entry, folder, homes))
         }
+        # In any folder of the set, as the other form of it may have come in another archive.
+        present |= {
+            layout.copy_of
+            for folder, entries in entries_of.items()
+            for entry, homes in entries.items()
+            for layout in entry.layouts
+            if layout.copy_of and named(Files(folder).only(homes), layout.copy_of)
+        }
         for folder in folders:
             _read_folder(
                 raw_root, folder, entries_of[folder], present, frozenset(include), own_patients, found
@@ -296,7 +307,7 @@ def discover(
             f"--raw-root {raw_root} holds no usable picture{why}, wanted folders of known data sets "
             f"({names}) or <raw-root>/<AnyName>/<Class>/*.png: unpack or sort the data"
         )
-    loose = sum(path.is_file() and is_picture_name(path.name) for path in inside)
+    loose = sum(os.path.isfile(path) and is_picture_name(path.name) for path in inside)
     if loose:
         found.notes.append(f"{loose} pictures directly in {raw_root}: left out, they have no class folder")
     return found
@@ -319,7 +330,7 @@ def _refuse_a_set_itself(raw_root: Path) -> None:
 
 def _has_records(entry: DataSet, folder: Path, homes: tuple[str, ...]) -> bool:
     files = Files(folder).only(homes)
-    return _read_entry(entry, folder, files, frozenset(), [], Found()).records > 0
+    return _read_entry(entry, folder, files, set(), frozenset(), [], Found()).records > 0
 
 
 def _names(entry: DataSet) -> set[str]:
@@ -338,13 +349,15 @@ def _read_folder(
 ) -> None:
     files = Files(folder) if entries else None
     taken: list[Taken] = []
-    for entry, homes in entries.items():
+    silent: list[DataSet] = []
+    for named_like, homes in entries.items():
+        entry = named_like
         if entry.same_as in present:
             found.notes.append(f"{folder.name}: {entry.name} left out, the same pictures as {entry.same_as}")
             taken += [Taken(re.compile(""), homes)] * bool(files)
             continue
         entry = next((e for e in CATALOGUE if e.name == entry.same_as), entry)
-        tally = _read_entry(entry, folder, files.only(homes), include, taken, found)
+        tally = _read_entry(entry, folder, files.only(homes), present, include, taken, found)
         if tally.records or tally.left_out or tally.rejected:
             found.rejected.update({f"{folder.name}/{file}": why for file, why in files.refused.items()})
             found.left_out_of[entry.name] += tally.left_out.total()
@@ -356,24 +369,24 @@ def _read_folder(
                 said.append(f"{tally.rejected.total()} rejected, the first: {why}")
             found.notes.append("; ".join(said))
             found.notes += [f"WARNING: {folder.name}: {entry.name}, {why}" for why in tally.warnings]
+        else:
+            silent.append(named_like)
     own = not taken and _read_own(raw_root, folder, own_patients, found)
     if own and not entries:
         return
     files = files or Files(folder)
-    # An archive beside the folder that came out of it has done its work.
     unpacked = {plain_name(name) for file in files for name in file.relative.split("/")[:-1]}
-    archives = [file.path.name for file in files if ARCHIVE.search(file.path.name)]
-    packed = [name for name in archives if plain_name(ARCHIVE.sub("", name)) not in unpacked][:3]
+    packed = _still_packed((file.path.name for file in files), unpacked)[:3]
     unpack = f"{', '.join(packed)} still packed, unpack there"
     first = next(iter(entries), None)
     if first and taken:
         if packed:
             found.notes.append(f"{folder.name}: {unpack} if pictures are missing ({first.unpack})")
+        found.notes += _unread(folder, files, entries, silent, taken)
         return
     inside = sorted(item.name for item in _inside(folder))[:5]
     if first:
-        wanted = " or ".join(entry.marker or entry.layouts[0].pattern for entry in entries)
-        why = f"named like {first.name}, but no path like {wanted} is in it"
+        why = f"named like {first.name}, but no path like {' or '.join(map(_looks, entries))} is in it"
         unpack += f" ({first.unpack})"
     else:
         why = "not a known data set, and no class folders with pictures"
@@ -382,6 +395,17 @@ def _read_folder(
         refused, reason = next(iter(files.refused.items()))
         why += f"; {f'{folder.name}/{refused}'.removesuffix('/')}: {reason}"
     found.notes.append(f"WARNING: {folder.name}: {'read as own pictures' if own else 'left out'}, {why}")
+
+
+def _looks(entry: DataSet) -> str:
+    return entry.marker or entry.layouts[0].pattern
+
+
+def _still_packed(names: Iterable[str], unpacked: set[str]) -> list[str]:
+    """Names of archives; one beside the folder that came out of it, of its plain name, has done its work."""
+    return [
+        name for name in names if ARCHIVE.search(name) and plain_name(ARCHIVE.sub("", name)) not in unpacked
+    ]
 
 
 def entries_in(folder: Path) -> dict[DataSet, tuple[str, ...]]:
@@ -430,7 +454,7 @@ def _folders_in(folder: Path) -> list[Path]:
 
 def _linked_folders_in(folder: Path) -> list[Path]:
     """Its folders and links to folders, sorted."""
-    return sorted(path for item in _inside(folder) if (path := Path(item.path)).is_dir())
+    return sorted(Path(item.path) for item in _inside(folder) if os.path.isdir(item.path))
 
 
 def _inside(folder: Path) -> Iterator[os.DirEntry]:
@@ -479,6 +503,7 @@ def _read_entry(
     entry: DataSet,
     folder: Path,
     files: Files,
+    present: set[str],
     include: frozenset[str],
     taken: list[Taken],
     found: Found,
@@ -500,7 +525,8 @@ def _read_entry(
             told |= facts.get((told.get("key") or "").lower(), {})
             unlisted = layout.listed_only and (told["key"] or "").lower() not in facts
             for one in layout.parts(file, files) if layout.parts and not unlisted else [{}]:
-                words = {layout.include, *(told | one).get("leave", "").split()} - {"", *include}
+                again = "copies" if layout.copy_of in present else ""
+                words = {layout.include, again, *(told | one).get("leave", "").split()} - {"", *include}
                 record = _record(entry, layout, folder, file, told | one)
                 # Each part of a file has its own line in the lists.
                 name = f"{source}#part {one['group']}" if one else source
@@ -523,6 +549,11 @@ def _read_entry(
                     officially[bool(record.split)] += 1
         if facts is not None:
             taken.append(Taken(ending, files.homes))
+            if layout.lists and not any(file.path.name.lower() in layout.lists for file in files):
+                tally.warnings.append(
+                    f"without {' or '.join(layout.lists)}, so less is known of its pictures: unpack "
+                    f"{entry.unpack}"
+                )
         if layout.splits and layout.facts and officially[False] and not officially[True]:
             tally.warnings.append(
                 "its official split is drawn anew, for the list of it is not in this folder: "
@@ -550,7 +581,7 @@ def _record(
         # Examination numbers start again in each split folder; names do not.
         group = f"{split}/{group}"
     outline = layout.outline(file.path) if layout.outline else None
-    if outline is not None and (not outline.is_file() or _leads_out(outline, folder)):
+    if outline is not None and (not os.path.isfile(outline) or _leads_out(outline, folder)):
         outline = None
     labels = layout.labels(file.path) if layout.labels else None
     if labels is not None and _leads_out(labels, folder):
@@ -572,7 +603,7 @@ def _record(
         take=layout.take,
         frames=tuple(map(int, (told.get("frames") or "").split())),
         labels=os.path.relpath(labels, folder.parent) if labels else "",
-        labels_ns=labels.stat().st_mtime_ns if labels and labels.is_file() else 0,
+        labels_ns=labels.stat().st_mtime_ns if labels and os.path.isfile(labels) else 0,
         axis=layout.axis,
         array=layout.array,
         remark=told.get("remark") or "",
@@ -583,6 +614,49 @@ def _record(
 def _leads_out(beside: Path, folder: Path) -> bool:
     """Whether a file beside a picture, which `Files` has not looked at, lies elsewhere behind a link."""
     return not Path(os.path.realpath(beside)).is_relative_to(folder.resolve())
+
+
+def _unread(
+    folder: Path,
+    files: Files,
+    entries: dict[DataSet, tuple[str, ...]],
+    silent: list[DataSet],
+    taken: list[Taken],
+) -> Iterator[str]:
+    """Notes on what lies beside the sets that were read in a folder and gave nothing.
+
+    Args:
+        silent: those of the entries that gave nothing.
+    """
+    read = {entry: homes for entry, homes in entries.items() if entry not in silent}
+    homes_read = [home for homes in read.values() for home in homes]
+    # Inside a set that was read such a name is a part of it, as the subject S1 of TimTrack; around one it is
+    # a shelf's, as breast is in breast/BUSI.
+    missed = {
+        home: entry
+        for entry in silent
+        for home in entries[entry]
+        if not any(home.startswith(other) or other.startswith(home) for other in homes_read)
+    }
+    for home, entry in missed.items():
+        yield f"WARNING: {folder.name}: {entry.name} not read, no path like {_looks(entry)} is in {home}"
+    known, unknown = {home.split("/")[0] for home in missed}, set()
+    for file in files:
+        inner, _, below = file.relative.partition("/")
+        if is_picture_name(below):
+            source = f"{folder.name}/{file.relative}"
+            (known if any(each.holds(source, file) for each in taken) else unknown).add(inner)
+    names = sorted(name for name in unknown - known if not MASK_WORDS.search(name))
+    note = f"{folder.name}: nothing was read of {len(names)} folders with files named like pictures"
+    note += f" ({', '.join(names[:5])})"
+    if names and any(plain_name(folder.name) in _names(entry) for entry in read):
+        # The publisher's, most likely, as the arrays of FASS.
+        yield note
+    elif names:
+        yield (
+            f"WARNING: {note}: name known sets as docs/datasets.md does, move own classes to "
+            "<raw-root>/<AnyName>/<Class>"
+        )
 
 
 def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> bool:

@@ -44,6 +44,8 @@ SHARES = (0.8, 0.1, 0.1)
 CONFLICT_CORRELATION = 0.93
 # What may follow an organ in a class's name and is no condition of it.
 NO_CONDITION = ("CEUS", "Phantom", "Simulated")
+# What says less than others besides an organ alone: a nodule whose pathology is not told.
+SAYS_LESS = {"Thyroid-Nodule": ("Thyroid-Benign", "Thyroid-Malignant")}
 # Groups that a class should have in val and in test: with fewer, the evaluation cannot tell patients apart.
 LEAST_HELD_OUT = 4
 # But of a small class not more than this share goes to either.
@@ -212,7 +214,8 @@ def make_plan(pictures: Iterable[Picture], seed: int, cap: int, extra_classes: t
         pictures: all readable ones, at least one; read once, in any order.
         seed: changes cap and splits.
         cap: largest number of pictures of a data set; 0 for no cap.
-        extra_classes: classes that must exist although no picture of theirs is readable.
+        extra_classes: classes that must exist although no picture of theirs is readable; not one whose
+            pictures are all copies of ones whose class says more.
 
     Raises:
         InputError: when a class cannot have a picture in each of train, val and test.
@@ -220,6 +223,7 @@ def make_plan(pictures: Iterable[Picture], seed: int, cap: int, extra_classes: t
     contents = Contents(Pictures(pictures))
     plan = _drop_exact_copies(contents)
     _join_near_copies(plan, contents)
+    extra_classes = tuple(sorted(set(extra_classes) - _said_better(plan, contents)))
     kept_K = contents.kept_P[~np.isin(contents.kept_P, list(plan.for_labels))]
     _require_three_groups(plan, kept_K, extra_classes, "")
     drawn_K = _draw(plan, kept_K, seed, cap)
@@ -325,7 +329,8 @@ def _join_near_copies(plan: Plan, contents: Contents) -> None:
     near_C = np.zeros(len(plan.search.pair_P2), COPY)
     near_C["first"], near_C["second"] = kept_P[plan.search.pair_P2].T
     near_C["kind"], near_C["correlation"] = 1 + plan.search.mirrored_P, plan.search.correlation_P
-    for number in (near_C["correlation"] >= CONFLICT_CORRELATION).nonzero()[0].tolist():
+    sure_C = near_C["correlation"] >= CONFLICT_CORRELATION
+    for number in sure_C.nonzero()[0].tolist():
         first, second = plan.search.pair_P2[number].tolist()
         kind, correlation = KINDS[near_C["kind"][number]], float(near_C["correlation"][number])
         pair = {int(label_P[content]): content for content in (first, second)}
@@ -343,21 +348,42 @@ def _join_near_copies(plan: Plan, contents: Contents) -> None:
         plan.conflict += _conflicts(pictures, some, others, kind, correlation)
         why = f"{kind} copies with different labels: {contents.names_of(first, second)}"
         plan.conflicting |= dict.fromkeys(some + others, why)
+    # A sure copy of a disputed picture is as doubtful, and so is a copy of that one.
+    part_P = _join_groups(len(kept_P), plan.search.pair_P2[sure_C])
+    part_N = part_P[number_N["content"]]
+    why = "copy of pictures with different labels"
+    for n in np.isin(part_N, part_N[list(plan.conflicting)]).nonzero()[0].tolist():
+        plan.conflicting.setdefault(n, why)
     plan.copy_C = np.concatenate([plan.copy_C, near_C])
     link_C2 = own_N[np.stack([plan.copy_C["first"], plan.copy_C["second"]], 1)]
     plan.group_N = _join_groups(pictures.groups, link_C2)[own_N]
 
 
+def _said_better(plan: Plan, contents: Contents) -> set[str]:
+    """The classes of which every picture is a copy of one whose class says more."""
+    number_N, labels = plan.pictures.number_N, plan.pictures.labels
+    less_N = number_N["label"] != contents.label_P[number_N["content"]]
+    less_N[list(plan.vague)] = True
+    less_N[list(plan.conflicting)] = False
+    return {labels[label] for label in set(number_N["label"]) - set(number_N["label"][~less_N])}
+
+
 def _most_exact(labels: list[str], numbers: set[int]) -> int:
     """Of some labels the one that says all that the others say and more, -1 where none does.
 
-    Only an organ alone says less than one with a condition, "Breast" than "Breast-Benign". Other longer names
-    contradict: a "Prostate" is no "Prostate-Phantom", and a "Thyroid-Nodule" no "Thyroid-Nodule-DDTI".
+    An organ alone says less than one with a condition, "Breast" than "Breast-Benign"; SAYS_LESS has more.
+    Other longer names contradict: a "Prostate" is no "Prostate-Phantom", and a "Thyroid-Nodule" no
+    "Thyroid-Nodule-DDTI".
     """
-    longest = max(numbers, key=lambda number: len(labels[number]))
-    organ, _, condition = labels[longest].partition("-")
-    less = {labels[number] for number in numbers - {longest}}
-    return longest if not less or (less == {organ} and condition not in NO_CONDITION) else -1
+
+    def says_less(label: str, other: str) -> bool:
+        organ, _, condition = other.partition("-")
+        return (label == organ and condition not in NO_CONDITION) or other in SAYS_LESS.get(label, ())
+
+    for number in numbers:
+        if all(says_less(labels[other], labels[number]) for other in numbers - {number}):
+            return number
+    return -1
 
 
 def _own_group(picture: Picture) -> str:

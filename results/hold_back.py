@@ -42,6 +42,11 @@ KEYS: dict[str, tuple[str, Callable[..., str]]] = {
     "MMOTU-2D": (r"/(?P<name>[^/]+)", lambda name: re.sub(r"(?i)\.jpg$", ".JPG", name)),
     # The first picture of the examination.
     "HC18": (r"/(?P<examination>\d+)_\d?HC\.png", lambda examination: f"{examination}_HC.png"),
+    # Its heads are HC18's training set again; its abdomens have no key.
+    "Fast-U-Net": (
+        r"/(?:(?P<examination>\d+)_\d?HC|[^/]+)\.png",
+        lambda examination: f"{examination}_HC.png" if examination else "",
+    ),
     "CAMUS": (r"/(?P<patient>patient\d+)_[^/]+", lambda patient: patient.lower()),
     # Numbers repeat over the classes.
     "AUL": (
@@ -102,7 +107,7 @@ def reason(source: str, dataset: str) -> str:
     key = key_of(source, dataset)
     if dataset == "COVID-LUS" and key not in open_lung_sources().values():
         return "no open licence"
-    return key if is_kept_back(key) else ""
+    return key if key and is_kept_back(key) else ""
 
 
 @lru_cache
@@ -113,7 +118,7 @@ def open_lung_sources() -> dict[str, str]:
 
 
 def key_of(source: str, dataset: str) -> str:
-    """The key of a picture.
+    """The key of a picture, "" where it has none and stays.
 
     Args:
         source: path below the raw root, with forward slashes.

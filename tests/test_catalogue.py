@@ -49,6 +49,7 @@ def test_an_entry_is_complete(entry):
         assert (layout.labels is not None) == (layout.take == "labelled")
         assert set(layout.splits.values()) <= {"train", "val", "test"}
         assert not layout.include or layout.include in entry.left_out
+        assert not layout.copy_of or "copies" in entry.left_out
     for name in classes_of(entry):
         assert re.fullmatch(r"[A-Z][A-Za-z0-9]*(-[A-Z][A-Za-z0-9]*)*", name), name
 
@@ -103,6 +104,16 @@ def test_the_page_is_the_catalogue():
     """Made again by `python -m data_preprocessing.catalogue > docs/datasets.md`."""
     assert (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8") == page()
     assert all(f"`--include {word}`" in page() for word in INCLUDES)
+
+
+def test_the_page_gives_a_misspelt_set_its_right_name():
+    assert "\n| UPBD (right name: UBPD) | Nerve |" in page() and "\n**UPBD (right name: UBPD)** (" in page()
+
+
+def test_a_licence_that_nobody_read_is_not_said_to_be_missing():
+    """It was printed as "not stated", which reads like a search without a result."""
+    unread = {"105US", "AbdomenUS", "ASUS", "MicroSeg", "MUP", "UPBD"}
+    assert {entry.name for entry in CATALOGUE if entry.licence == "not known"} == unread
 
 
 @pytest.mark.parametrize(

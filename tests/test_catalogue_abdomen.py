@@ -212,7 +212,8 @@ def test_kidney_copies_masks_and_remarks(tmp_path, home):
     write(labels / "reviewed_labels_2.csv", vgg(**dict.fromkeys(KIDNEYS, "liver")))
     found = find(tmp_path)
     name = f"{home}/{{}}_anon.png".format
-    kept = {0: "1", 1: "2", 2: "102", 5: "404", 6: "7", 8: "9"}
+    # 404 has a copy of 102's picture, and so is of its study with its other one too.
+    kept = {0: "1", 1: "2", 2: "102", 5: "102", 6: "7", 8: "9"}
     assert told(found) == {name(KIDNEYS[i]): ("Kidney", group, "") for i, group in kept.items()}
     assert {record.source for record in found.records if record.remark == "transplant"} == {
         name(KIDNEYS[0]),
@@ -230,6 +231,14 @@ def test_kidney_copies_masks_and_remarks(tmp_path, home):
     assert name(KIDNEYS[7]) in told(find(tmp_path, "other-organ"))
 
 
+def test_kidney_prefixes_are_joined_over_several_copies(tmp_path):
+    """The copy is dropped, and its prefix's other picture could come to another side of the split."""
+    names = ("40_IM-0001-0001", "30_IM-0001-0001", "30_IM-0002-0001", "20_IM-0002-0001", "40_IM-0003-0001")
+    plant(tmp_path / "kidneyUS", *(f"{name}_anon.png" for name in (*names, "50_IM-0001-0002")))
+    groups = {source[9:11]: group for source, (_, group, _) in told(find(tmp_path, "copies")).items()}
+    assert groups == {"20": "20", "30": "20", "40": "20", "50": "50"}
+
+
 def test_kidney_copy_of_another_organ_needs_both_words(tmp_path):
     plant(
         tmp_path / "kidneyUS", *(f"{name}-0001_anon.png" for name in ("5_IM-0001", "10_IM-0001", "3_IM-0002"))
@@ -243,6 +252,23 @@ def test_kidney_copy_of_another_organ_needs_both_words(tmp_path):
     groups = {group for _, group, _ in told(find(tmp_path, "copies", "other-organ")).values()}
     assert groups == {"5", "3"}
     assert len(find(tmp_path, "copies", "other-organ").records) == 3
+
+
+@pytest.mark.parametrize("labels", ["labels", "kidneyUS/labels", "kidneyUS_images_14_june_2022/labels"])
+def test_kidney_without_its_list_is_said(tmp_path, labels):
+    """A list beside the pictures' folder or in a clone is not seen, and nobody noticed."""
+    plant(tmp_path / "kidneyUS_images_14_june_2022", "5_IM-0001-0001_anon.png")
+    write(tmp_path / labels / "reviewed_labels_2.csv", vgg(**{"5_IM-0001-0001": "transplant"}))
+    found = find(tmp_path)
+    warnings = [note for note in found.notes if note.startswith("WARNING: kidneyUS_images_14_june_2022: ")]
+    if labels.startswith("kidneyUS_images"):
+        assert found.records[0].remark == "transplant" and not warnings
+    else:
+        assert warnings == [
+            "WARNING: kidneyUS_images_14_june_2022: kidneyUS, without reviewed_labels_1.csv or "
+            "reviewed_labels_2.csv, so less is known of its pictures: unpack the pictures' archive, and "
+            "labels/ of the repository inside the same folder"
+        ]
 
 
 def test_kidney_names_a_broken_list(tmp_path):

@@ -1,11 +1,15 @@
 """Muscle, nerve, spine and carotid sets, each in its publisher's layout with its trap."""
 
+import csv
 import json
 
 import numpy as np
 import pytest
-from raw_trees import chosen, find, plant, save_video, speckle, told, write
+from PIL import Image
+from raw_trees import chosen, find, plant, save, save_video, speckle, told, write
 
+from data_preprocessing import prepare_datasets
+from data_preprocessing.prepare_datasets import Settings
 from usvar.errors import InputError
 
 
@@ -130,7 +134,23 @@ def test_stmus_skips_the_networks_own_data(tmp_path, home):
     copies = {f"{models}/train/s2_1.png", f"{models}/val/s10_1.png"}
     assert set(found.left_out) == copies and not found.rejected
     both = told(find(tmp_path, "copies"))
-    assert both == expected | dict.fromkeys(copies, ("Muscle", "MuscleCNN", ""))
+    assert both == expected | dict.fromkeys(copies, ("Muscle", "", ""))
+
+
+def test_stmus_with_its_copies_can_be_split(tmp_path):
+    """One group of all copies joined all blocks, and the run ended for want of a second group."""
+    home = tmp_path / "raw/STMUS_NDA"
+    for number, condition in enumerate(("Healthy", "Pathological")):
+        plant(home, *(f"BB/{condition}/Images/{place}.png" for place in range(8)), first=8 * number)
+    for place in range(8):
+        picture = Image.fromarray(speckle(place)).resize((64, 64))
+        save(home / f"Segmentation_models/data/MuscleCNN/train/{place}.png", np.asarray(picture))
+    settings = Settings(tmp_path / "raw", tmp_path / "out", size=32, workers=1, include=("copies",))
+    prepare_datasets.main(settings)
+    with open(tmp_path / "out/manifest.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["class"] for row in rows} == {"Muscle-Healthy", "Muscle-Pathological"}
+    assert {row["split"] for row in rows if row["class"] == "Muscle-Healthy"} == {"train", "val", "test"}
 
 
 def test_stmus_leaves_gaps_between_blocks(tmp_path):

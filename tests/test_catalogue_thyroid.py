@@ -111,6 +111,20 @@ def test_ddti_original_is_preferred_to_its_png_copy(tmp_path):
     assert len(found.left_out) == 4 + 5
 
 
+@pytest.mark.parametrize("home", ["Thyroid Dataset/DDTI dataset", "A/DDTI dataset"])
+def test_ddti_original_is_preferred_to_its_png_copy_in_another_folder(tmp_path, home):
+    """The two come in two archives, and every picture was read twice."""
+    plant(tmp_path, "DDTI/1_1.jpg", "DDTI/1_2.jpg")
+    plant_ddti_copy(tmp_path / home, 4)
+    plant(tmp_path / "Thyroid Dataset/tg3k", "thyroid-image/0000.jpg", first=30)
+    found = find(tmp_path)
+    assert {record.source for record in found.records if record.dataset == "DDTI"} == {
+        *("DDTI/1_1.jpg", "DDTI/1_2.jpg")
+    }
+    assert len(found.left_out) == 4 + 5
+    assert len(find(tmp_path, "copies").records) == 3 + 4 + 5
+
+
 @pytest.mark.parametrize(
     "home", ["Segthy/US_volunteer_dataset/ground_truth_data", "US_data/ground_truth_data"]
 )
@@ -194,9 +208,10 @@ def test_tn3k_keeps_its_test_part(tmp_path, home):
     assert not found.rejected and not found.left_out
 
 
-def test_one_archive_gives_three_sets(tmp_path):
+@pytest.mark.parametrize("home", ["TN3K/Thyroid Dataset", "thyroid/TN3K/Thyroid Dataset"])
+def test_one_archive_gives_three_sets(tmp_path, home):
     """Trap: the predecessor took TN3K for a duplicate of TG3K; they share an archive, not pictures."""
-    home = tmp_path / "TN3K/Thyroid Dataset"
+    home = tmp_path / home
     plant_ddti_copy(home / "DDTI dataset/DDTI", 3)
     plant(home / "tg3k", "thyroid-image/0000.jpg", "thyroid-mask/0000.jpg")
     plant(home / "tn3k", "trainval-image/0000.jpg", "trainval-mask/0000.jpg", "test-image/0000.jpg")
@@ -287,6 +302,16 @@ def test_tnscui_list_without_its_column(tmp_path):
     write(tmp_path / "TNSCUI/train.csv", "ID,label\n1,0\n")
     with pytest.raises(InputError, match=r"train\.csv lacks the column CATE"):
         find(tmp_path)
+
+
+def test_tnscui_without_its_list_is_said(tmp_path):
+    """The list beside the folder is not seen: all became nodules of unknown pathology without a word."""
+    plant(tmp_path, "TNSCUI2020_train/image/00001.png")
+    write(tmp_path / "train.csv", "ID,CATE\n1,0\n")
+    notes = find(tmp_path).notes
+    assert notes[1].startswith("WARNING: TNSCUI2020_train: TNSCUI, without train.csv, so less is known")
+    (tmp_path / "train.csv").rename(tmp_path / "TNSCUI2020_train/Train.csv")
+    assert len(find(tmp_path).notes) == 1
 
 
 def test_tnscui_repack_has_no_list(tmp_path):

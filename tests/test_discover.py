@@ -45,6 +45,43 @@ def test_a_folder_that_is_not_that_set(tmp_path):
     )
 
 
+def test_a_set_that_gave_nothing_beside_another_is_named(tmp_path):
+    """Beside a set that was read in the same folder it was lost without a word."""
+    plant(tmp_path, "fetal/HC18/training_set/000_HC.png", "fetal/FASS/pictures/P01.png")
+    found = find(tmp_path)
+    assert sources(found) == {"fetal/HC18/training_set/000_HC.png"}
+    assert found.notes == [
+        "fetal: HC18, 1 files",
+        "WARNING: fetal: FASS not read, no path like IMAGES/P01_IMG1.png is in FASS/",
+    ]
+
+
+def test_folders_beside_a_set_are_named(tmp_path):
+    """A set under an unknown name and own classes were lost; masks and the publisher's arrays are not."""
+    plant(tmp_path, "breast/BUSI/benign/benign (1).png", "breast/BUSI masks/1.png", "breast/Cyst/1.png")
+    plant(tmp_path, "breast/BUSBRA_v2/Images/bus_0001-l.png", "FASS/IMAGES/P01_IMG1.png", first=10)
+    write(tmp_path / "breast/lists/1.csv", "1,2\n")
+    write(tmp_path / "FASS/ARRAY_FORMAT/P01_IMG1.npy", b"")
+    found = find(tmp_path)
+    assert sources(found) == {"breast/BUSI/benign/benign (1).png", "FASS/IMAGES/P01_IMG1.png"}
+    assert found.notes == [
+        "FASS: FASS, 1 files",
+        "FASS: nothing was read of 1 folders with files named like pictures (ARRAY_FORMAT)",
+        "breast: BUSI, 1 files",
+        "WARNING: breast: nothing was read of 2 folders with files named like pictures (BUSBRA_v2, Cyst): "
+        "name known sets as docs/datasets.md does, move own classes to <raw-root>/<AnyName>/<Class>",
+    ]
+
+
+def test_a_part_of_a_set_that_is_named_like_another_is_its_own(tmp_path):
+    """TimTrack has a subject S1, and HC in Fast-U-Net is no HC18."""
+    plant(tmp_path, "TimTrack/dataset 1/S1/S1_L20_step_225.png", "Fast-U-Net/Dataset/HC/image/514_HC.png")
+    plant(tmp_path, "Fast-U-Net/Dataset/AC/image/0001.png", "muscle/TimTrack/S1/1.png", first=10)
+    plant(tmp_path, "muscle/TimTrack/dataset 1/S1/S1_L20_step_225.png", first=20)
+    write(tmp_path / "Fast-U-Net/Dataset/AC/train.txt", "image/0001.png mask/0001.png\n")
+    assert not [note for note in find(tmp_path).notes if "WARNING" in note or "nothing" in note]
+
+
 def test_a_set_in_another_arrangement_is_read_as_own_pictures_aloud(tmp_path):
     plant(tmp_path, "BUSI/Cyst/1.png", "BUSI/Cyst/2.png")
     found = find(tmp_path)
@@ -220,6 +257,9 @@ def test_an_archive_in_the_raw_root(tmp_path):
         write(tmp_path / name, b"PK")
     (note,) = [note for note in find(tmp_path).notes if "packed" in note]
     assert note.startswith("WARNING: BUSBRA.ZIP, CardiacUDC.change2zip, part.z01, set.tar.gz in ")
+    # One whose folder lies beside it has done its work, and was named on every run.
+    write(tmp_path / "stu_hospital.zip", b"PK")
+    assert note in find(tmp_path).notes
     only = tmp_path / "only"
     write(only / "BUSBRA.zip", b"PK")
     with pytest.raises(InputError, match=r"has no folder, only the archive BUSBRA.zip.*unpack"):
@@ -322,6 +362,38 @@ def test_folders_that_cannot_be_opened(tmp_path, monkeypatch):
     assert found.empty_classes == ["locked"]
     assert note_of(found, "locked").endswith(f"found nothing; locked: {why}")
     assert note_of(found, "strange").endswith(f"found locked; strange/locked: {why}")
+
+
+def test_folders_that_may_not_be_searched(tmp_path, monkeypatch):
+    """Asked what lies in them, pathlib ended in a traceback. Root may search all, hence the patch."""
+    plant(tmp_path, "raw/AUL/Benign/image/1.jpg", "raw/mine/Cyst/1.png", "raw/mine/locked/1.png")
+    write(tmp_path / "raw/AUL/Benign/segmentation/outline/1.json", "[[1, 1], [90, 1], [90, 70]]")
+    (tmp_path / "raw/mine/linked").symlink_to("locked/further", target_is_directory=True)
+    (tmp_path / "raw/mine/Cyst/2.png").symlink_to("../locked/1.png")
+    (tmp_path / "raw/3.png").symlink_to("mine/locked/1.png")
+    write(tmp_path / "raw/ACOUSLIC/images/stacked_fetal_ultrasound/a.mha", "x")
+    write(tmp_path / "raw/ACOUSLIC/fetal_abdominal_circumferences_per_sweep.csv", "uuid,subject_id\na,7\n")
+    write(tmp_path / "raw/MicroSeg/train/micro_ultrasound_scans/microUS_train_01.nii.gz", "x")
+    write(tmp_path / "raw/Segthy/US/001_P1_1_left_US.nii", "x")
+    locked = ("outline", "locked", "masks", "expert_annotations", "US_thyroid_label")
+
+    def searched(path, *rest, stat=os.stat, **named):
+        if {*Path(os.path.realpath(path)).parent.parts} & {*locked}:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *rest, **named)
+
+    monkeypatch.setattr(os, "stat", searched)
+    found = find(tmp_path / "raw")
+    assert {record.dataset for record in found.records} == {"ACOUSLIC", "AUL", "MicroSeg", "Segthy", "mine"}
+    assert {record.outline for record in found.records} == {""}
+    assert found.rejected == {"mine/Cyst/2.png": "a link to nothing", "mine/linked": "a link to nothing"}
+
+    def nothing(path, *rest, **named):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "stat", nothing)
+    with pytest.raises(InputError, match="is no folder"):
+        find(tmp_path / "raw")
 
 
 def test_a_raw_root_that_cannot_be_opened_is_one_line(tmp_path, monkeypatch):

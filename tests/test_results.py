@@ -70,6 +70,7 @@ def fails(code: int, *command: object) -> str:
     [
         ("BUSI", "BUSI/benign/benign (100).png", "BUSI/benign/benign (10).png"),
         ("HC18", "HC18/training_set/403_2HC.png", "HC18/training_set/002_HC.png"),
+        ("Fast-U-Net", "Fast-U-Net/Dataset/HC/image/403_2HC.png", "Fast-U-Net/Dataset/HC/image/002_HC.png"),
         ("DDTI", "DDTI/20_1.jpg", "DDTI/65_2.jpg"),
         ("AUL", "AUL/Normal/image/10.jpg", "AUL/Normal/image/11.jpg"),
     ],
@@ -111,6 +112,22 @@ def test_the_key_is_of_the_published_spelling():
         assert hold_back.reason(renamed, dataset) == hold_back.reason(published, dataset)
     assert hold_back.key_of("x/images/15.jpg", "MMOTU-2D") == "15.JPG"
     assert hold_back.key_of("AUL/benign/image/4.jpg", "AUL") == "Benign/4.jpg"
+
+
+def test_held_heads_are_found_in_fast_u_net(tmp_path):
+    """They are HC18's again, resized, and passed; its abdomens have no key and stay."""
+    home = "Fast-U-Net/Dataset"
+    plant(
+        tmp_path, f"{home}/HC/image/002_HC.png", f"{home}/HC/image/403_HC.png", f"{home}/AC/image/fa_0002.png"
+    )
+    done = subprocess.run(
+        [sys.executable, ROOT / "results" / "hold_back.py", "list", "--raw-root", tmp_path],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"Fast-U-Net\t002_HC.png\t{home}/HC/image/002_HC.png\n"
+    assert done.stderr == "Fast-U-Net: 3 pictures or videos, 1 kept back\n"
 
 
 def test_pictures_that_the_preparation_rejects_are_held_too(tmp_path):

@@ -240,6 +240,32 @@ def test_near_copies_with_two_labels_are_dropped_and_listed():
     assert float(row["correlation"]) >= splits.CONFLICT_CORRELATION
 
 
+def test_a_copy_of_a_disputed_picture_is_dropped_too():
+    """It stayed where the picture of the other class is a less sure copy of it than of the disputed one."""
+
+    def marked(top: int, left: int) -> np.ndarray:
+        marked_HW = image(0).copy()
+        marked_HW[top : top + 7, left : left + 8] = 255
+        return marked_HW
+
+    pictures = [picture(i, class_name="AB"[i % 2]) for i in range(20)]
+    pictures.append(picture(30, class_name="A", signature=signature(marked(14, 20))))
+    pictures.append(picture(31, class_name="B", signature=signature(marked(20, 30))))
+    plan = make_plan(pictures, 0, 0)
+    correlation = {frozenset(pair): value for *pair, _, value in plan.copies}
+    assert correlation[frozenset(("set/30.png", "set/31.png"))] < splits.CONFLICT_CORRELATION
+    assert plan.dropped == {
+        "set/0.png": "near copies with different labels: A, B",
+        "set/31.png": "near copies with different labels: A, B",
+        "set/30.png": "copy of pictures with different labels",
+    }
+    assert len(plan.conflicts) == 1
+    assert leak_report(plan.plan)["label_conflicts"] == {"pairs": 1, "pictures_dropped": 3}
+    # A less sure copy of it is joined and keeps its label.
+    pictures[-2] = replace(pictures[-2], signature=signature(marked(6, 8)))
+    assert make_plan(pictures, 0, 0).dropped.keys() == {"set/0.png", "set/31.png"}
+
+
 def test_frames_of_one_patient_with_two_labels_are_no_conflict():
     """A sweep passes from healthy to ill tissue; only the very same pixels with two labels are an error."""
     pictures = [picture(i, class_name="AB"[i % 2]) for i in range(20)]
@@ -404,6 +430,37 @@ def test_a_copy_whose_class_says_less_is_dropped_alone():
     more = [near(0, 400, class_name="Breast-Malignant", dataset="other")]
     dropped = make_plan(pictures + more, 0, 0).dropped
     assert "different labels" in dropped["set/400.png"] and "different labels" in dropped["set/0.png"]
+
+
+@pytest.mark.parametrize("pathology", ["Thyroid-Benign", "Thyroid-Malignant"])
+def test_a_nodule_of_unknown_pathology_says_less(pathology):
+    """TNSCUI and its repack, which has no list of pathology, dropped each other."""
+    pictures = [picture(i, class_name=pathology) for i in range(20)]
+    pictures.append(near(0, 100, class_name="Thyroid-Nodule"))
+    pictures.append(picture(101, class_name="Thyroid-Nodule", sha256=pictures[1].sha256))
+    # Of the organ alone too; a gland is no nodule.
+    pictures.append(near(0, 102, class_name="Thyroid"))
+    pictures.append(near(2, 103, class_name="Thyroid-Gland"))
+    plan = make_plan(pictures, 0, 0)
+    assert plan.dropped.keys() == {f"set/{n}.png" for n in (100, 101, 102, 2, 103)}
+    assert {row["class"] for row in plan.conflicts} <= {pathology, "Thyroid-Gland"}
+    labels = ["Thyroid", "Thyroid-Benign", "Thyroid-Malignant", "Thyroid-Nodule"]
+    assert splits._most_exact(labels, {0, 2, 3}) == 2 and splits._most_exact(labels, {1, 2, 3}) == -1
+
+
+def test_a_class_of_copies_that_say_less_may_vanish():
+    """STMUS_NDA with --include copies: of "Muscle" nothing was left, and the run stopped."""
+    pictures = [picture(i, class_name="Muscle-Healthy") for i in range(20)]
+    pictures.append(near(0, 100, class_name="Muscle"))
+    same = {"sha256": pictures[1].sha256, "signature": pictures[1].signature}
+    pictures.append(picture(101, class_name="Muscle", **same))
+    plan = splits.make_plan(pictures, 0, 0, extra_classes=("Muscle", "Muscle-Healthy"))
+    assert dict(plan.dropped()).keys() == {"set/100.png", "set/101.png"}
+    # Not one of which a picture is dropped for two labels.
+    pictures.append(near(2, 102, class_name="Muscle"))
+    pictures.append(near(2, 103, class_name="Muscle-Ill"))
+    with pytest.raises(InputError, match=r"in class Muscle \(0 image"):
+        splits.make_plan(pictures, 0, 0, extra_classes=("Muscle", "Muscle-Healthy"))
 
 
 def test_near_copies_of_one_class_are_no_conflict_by_a_vaguer_exact_copy():

@@ -11,6 +11,7 @@ from data_preprocessing.catalogue.entry import (
     File,
     Layout,
     classes_of,
+    named,
     plain_name,
     read_outline,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "File",
     "Layout",
     "classes_of",
+    "named",
     "plain_name",
     "read_outline",
 ]

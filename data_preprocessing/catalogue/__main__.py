@@ -3,7 +3,7 @@
 python -m data_preprocessing.catalogue > docs/datasets.md
 """
 
-from data_preprocessing.catalogue import CATALOGUE, classes_of
+from data_preprocessing.catalogue import CATALOGUE, DataSet, classes_of
 
 
 def page() -> str:
@@ -13,8 +13,9 @@ def page() -> str:
         "",
         "Made from `data_preprocessing/catalogue/` by",
         "`python -m data_preprocessing.catalogue > docs/datasets.md`.",
-        "Counts are those of the sources, or the predecessor's where theirs are not known; what is marked",
-        "(unconfirmed) rests on one weak source. Read a set's licence before you pass anything on.",
+        "Counts are those of the sources or, where theirs are not known, of the predecessor (the earlier,",
+        "unfinished project that this one replaces). What is marked (unconfirmed) rests on one weak source.",
+        "Read a set's licence before you pass anything on.",
         "",
         "| data set | organ | classes | from | frame | access | pictures | one side of the split |",
         "|---|---|---|---|---|---|---|---|",
@@ -23,11 +24,11 @@ def page() -> str:
         count = e.true_count or e.seed_count or ""
         read_as = next((other for other in CATALOGUE if other.name == e.same_as), e)
         classes = ", ".join(sorted(classes_of(read_as))) or "as its folders say"
-        cells = (e.name, e.organ, classes, read_as.labels, e.shape, e.access, str(count), read_as.groups)
+        cells = (_title(e), e.organ, classes, read_as.labels, e.shape, e.access, str(count), read_as.groups)
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "## Where to get them, and what to know"]
     for e in CATALOGUE:
-        lines += ["", f"**{e.name}**" + (f" (folder also {', '.join(e.aliases)})" if e.aliases else "")]
+        lines += ["", f"**{_title(e)}**" + (f" (folder also {', '.join(e.aliases)})" if e.aliases else "")]
         facts = {
             "get": e.home or "no home known",
             "unpack": e.unpack,
@@ -40,6 +41,10 @@ def page() -> str:
         }
         lines += [f"- {name}: {fact}" for name, fact in facts.items() if fact]
     return "\n".join(lines) + "\n"
+
+
+def _title(entry: DataSet) -> str:
+    return f"{entry.name} (right name: {entry.right_name})" if entry.right_name else entry.name
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ EUS = {"gist": "EUS-GIST", "lmym": "EUS-Leiomyoma"}
 EUS_IDS = {1: "lmym", 2: "gist"}
 KIDNEYS = r"(kidneyUS[^/]*|images)/(?P<key>(?P<group>\d+)_(?P<token>IM-\d+-\d+(-\d+)?)_anon)\.png"
 
+# Of two sonographers.
+KIDNEY_LISTS = ("reviewed_labels_1.csv", "reviewed_labels_2.csv")
+
 
 def _abdomen_liver(files: Iterable[File]) -> Facts:
     """Which of the real pictures show the liver by their annotation; the others are of the class Abdomen."""
@@ -84,10 +87,13 @@ def _gist_lists(files: Iterable[File]) -> Facts:
 
 
 def _kidney_lists(files: Iterable[File]) -> Facts:
-    """Copies by the `IM-...` token, of which the smallest prefix stays; what a sonographer remarked."""
+    """Copies by the `IM-...` token, of which the smallest prefix stays; what a sonographer remarked.
+
+    A prefix may hold another picture of the study: prefixes that share a copy are one group.
+    """
     comments = {}
-    lists = named(files, r"reviewed_labels_1\.csv") or named(files, r"reviewed_labels_2\.csv")
-    for file in lists:
+    first, second = (named(files, re.escape(name)) for name in KIDNEY_LISTS)
+    for file in first or second:
         for row in read_rows(file.path, ("filename", "file_attributes")):
             try:
                 comment = json.loads(row["file_attributes"]).get("Comments") or ""
@@ -101,6 +107,10 @@ def _kidney_lists(files: Iterable[File]) -> Facts:
     for file in named(files, KIDNEYS):
         match = re.search(rf"(?:^|/){KIDNEYS}$", f"images/{file.path.name}", re.IGNORECASE)
         copies[match["token"].lower()].append((int(match["group"]), match["key"].lower()))
+    joined: dict[int, set[int]] = {}
+    for pictures in copies.values():
+        prefixes = set().union(*(joined.get(prefix, {prefix}) for prefix, _ in pictures))
+        joined |= dict.fromkeys(prefixes, prefixes)
     facts = {}
     for pictures in copies.values():
         kept = min(pictures)
@@ -111,7 +121,7 @@ def _kidney_lists(files: Iterable[File]) -> Facts:
                 re.search("liver|spleen", comment)
             )
             facts[picture[1]] = {
-                "group": str(kept[0]),
+                "group": str(min(joined[kept[0]])),
                 "leave": " ".join(words),
                 "remark": "transplant" if "transplant" in comment else "",
             }
@@ -126,6 +136,7 @@ ENTRIES = (
         (Layout(r"(105 ?)?US Images/\d+\.png", "Liver-Malignant"),),
         aliases=("105", "105 US Images", "100 2D US Images and Tumor Segmentation Masks"),
         shape="fan",
+        licence="not known",
         cite="Hann et al. 2017, arXiv 1710.02984",
         home="https://www.researchgate.net/publication/329586355 (a log-in may be asked, unconfirmed)",
         labels="one class: all show a metastasis",
@@ -155,6 +166,7 @@ ENTRIES = (
         aliases=("abdominal_US", "ussimandsegm", "US simulation and segmentation"),
         shape="fan",
         access="register",
+        licence="not known",
         cite="Vitale et al. 2020, International Journal of CARS, doi 10.1007/s11548-019-02046-5",
         home="https://www.kaggle.com/datasets/ignaciorlando/ussimandsegm",
         labels="liver colour in RUS/annotations (61 pictures): Liver-Normal; else Abdomen",
@@ -221,16 +233,16 @@ ENTRIES = (
         "kidneyUS",
         "Kidney",
         # Masks have the pictures' names, in labels/reviewed_masks_1/capsule and the like.
-        (Layout(KIDNEYS, "Kidney", facts=_kidney_lists),),
+        (Layout(KIDNEYS, "Kidney", facts=_kidney_lists, lists=KIDNEY_LISTS),),
         aliases=("kidneyUS_images_14_june_2022", "Open Kidney", "Open Kidney Ultrasound"),
         shape="fan",
         access="register",
         licence="CC BY-NC-SA",
         cite="Singla et al. 2022, arXiv 2206.06657",
         home="https://github.com/rsingla92/kidneyUS (labels; pictures by a form)",
-        unpack="the pictures' archive, and labels/ of the repository beside it",
+        unpack="the pictures' archive, and labels/ of the repository inside the same folder",
         labels="one class; the remark transplant where a comment says so",
-        groups="patient: the number before _, of copies the smallest",
+        groups="patient: the number before _; of numbers that share a copy the smallest",
         marker="kidneyUS_images_14_june_2022/1_IM-0001-0059_anon.png",
         left_out={"copies": COPIES, "other-organ": "noted as taken for the liver or spleen"},
         seed_count=534,

@@ -58,10 +58,15 @@ class Layout:
     turn: str = ""
     # Reads the lists that lie beside the pictures.
     facts: Callable[[Iterable[File]], Facts] | None = None
+    # Names of lists, one of which should be there: pictures are read without it too, but with less known.
+    lists: tuple[str, ...] = ()
     # A picture that the lists lack is rejected.
     listed_only: bool = False
     # The word of --include without which nothing of this layout is read.
     include: str = ""
+    # End of the paths of the same pictures in a better form (regular expression): where a folder of the data
+    # set holds them, this layout is read with --include copies only.
+    copy_of: str = ""
     # The file with the published scan area of a picture, None when it is known to be wrong.
     outline: Callable[[Path], Path | None] | None = None
     # Which frames of a file: "still" (it has one), "first" (further ones repeat it), "even" (a few evenly
@@ -88,12 +93,15 @@ class DataSet:
     name: str
     organ: str
     layouts: tuple[Layout, ...]
+    # How it is called elsewhere, where `name` is a misspelling that folders and manifests have.
+    right_name: str = ""
     # Further names of its folder, at the top of the raw root or one or two levels below.
     aliases: tuple[str, ...] = ()
     # "fan", "rectangle" or "both".
     shape: str = "both"
     # "open", "register" (a form, an application or a log-in) or "hard to reach".
     access: str = "open"
+    # "not stated" where its home and papers state none, "not known" where nobody has read them for it.
     licence: str = "not stated"
     cite: str = ""
     home: str = ""

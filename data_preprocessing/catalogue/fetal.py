@@ -1,5 +1,6 @@
 """Fetal head and abdomen."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def _acouslic_mask(image: Path) -> Path:
     """`masks` lies in `images` or beside it."""
     below = Path("masks") / "stacked_fetal_abdomen" / image.name
     inside = image.parents[1] / below
-    return inside if inside.is_file() else image.parents[2] / below
+    return inside if os.path.isfile(inside) else image.parents[2] / below
 
 
 def _fast_u_net_split(files: Iterable[File]) -> Facts:

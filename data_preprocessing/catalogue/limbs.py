@@ -106,6 +106,7 @@ ENTRIES = (
         aliases=("DataArrays", "Automatic spine ultrasound segmentation"),
         shape="fan",
         access="hard to reach",
+        licence="not known",
         cite="Ungi et al. 2020, IEEE Transactions on Biomedical Engineering 67(11), PMC7654705",
         home="from the authors; a OneDrive link of https://github.com/SlicerIGT/aigt",
         unpack="DataArrays.zip",
@@ -179,14 +180,9 @@ ENTRIES = (
                 facts=_stmus_blocks,
                 guessed=True,
             ),
-            # Resized for a network, without the condition.
-            Layout(
-                r"(?P<group>MuscleCNN)/(train|val|test)/[^/]+\.png",
-                "Muscle",
-                frame="full",
-                include="copies",
-                guessed=True,
-            ),
+            # Resized for a network, without the condition. Each stays with its original, of which it is a
+            # near copy; one group for all would join all blocks.
+            Layout(r"MuscleCNN/(train|val|test)/[^/]+\.png", "Muscle", frame="full", include="copies"),
         ),
         aliases=(
             "Polito-Radboud-DeepLearningUS",
@@ -217,9 +213,11 @@ ENTRIES = (
                 guessed=True,
             ),
         ),
+        right_name="UBPD",
         aliases=("UBPD", "Ultrasound brachial plexus dataset"),
         shape="rectangle",
         access="hard to reach",
+        licence="not known",
         cite="Ding et al. 2020, BPMSegNet, arXiv 2012.12012",
         home="https://ubpd.worldwidetracing.com:9443",
         groups="blocks of 48 in numerical order; the names do not tell the patients, about 100 (unconfirmed)",
@@ -227,7 +225,7 @@ ENTRIES = (
         left_out={"gaps": GAPS},
         seed_count=955,
         true_count=955,
-        note="right name UBPD; one class, the structures marked are remarks",
+        note="one class, the structures marked are remarks",
     ),
     DataSet(
         "US-nerve",

@@ -1,5 +1,6 @@
 """Ovary and prostate."""
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,7 +40,7 @@ def _micro_seg_annotation(image: Path) -> Path:
     """The expert's, in a folder of its own or beside the picture."""
     name = re.sub("^microUS_", "expert_annotation_", image.name, flags=re.IGNORECASE)
     apart = image.parents[1] / "expert_annotations" / name
-    return apart if apart.is_file() else image.with_name(name)
+    return apart if os.path.isfile(apart) else image.with_name(name)
 
 
 def _reg_pro_label(image: Path) -> Path:
@@ -63,6 +64,7 @@ ENTRIES = (
         ),
         aliases=("Micro_Ultrasound_Prostate_Segmentation_Dataset", "MicroSegNet"),
         shape="fan",
+        licence="not known",
         cite="Jiang et al. 2024, MicroSegNet, doi 10.1016/j.compmedimag.2024.102326",
         home="https://zenodo.org/records/10475293",
         unpack="an archive in the archive",
@@ -147,6 +149,7 @@ ENTRIES = (
         "Prostate",
         (),
         shape="fan",
+        licence="not known",
         cite="Jiang et al. 2024, MicroSegNet, doi 10.1016/j.compmedimag.2024.102326",
         home="https://zenodo.org/records/10475293",
         marker="microUS_train_01.nii.gz",

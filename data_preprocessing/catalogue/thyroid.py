@@ -3,6 +3,7 @@
 DDTI, TG3K and TN3K come in one archive; they are three different sets.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,11 +30,7 @@ def _ddti_tirads(files: Iterable[File]) -> Facts:
 
 def _ddti_blocks(files: Iterable[File]) -> Facts:
     """The PNG copy has lost the cases (one to four pictures, neighbours in number)."""
-    facts = in_blocks(_stems(files, DDTI_COPY) or _stems(files, DDTI_CROPS), 20, 3)
-    if named(files, DDTI_CASES):
-        # The original lies beside it, with its cases.
-        facts = {key: fact | {"leave": "copies"} for key, fact in facts.items()}
-    return facts
+    return in_blocks(_stems(files, DDTI_COPY) or _stems(files, DDTI_CROPS), 20, 3)
 
 
 def _segthy_label(picture: Path) -> Path:
@@ -41,7 +38,7 @@ def _segthy_label(picture: Path) -> Path:
     stem = picture.name.lower().split("_us.nii")[0]
     plain = picture.parent.parent / "US_thyroid_label" / f"{picture.name[: len(stem)]}.nii"
     packed = plain.with_name(f"{plain.name}.gz")
-    return packed if packed.is_file() else plain
+    return packed if os.path.isfile(packed) else plain
 
 
 def _tg3k_blocks(files: Iterable[File]) -> Facts:
@@ -125,7 +122,15 @@ ENTRIES = (
         (
             # The original: <case>_<k>.jpg beside <case>.xml.
             Layout(DDTI_CASES, "Thyroid-Nodule-DDTI", frame="rectangle", facts=_ddti_tirads),
-            Layout(DDTI_COPY, "Thyroid-Nodule-DDTI", frame="rectangle", facts=_ddti_blocks, guessed=True),
+            # Without the cases.
+            Layout(
+                DDTI_COPY,
+                "Thyroid-Nodule-DDTI",
+                frame="rectangle",
+                facts=_ddti_blocks,
+                copy_of=DDTI_CASES,
+                guessed=True,
+            ),
             # `2_preprocessed_data`: the same pictures again, without their borders.
             Layout(
                 DDTI_CROPS,
@@ -136,7 +141,7 @@ ENTRIES = (
                 guessed=True,
             ),
         ),
-        aliases=("DDTI dataset", "ddti-thyroid-ultrasound-images", "ddti-dataset"),
+        aliases=("DDTI dataset", "Thyroid Dataset", "ddti-thyroid-ultrasound-images", "ddti-dataset"),
         shape="rectangle",
         cite="Pedraza et al. 2015, Proc. SPIE 9287, doi 10.1117/12.2073532",
         home="https://www.kaggle.com/datasets/dasmehdixtr/ddti-thyroid-ultrasound-images (JPG and XML); "
@@ -267,6 +272,7 @@ ENTRIES = (
                 TNSCUI_PICTURES,
                 NODULES | {"unknown": "Thyroid-Nodule"},
                 facts=_tnscui_list,
+                lists=("train.csv",),
                 listed_only=True,
             ),
         ),
@@ -276,6 +282,7 @@ ENTRIES = (
         licence="by application",
         cite="TN-SCUI 2020 challenge, design: Zenodo 3715942",
         home="https://tn-scui2020.grand-challenge.org",
+        unpack="the archive, with train.csv inside the same folder",
         labels="CATE in train.csv; without that list Thyroid-Nodule",
         groups="picture, said to be the patient",
         marker="TNSCUI2020_train/image/00001.png",
