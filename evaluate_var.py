@@ -418,7 +418,7 @@ def print_summary(result: dict[str, Any], page: Path) -> None:
         f"{scores['generated']['balanced_accuracy']:.0%}, on real ones "
         f"{scores['real']['balanced_accuracy']:.0%}; class right: generated {right['generated']}, real test "
         f"{right['real_test']}; "
-        + (f"bits a token of --var on test {bits['test']['bits_per_token']:.2f}; " if bits else "")
+        + (f"bits per token of --var on test {bits['test']['bits_per_token']:.2f}; " if bits else "")
         + f"{len(result['left_out'])} things left out; see {page}"
     )
 

@@ -52,6 +52,11 @@ LADDER: dict[str, tuple[float, ...]] = {
     "copies, share": (0.1, 0.3, 0.5, 0.7, 0.9),
 }
 COPIES = "copies, share"
+# What the figure calls faults and measures whose names in ladder.json read otherwise.
+TITLES = {
+    "collapse, pictures left a class": "collapse, pictures left per class",
+    "class_fidelity": "class fidelity",
+}
 
 
 @dataclass(frozen=True)
@@ -293,14 +298,15 @@ def draw(out_dir: Path, rungs: dict[str, list[dict[str, Any]]], stamps: dict[str
             for key, marker in zip(keys, "os^v", strict=False):
                 spread = [r.get(f"{key}_spread", 0) for r in found]
                 values = [r[key] for r in found]
-                axis.errorbar(range(len(found)), values, spread, marker=marker, markersize=4, label=key)
+                label = TITLES.get(key, key)
+                axis.errorbar(range(len(found)), values, spread, marker=marker, markersize=4, label=label)
             axis.set_xticks(range(len(found)), ticks)
             if row < 3:
                 axis.set_yscale("symlog", linthresh=0.1 if row < 2 else 1.0)
             if column == 0:
                 axis.set_ylabel(title, fontsize=8)
                 axis.legend(fontsize=6)
-        axes[0, column].set_title(fault, fontsize=9)
+        axes[0, column].set_title(TITLES.get(fault, fault), fontsize=9)
     start = next(iter(rungs.values()))[0]
     figure.suptitle(
         f"Real pictures spoilt by known amounts, {start['images']} against {start['real_images']} real ones "

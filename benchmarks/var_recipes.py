@@ -222,28 +222,35 @@ def print_table(table: dict[str, dict[str, Any]]) -> None:
 
 
 def draw_table(path: Path, table: dict[str, dict[str, Any]]) -> None:
-    """A dot a row and measure; between the grey lines lie recipes that differ from the base by chance."""
+    """A dot per row and measure; between the lines of the base's seeds lie recipes that differ by chance."""
     panels = {
-        "val_mean": "cross-entropy on val,\nnats a token",
-        "val_last": "last scale on val,\nnats a token",
+        "val_mean": "cross-entropy on val,\nnats per token",
+        "val_last": "last scale on val,\nnats per token",
         "best_step": "step of the best",
         "distance": "samples: kernel distance to\nrebuilt val images",
     }
     names = list(table)
+    bases = [name for name in names if name.startswith(BASE)]
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(12.5, 0.33 * len(names) + 1.4), sharey=True, layout="constrained"
+        1, len(panels), figsize=(12.5, 0.33 * len(names) + 1.9), sharey=True, layout="constrained"
     )
     for axis, (key, title) in zip(axes, panels.items(), strict=True):
         values = [table[name][key] for name in names]
         spread = [table[name]["distance_spread"] for name in names] if key == "distance" else None
         axis.errorbar(values, range(len(names)), xerr=spread, fmt="o", color=COLOURS[0], markersize=5)
-        for name in names:
-            if name.startswith(BASE):
-                axis.axvline(table[name][key], color="0.5", linestyle="--", linewidth=1)
+        for name, dashes in zip(bases, ("--", ":"), strict=False):
+            axis.axvline(table[name][key], color="0.4", linestyle=dashes, linewidth=1, label=name)
         axis.set_title(title)
         axis.locator_params(axis="x", nbins=4)
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
+    if bases:
+        figure.legend(
+            *axes[0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=len(bases),
+            title="recipes between these lines differ by chance",
+        )
     seen = next(iter(table.values()))["images_seen"]
     figure.suptitle(f"VAR: remedies, one at a time, {seen:,} token maps seen by each")
     plots.save(figure, path)

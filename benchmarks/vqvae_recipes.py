@@ -330,8 +330,8 @@ def draw(path: Path, table: dict[str, dict[str, Any]]) -> None:
     ]
     below_axes = below.subplots(2, 3).ravel()
     for axis, (title, x_label, series) in zip(below_axes[: len(panels)], panels, strict=True):
-        for name, colour in zip(detailed, plots.COLOURS, strict=False):
-            axis.plot(*series(table[name]), marker="o", markersize=3, color=colour, label=name)
+        for name, colour, marker in zip(detailed, plots.COLOURS, "os", strict=False):
+            axis.plot(*series(table[name]), marker=marker, markersize=4, color=colour, label=name)
         axis.set_title(title)
         axis.set_xlabel(x_label)
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=x_label != panels[2][1]))

@@ -251,8 +251,7 @@ class AdaLNBeforeHead(nn.Module):
     """Layer norm before the head, scaled and shifted by the class embedding itself (also with shared_aln).
 
     Args:
-        C: token width.
-        D: width of the class embedding (published names).
+        C, D: width of the tokens and of the class embedding, by their published names.
         norm_eps: of the layer norm.
     """
 

@@ -65,6 +65,16 @@ def test_curves_may_have_a_second_scale_a_mark_and_one_legend(tmp_path, monkeypa
     plt.close(kept[0])
 
 
+def test_horizontal_lines_differ_in_more_than_their_colour(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(plots, "save", lambda figure, _: kept.append(figure))
+    lines = {"nats": {"by code": 2.0, "by class": 1.0}}
+    plots.curves(tmp_path / "curves.png", {"nats": {"train": ([0, 2], [1, 3])}}, lines)
+    dashes = [line.get_linestyle() for line in kept[0].axes[0].lines]
+    assert len(set(dashes)) == len(dashes) == 3
+    plt.close(kept[0])
+
+
 def test_names_are_no_formulas_and_logarithmic_ticks_are_plain_numbers(tmp_path):
     """Past fault: a class named with two $ ended the evaluation after all was computed."""
     picture = np.zeros((8, 8), np.uint8)

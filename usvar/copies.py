@@ -352,7 +352,8 @@ def find_copies(
         left_out: what could not be computed is added here.
 
     Returns:
-        Search -> numbers for the file, and search -> its label, distances and rows for the figures.
+        Search -> numbers for the file, and search -> its label, which images went through the VQ-VAE,
+        distances and rows for the figures.
     """
     generated, test, judges = given.generated, given.test, given.judges
     plants, source_N = _plants(given, batch_size, seed)
@@ -380,6 +381,7 @@ def find_copies(
         for_figures[space] = {
             "label": search.label,
             "is_rebuilt": search.is_rebuilt,
+            "is_test_rebuilt": not as_tested,
             "generated": generated_N,
             "row": row_N,
             "test": test_N,

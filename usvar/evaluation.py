@@ -26,7 +26,7 @@ from sklearn.metrics import pairwise_distances_argmin_min, pairwise_distances_ch
 SETS = {
     "generated": "generated",
     "real_train": "real training images (floor)",
-    "reconstructed_test": "test images rebuilt by the VQ-VAE (tokenizer's ceiling)",
+    "reconstructed_test": "test images rebuilt by the VQ-VAE (as near as the tokenizer allows)",
     "position_prior": "tokens by frequency alone (trivial generator)",
 }
 # Groups that a class must have for its halves to tell how groups scatter.

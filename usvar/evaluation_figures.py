@@ -14,10 +14,11 @@ from usvar.report import BY_FREQUENCY, USE
 MARKERS = "osD^v"
 # Nearest pairs shown of each search, and images of a row.
 PAIRS, ROW = 20, 10
-# One colour and marker per set in every figure.
+# One colour, marker and hatching per set in every figure.
 ORDER = ("real_test", *SETS)
 COLOUR_OF = dict(zip(ORDER, ("#000000", *plots.COLOURS), strict=False))
 MARKER_OF = dict(zip(ORDER, "x" + MARKERS, strict=False))
+HATCH_OF = dict(zip(ORDER, ("", "", "///", "...", "xxx"), strict=True))
 SHORT = {
     "real_test": "real test",
     "generated": "generated",
@@ -98,7 +99,9 @@ def draw_kernel_distances(path: Path, distances: dict[str, Any], stamps: dict[st
         axis.set_ylim(len(groups) - 0.5, -0.5)
         axis.set_xscale("symlog", linthresh=0.1)
         axis.set(title=stamp, xlabel=f"{extractor}-KD, lower is nearer")
-    figure.suptitle("Kernel distance to real test images; bars: standard error", fontsize=10)
+    figure.suptitle(
+        "Kernel distance to real test images; bars: spread, a standard error over random halves", fontsize=10
+    )
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=7, loc="outside lower center", ncols=2)
     plots.save(figure, path)
@@ -121,7 +124,8 @@ def draw_neighbours(path: Path, distances: dict[str, Any], stamps: dict[str, str
             heights = [entry.get(f"{extractor}-{key}", np.nan) for key in names]
             place = np.arange(4) + 0.2 * (offset - 1.5)
             label = f"{SETS[name]}, n = {entry['images']}"
-            axis.bar(place, heights, 0.19, label=label, color=COLOUR_OF[name])
+            style = {"color": COLOUR_OF[name], "hatch": HATCH_OF[name], "edgecolor": "white"}
+            axis.bar(place, heights, 0.19, label=label, **style)
         axis.set_xticks(range(4), names)
         axis.grid(False, axis="x")
         axis.set(title=stamp)
@@ -151,7 +155,7 @@ def draw_use(path: Path, use: dict[str, Any]) -> None:
     axis.set(
         title="Classifier trained on ..., tested on real test images",
         xlabel=f"balanced accuracy on {tested} test images: mean (diamond), seeds (dots), 95% intervals\n"
-        "over seeds (blue) and over test images (grey)",
+        "over seeds (blue, above) and over test images (grey, below)",
     )
     plots.save(figure, path)
 
@@ -159,13 +163,13 @@ def draw_use(path: Path, use: dict[str, Any]) -> None:
 def draw_confusions(path: Path, fidelity: dict[str, Any], classes: list[str]) -> None:
     """Confusion of the independent classifiers on real test images and on generated ones."""
     side = 1.5 + 0.4 * len(classes)
-    figure, axes = plt.subplots(1, 2, figsize=(2 * side + 1.2, side + 0.6), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(2 * side + 2.0, side + 0.6), layout="constrained", sharey=True)
     for axis, (name, title) in zip(
         axes, (("real_test", "real test"), ("generated", "generated")), strict=True
     ):
         table_CC = np.array(fidelity[name]["table"])
         shares_CC = table_CC / np.maximum(1, table_CC.sum(1, keepdims=True))
-        axis.imshow(shares_CC, cmap="Blues", vmin=0, vmax=1)
+        drawn = axis.imshow(shares_CC, cmap="Blues", vmin=0, vmax=1)
         for row, column in np.ndindex(table_CC.shape):
             colour = "white" if shares_CC[row, column] > 0.6 else "black"
             text = str(table_CC[row, column] or "")  # zeros would hide the pattern
@@ -175,7 +179,10 @@ def draw_confusions(path: Path, fidelity: dict[str, Any], classes: list[str]) ->
         axis.grid(False)
         axis.set(title=f"{title}, {fidelity[name]['images']} images", xlabel="taken for")
     axes[0].set_ylabel("true class, or the one asked for")
-    figure.suptitle("Counts, by classifiers trained on real images", fontsize=9)
+    figure.colorbar(drawn, ax=axes, label="share of the row")
+    figure.suptitle(
+        "Counts, shaded by their share of the row; classifiers trained on real images", fontsize=9
+    )
     plots.save(figure, path)
 
 
@@ -192,17 +199,24 @@ def draw_copies(path: Path, copies: dict[str, Any], stamps: dict[str, str]) -> N
     for axis, nearest in zip(axes.flat, copies.values(), strict=False):
         both = np.concatenate([nearest["generated"], nearest["test"]])
         bins = np.linspace(0, max(both.max(), 1e-6) * 1.02, 25)
-        for name, colour in (("test", plots.COLOURS[1]), ("generated", plots.COLOURS[0])):
-            values = nearest[name]
-            weights, label = np.full(len(values), 1 / len(values)), f"{name}, n = {len(values)}"
-            axis.hist(values, bins, weights=weights, alpha=0.55, color=colour, label=label)
+        test = "test (rebuilt)" if nearest["is_test_rebuilt"] else "test"
+        # Outlines: filled bars that overlap make a third colour.
+        for name, title, colour, dashes in (
+            ("test", test, plots.COLOURS[1], "--"),
+            ("generated", "generated", plots.COLOURS[0], "-"),
+        ):
+            count = len(nearest[name])
+            shares = np.histogram(nearest[name], bins)[0] / count
+            label = f"{title}, n = {count}"
+            axis.stairs(shares, bins, color=colour, linewidth=1.5, linestyle=dashes, label=label)
         if nearest["threshold"] is not None:
-            axis.axvline(nearest["threshold"], color="black", linestyle=":", label="5% quantile of test")
+            axis.axvline(nearest["threshold"], color="black", linestyle=":", label=f"5% quantile of {test}")
         label, domain = nearest["label"], "rebuilt " * nearest["is_rebuilt"]
         unit = units.get(label, f"distance in features ({stamps.get(label)})")
         title = f"Nearest {domain}training image in {label}"
         axis.set(title=title, xlabel=unit, ylabel="share of images")
-        axis.legend(fontsize=7)
+        axis.margins(y=0.35)  # room for the legend
+        axis.legend(fontsize=7, loc="upper left")
     plots.save(figure, path)
 
 
@@ -288,14 +302,21 @@ def draw_variety(path: Path, table: dict[str, Any], classes: list[str], stamps: 
 def draw_physics(path: Path, curves: dict[str, dict[str, np.ndarray]]) -> None:
     """Power over spatial frequency, grey levels, speckle, and brightness along depth."""
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.4), layout="constrained")
-    for name, of_set in curves.items():
-        colour = COLOUR_OF[name]
-        style: dict[str, Any] = {"color": colour, "linewidth": 2.2 if name == "real_test" else 1.2}
+    for number, (name, of_set) in enumerate(curves.items()):
+        style: dict[str, Any] = {
+            "color": COLOUR_OF[name],
+            "linewidth": 2.2 if name == "real_test" else 1.2,
+            "marker": MARKER_OF[name],
+            "markersize": 5,
+            # A few along each curve, those of one set between those of the others.
+            "markevery": (0.02 * number, 0.1),
+        }
+        style_of_lags = style | {"markevery": (number, len(curves))}  # there are as few lags as markers
         axes[0, 0].plot(of_set["frequency"], of_set["spectrum"], label=SHORT[name], **style)
         # Over 4 levels: single levels jump, because JPEG and resizing leave combs.
         axes[0, 1].plot(np.arange(0, 256, 4) + 2, of_set["grey"].reshape(-1, 4).sum(1), **style)
-        axes[1, 0].plot(of_set["along"], **style)
-        axes[1, 0].plot(of_set["across"], linestyle="--", **style)
+        axes[1, 0].plot(of_set["along"], **style_of_lags)
+        axes[1, 0].plot(of_set["across"], linestyle="--", **style_of_lags)
         depth = of_set["depth"]
         axes[1, 1].plot((np.arange(len(depth)) + 0.5) / len(depth), depth, **style)
     axes[0, 0].set(title="Detail", xlabel="spatial frequency, cycles per pixel", ylabel="mean power, dB")
@@ -307,21 +328,18 @@ def draw_physics(path: Path, curves: dict[str, dict[str, np.ndarray]]) -> None:
         ylabel="autocorrelation of the detail",
     )
     axes[1, 1].set(title="Brightness along depth", xlabel="depth, share of the picture", ylabel="grey level")
-    axes[0, 0].legend(fontsize=7)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(curves))
     plots.save(figure, path)
 
 
 def draw_bits(path: Path, bits: dict[str, Any], patch_nums: list[int]) -> None:
     """Bits per token on each scale."""
     figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    markers, dashes = iter(MARKERS), iter((":", "--"))
     for name, entry in bits.items():
-        is_line = name in BY_FREQUENCY.values()
-        axis.plot(
-            entry["bits_per_token_of_each_scale"],
-            linestyle=":" if is_line else "-",
-            marker="" if is_line else "o",
-            label=f"{name}: {entry['bits_per_token']:.2f} on average, {entry['images']} images",
-        )
+        style = {"linestyle": next(dashes)} if name in BY_FREQUENCY.values() else {"marker": next(markers)}
+        label = f"{name}: {entry['bits_per_token']:.2f} on average, {entry['images']} images"
+        axis.plot(entry["bits_per_token_of_each_scale"], label=label, **style)
     axis.set_xticks(range(len(patch_nums)), [f"{side} x {side}" for side in patch_nums])
     axis.set_ylim(bottom=0)
     axis.set(title="How surprising real token maps are to VAR", xlabel="scale", ylabel="bits per token")

@@ -20,6 +20,8 @@ from usvar.files import atomic_path
 
 # Okabe and Ito, "Color universal design" (2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+# Of horizontal lines to compare curves with, which are full or dashed.
+LINE_DASHES = (":", "-.", (0, (1, 4)))
 
 plt.rcParams.update(
     {
@@ -82,7 +84,7 @@ def curves(
         path: the PNG to write.
         panels: panel title (with its unit) -> curve name -> (steps, values). Curves named "train ..." and
             "val ..." with the same ending share a colour; "val" is dashed and has dots.
-        lines: panel title -> name -> height of a dotted horizontal line.
+        lines: panel title -> name -> height of a horizontal line, each of other dashes.
         log_panels: panels with a logarithmic axis.
         title: title of the whole figure.
         x_label: what the numbers along the x axis are; one for all panels or one for each.
@@ -112,7 +114,8 @@ def curves(
             axis.plot(steps, values, color=colour, label=label, linewidth=1.4, **style)
         for offset, (label, height) in enumerate((lines or {}).get(name, {}).items()):
             colour = COLOURS[(len(colour_of) + offset) % len(COLOURS)]
-            axis.axhline(height, color=colour, linestyle=":", linewidth=1.6, label=label)
+            dashes = LINE_DASHES[offset % len(LINE_DASHES)]
+            axis.axhline(height, color=colour, linestyle=dashes, linewidth=1.6, label=label)
         for label, x in (marks or {}).items():
             axis.axvline(x, color="0.35", linestyle=(0, (6, 3)), linewidth=1.0, label=label)
         if name in log_panels:

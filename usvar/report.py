@@ -203,7 +203,7 @@ def relative_progress(distances: dict[str, Any], extractor: str) -> str:
     if gain > span > 0:
         return " The generated images lie nearer than the trivial generator's, no farther than rebuilt ones."
     if span > 0:
-        return f" From the trivial generator to the tokenizer's ceiling they have gone {gain / span:.0%}."
+        return f" From the trivial generator to the rebuilt test images they have gone {gain / span:.0%}."
     return " The generated images lie nearer than the trivial generator's."
 
 
@@ -355,7 +355,7 @@ def _distance_blocks(result: dict[str, Any], picture: Picture) -> list[str]:
             "kernel_distance",
             "Kernel distances with their spread, pooled and for each class; all values stand in the tables "
             "below. " + main_findings(result)[0],
-            f"Bars: standard error over random halves. {stamp_list}",
+            f"Bars: spread, a standard error over random halves. {stamp_list}",
         ),
         paragraph(agreement_words(result["extractors_agree"])),
         *(_distance_table(result, "pooled", extractor) for extractor in stamps),
