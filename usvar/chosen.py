@@ -74,7 +74,7 @@ def with_chosen(settings: S, path: Path | None, var_sha256: str) -> S:
 
     Raises:
         InputError: when the file is no such file, is about another transformer, or one of the four was given
-            as a flag too (with its default value it cannot be told from one that was not given, and gives way).
+            as a flag too (with its default value it looks as if it was not given, and gives way).
     """
     if path is None:
         return settings
