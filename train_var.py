@@ -366,6 +366,54 @@ def write_baselines(
     return baselines
 
 
+def report_training(run: runs.RunFolder, row: dict[str, Any], batch_size: int) -> None:
+    """Log the numbers of an interval of steps, and print the main ones.
+
+    Args:
+        run: the folder.
+        row: the step, the meter's means, the rate and the time of a step.
+        batch_size: images of a step, for the speed.
+    """
+    run.log(row)
+    tqdm.write(
+        f"step {row['step']:>6}  cross-entropy {row['train_mean']:.3f}  last scale {row['train_last']:.3f}  "
+        f"right {row['train_accuracy']:.1%}  gradient {row['gradient_norm']:6.2f}  rate {row['rate']:.1e}  "
+        f"{batch_size / row['seconds_per_step']:7.1f} images/s"
+    )
+
+
+def report_validation(
+    s: Settings,
+    run: runs.RunFolder,
+    step: int,
+    scores: dict[str, float | list[float]],
+    baselines: dict[str, tuple[list[float], list[float]]],
+    averaged: VAR,
+    vae: VQVAE,
+    train: tokens.TokenMaps,
+) -> None:
+    """Log a validation's scores, draw curves and samples, and print the main scores.
+
+    Args:
+        s: where figures go, and how samples are drawn.
+        run: the folder.
+        step: after which it was.
+        scores: what `validate` returned.
+        baselines: from `write_baselines`, for the curves.
+        averaged: the validated weights.
+        vae: decodes the samples.
+        train: names the classes and patch numbers.
+    """
+    run.log({"step": step, **scores})
+    draw_curves(s.out_dir, train.patch_nums, baselines)
+    if s.samples_per_class:
+        draw_samples(s, averaged, vae, train.classes, step)
+    tqdm.write(
+        f"step {step:>6}  val: cross-entropy {scores['val_mean']:.3f} nats per token  "
+        f"last scale {scores['val_last']:.3f}  right {scores['val_accuracy']:.1%}"
+    )
+
+
 def main(s: Settings) -> None:
     """Train, validate, save, and go on from ar-ckpt-last.pth when there is one."""
     world = distributed.start(s.device)
@@ -487,13 +535,8 @@ def main(s: Settings) -> None:
             if log_due:
                 means, seconds = meter.read(world)
                 if run and means:
-                    run.log({"step": done, **means, "rate": rate, "seconds_per_step": seconds})
-                    progress.write(
-                        f"step {done:>6}  cross-entropy {means['train_mean']:.3f}  last scale "
-                        f"{means['train_last']:.3f}  right {means['train_accuracy']:.1%}  gradient "
-                        f"{means['gradient_norm']:6.2f}  rate {rate:.1e}  "
-                        f"{s.batch_size / seconds:7.1f} images/s"
-                    )
+                    row = {"step": done, **means, "rate": rate, "seconds_per_step": seconds}
+                    report_training(run, row, s.batch_size)
             is_over = done == s.steps
             with meter.paused():
                 if eval_due:
@@ -505,14 +548,7 @@ def main(s: Settings) -> None:
                         content = {"model": averaged.state_dict(), "config": config, "made_by": record}
                         save_checkpoint(best_path, {**content, "step": done, "val": scores})
                     if run:
-                        run.log({"step": done, **scores})
-                        draw_curves(s.out_dir, train.patch_nums, baselines)
-                        if s.samples_per_class:
-                            draw_samples(s, averaged, vae, train.classes, done)
-                        progress.write(
-                            f"step {done:>6}  val: cross-entropy {scores['val_mean']:.3f} nats per token  "
-                            f"last scale {scores['val_last']:.3f}  right {scores['val_accuracy']:.1%}"
-                        )
+                        report_validation(s, run, done, scores, baselines, averaged, vae, train)
                 if save_due or is_over or stopping:
                     save(done)
             if is_over:

@@ -496,6 +496,68 @@ def recent_use(model: VQVAE, images_a_process: int) -> dict[str, list[float]]:
     }
 
 
+def report_training(run: runs.RunFolder, row: dict[str, Any], batch_size: int) -> None:
+    """Log the numbers of an interval of steps, and print the main ones.
+
+    Args:
+        run: the folder.
+        row: the step, the meter's means, the rate and the timings.
+        batch_size: images of a step, for the speed.
+    """
+    run.log(row)
+    tqdm.write(
+        f"step {row['step']:>6}  SSE {row['train_sse']:8.1f}  VQ {row['train_vq']:8.1f}  "
+        f"gradient {row['gradient_norm']:8.2f}  rate {row['rate']:.1e}  "
+        f"{batch_size / row['seconds_per_step']:7.1f} images/s  waiting {row['waiting_share']:.1%}"
+    )
+
+
+def save_best(
+    best_path: Path,
+    averaged: VQVAE,
+    config: dict[str, Any],
+    record: dict[str, Any],
+    step: int,
+    scores: dict[str, float | list[float]],
+) -> None:
+    """Save the averaged weights with their scores, and the codebook beside them as codebook_weight.npy."""
+    content = {"model": averaged.state_dict(), "config": config, "made_by": record}
+    save_checkpoint(best_path, {**content, "step": step, "val": scores})
+    with atomic_path(best_path.with_name("codebook_weight.npy")) as temporary:
+        np.save(temporary, averaged.quantize.embedding.weight.cpu().numpy())
+
+
+def report_validation(
+    s: Settings,
+    run: runs.RunFolder,
+    step: int,
+    scores: dict[str, float | list[float]],
+    hits_SV: Tensor,
+    averaged: VQVAE,
+    val_NHW: np.ndarray,
+    val_label_N: np.ndarray,
+    names: Sequence[str],
+) -> None:
+    """Log a validation's scores, draw all figures, and print the main scores.
+
+    Args:
+        s: where figures go, and which losses they show.
+        run: the folder.
+        step: after which it was.
+        scores, hits_SV: what `validate` returned, and the recent use of the codebook.
+        averaged: the validated weights.
+        val_NHW, val_label_N, names: images that reconstructions.png shows, their classes and these' names.
+    """
+    run.log({"step": step, **scores})
+    draw_curves(s.out_dir, s.patch_nums, s.further_losses)
+    draw_codebook(s.out_dir, averaged, hits_SV)
+    draw_reconstructions(s.out_dir, step, averaged, val_NHW, val_label_N, names)
+    tqdm.write(
+        f"step {step:>6}  val: SSE {scores['val_sse']:.1f}  PSNR {scores['val_psnr_db']:.2f} dB  "
+        f"SSIM {scores['val_ssim']:.3f}  codes in use {scores['val_usage_all']:.0%}"
+    )
+
+
 def main(s: Settings) -> None:
     """Train, validate, save, and go on from last.pth when there is one."""
     world = distributed.start(s.device)
@@ -658,12 +720,7 @@ def main(s: Settings) -> None:
                 waiting, waited_s = waited_s / max(1e-9, seconds * steps), 0.0
                 if run and means:
                     timing = {"seconds_per_step": seconds, "waiting_share": waiting}
-                    run.log({"step": done, **means, "rate": rate, **timing})
-                    progress.write(
-                        f"step {done:>6}  SSE {means['train_sse']:8.1f}  VQ {means['train_vq']:8.1f}  "
-                        f"gradient {means['gradient_norm']:8.2f}  rate {rate:.1e}  "
-                        f"{s.batch_size / seconds:7.1f} images/s  waiting {waiting:.1%}"
-                    )
+                    report_training(run, {"step": done, **means, "rate": rate, **timing}, s.batch_size)
             with meter.paused():
                 if eval_due:
                     scores, val_hits_SV = validate(s, averaged, val_NHW, world, dtype, perceptual)
@@ -671,19 +728,10 @@ def main(s: Settings) -> None:
                     is_best = scores["val_total"] < best
                     best = min(best, scores["val_total"])
                     if run and is_best:
-                        content = {"model": averaged.state_dict(), "config": config, "made_by": record}
-                        save_checkpoint(best_path, {**content, "step": done, "val": scores})
-                        with atomic_path(s.out_dir / "codebook_weight.npy") as temporary:
-                            np.save(temporary, averaged.quantize.embedding.weight.cpu().numpy())
+                        save_best(best_path, averaged, config, record, done, scores)
                     if run:
-                        run.log({"step": done, **scores})
-                        draw_curves(s.out_dir, s.patch_nums, s.further_losses)
-                        draw_codebook(s.out_dir, averaged, val_hits_SV)
-                        draw_reconstructions(s.out_dir, done, averaged, val_NHW, val_files.label_N, names)
-                        progress.write(
-                            f"step {done:>6}  val: SSE {scores['val_sse']:.1f}  "
-                            f"PSNR {scores['val_psnr_db']:.2f} dB  SSIM {scores['val_ssim']:.3f}  "
-                            f"codes in use {scores['val_usage_all']:.0%}"
+                        report_validation(
+                            s, run, done, scores, val_hits_SV, averaged, val_NHW, val_files.label_N, names
                         )
                 if save_due or stopping:
                     save(done)
