@@ -192,7 +192,16 @@ class Settings:
 
 
 def check(s: Settings, train: tokens.TokenMaps, val: tokens.TokenMaps, processes: int) -> None:
-    """Refuse settings and splits that do not fit each other, before anything is written."""
+    """Refuse settings and splits that do not fit each other, before anything is written.
+
+    Args:
+        s: what was given.
+        train, val: the token maps of the two splits.
+        processes: how many share a batch.
+
+    Raises:
+        InputError: names the flag or the file.
+    """
     checks.require(s, "1 or more", "width", "heads", "depth")
     if s.width % s.heads:
         raise InputError(f"--width {s.width} does not divide by --heads {s.heads}: choose a multiple")

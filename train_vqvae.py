@@ -33,7 +33,7 @@ from models.quant import code_counts, perplexity, usage, usage_of_possible
 from usvar import checks, cli, distributed, images, losses, metrics, provenance, runs, signals, training
 from usvar.augment import augment, draw_parameters
 from usvar.checkpoints import load_strictly, load_vqvae, restore, save_checkpoint, save_last
-from usvar.codebook import encode, revive_codes, start_codebook, take_weights
+from usvar.codebook import latent_maps, revive_codes, start_codebook, take_weights
 from usvar.errors import InputError
 from usvar.files import atomic_path
 from usvar.muon import Muon
@@ -228,7 +228,16 @@ class Settings:
 
 
 def check(s: Settings, side: int, processes: int = 1) -> None:
-    """Refuse settings that do not fit the images or each other, before anything is written."""
+    """Refuse settings that do not fit the images or each other, before anything is written.
+
+    Args:
+        s: what was given.
+        side: of the images, in pixels.
+        processes: how many share a batch.
+
+    Raises:
+        InputError: names the flag.
+    """
     checks.require_file("--init-from", s.init_from)
     checks.require_file("--vgg", s.vgg)
     is_rising = list(s.patch_nums) == sorted({n for n in s.patch_nums if n > 0})
@@ -428,7 +437,11 @@ def model_config(s: Settings, side: int, names: Sequence[str]) -> dict[str, Any]
 
 
 def read_source(s: Settings, device: torch.device) -> VQVAE:
-    """The VQ-VAE that fine-tuning starts from, refused when it has another width."""
+    """The VQ-VAE that fine-tuning starts from.
+
+    Raises:
+        InputError: when it has another width, or its file cannot be read.
+    """
     source = load_vqvae(s.init_from, device).model
     if (width := source.encoder.conv_in.out_channels) != s.ch:
         raise InputError(f"{s.init_from} has width {width}, --ch {s.ch} was given: give --ch {width}")
@@ -480,7 +493,7 @@ def begin(
         notes = [f"started from {s.init_from}: {kept}"]
     if s.codebook_start_images and new_V.any():
         model.eval()
-        features = [encode(model, image_B3HW, world, s.accumulate) for image_B3HW in batches]
+        features = [latent_maps(model, image_B3HW, world, s.accumulate) for image_B3HW in batches]
         features_BChw = torch.cat(features)
         start_codebook(model, features_BChw, s.seed, new_V)
         world.take_from_main(model.quantize.embedding.weight.data)

@@ -42,7 +42,7 @@ from models.basic_vae import Level
 from models.discriminator import PatchDiscriminator
 from usvar import checks, cli, distributed, images, training
 from usvar.augment import augment, draw_parameters
-from usvar.codebook import encode, start_codebook
+from usvar.codebook import latent_maps, start_codebook
 from usvar.distributed import World
 from usvar.files import write_json
 from usvar.muon import Muon
@@ -343,7 +343,7 @@ def main(s: Settings) -> None:
         files = make_pictures(Path(folder), side, 4 * s.batch_size)
         grey_NHW = images.decoded(files, side, Path(folder) / "cache")
         image_B3HW = images.to_model_range(grey_NHW[: s.batch_size], world.device)
-        start_codebook(start, encode(start, image_B3HW, world), 0)
+        start_codebook(start, latent_maps(start, image_B3HW, world), 0)
         base = Step(s, start, world)
         steps = {name: Step(s, start, world, **ways[name]) for name in chosen if name in ways}
         pairs, equal = network_pairs(base, steps, image_B3HW)

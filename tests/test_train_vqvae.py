@@ -534,7 +534,7 @@ def test_the_codebook_starts_where_the_features_are():
     image_B3HW = torch.rand(16, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     image_B3HW *= torch.linspace(0, 1, 16).view(-1, 1, 1, 1)
     before = codes_in_use(model, image_B3HW)
-    codebook.start_codebook(model, codebook.encode(model, image_B3HW, ALONE), seed=0)
+    codebook.start_codebook(model, codebook.latent_maps(model, image_B3HW, ALONE), seed=0)
     after = codes_in_use(model, image_B3HW)
     assert after[0] >= 8 and sum(after) > 2 * sum(before), (before, after)
 

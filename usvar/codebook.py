@@ -11,12 +11,17 @@ from usvar.distributed import World
 
 
 @torch.no_grad()
-def encode(model: VQVAE, image_B3HW: Tensor, world: World, pieces: int = 1) -> Tensor:
-    """Latent maps of the global batch, (B, C, h, w) float32, the same on every process.
+def latent_maps(model: VQVAE, image_B3HW: Tensor, world: World, pieces: int = 1) -> Tensor:
+    """What the encoder makes of the global batch, the same on every process.
 
     Args:
-        image_B3HW: this process's part of the batch.
+        model: whose encoder it is.
+        image_B3HW: this process's part of the batch, in [-1, 1].
+        world: all processes.
         pieces: in how many the encoder takes it, for memory's sake.
+
+    Returns:
+        (B, C, h, w) float32, B images of all processes.
     """
     features = [model.img_to_features(piece_B3HW).float() for piece_B3HW in image_B3HW.chunk(pieces)]
     return world.gather(torch.cat(features))
@@ -31,7 +36,7 @@ def looked_up_vectors(model: VQVAE, features_BChw: Tensor, count: int, seed: int
 
     Args:
         model: its codes of coarser scales decide what finer scales look up.
-        features_BChw: latent maps of the images.
+        features_BChw: latent maps of the images, (B, C, h, w) float32.
         count: how many vectors are wanted.
         seed: of the choice.
 
@@ -55,6 +60,12 @@ def start_codebook(model: VQVAE, features_BChw: Tensor, seed: int, new_V: Tensor
 
     A codebook drawn from N(0, 1) lies outside the cloud of features, so that a handful of codes win every
     look-up. What a scale looks up depends on the codes chosen before it: three rounds make the two agree.
+
+    Args:
+        model: its codebook is changed in place.
+        features_BChw: latent maps of the images, (B, C, h, w) float32.
+        seed: of the choice of vectors; the rounds take it and the two numbers after it.
+        new_V: (V,) bool, True for the codes that are put there; None: all.
     """
     new_V = torch.ones(model.vocab_size, dtype=torch.bool) if new_V is None else new_V
     for round_ in range(3):
@@ -84,7 +95,7 @@ def revive_codes(
         world: all processes, which replace the same codes by the same vectors.
         below: share of the mean number of look-ups below which a code counts as unused.
         seed: of the choice of vectors.
-        pieces: see `encode`.
+        pieces: see `latent_maps`.
 
     Returns:
         Number of replaced codes.
@@ -93,7 +104,7 @@ def revive_codes(
     dead_V = hits_V < below * hits_V.mean()
     if not dead_V.any():
         return dead_V.sum()
-    features_BChw = encode(model, image_B3HW, world, pieces)
+    features_BChw = latent_maps(model, image_B3HW, world, pieces)
     vectors_NC = looked_up_vectors(model, features_BChw, int(dead_V.sum()), seed)
     model.quantize.replace_codes_(dead_V, vectors_NC, torch.Generator().manual_seed(seed))
     weight_VC = model.quantize.embedding.weight
@@ -112,6 +123,10 @@ def take_weights(model: VQVAE, source: VQVAE) -> tuple[str, Tensor]:
 
     Of a larger codebook the codes that were used most are kept, a smaller one is kept whole. Other patch
     numbers change no weight, since the four phi serve any number of scales.
+
+    Args:
+        model: changed in place.
+        source: stays as it is.
 
     Returns:
         A sentence that says what was kept and what was not, and (V,) bool, True for codes that start anew.

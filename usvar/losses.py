@@ -1,4 +1,4 @@
-"""Losses of the VQ-VAE beyond squared error: L1, structure, features, and a discriminator's word.
+"""Losses of the VQ-VAE beyond squared error: L1, structure, features, and an adversarial loss.
 
 All are means over a batch. Images enter as floats in [-1, 1].
 
@@ -51,7 +51,7 @@ def further_terms(
     perceptual: "Perceptual | None",
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """The losses on top that need no discriminator: weighted, per image.
+    """The losses on top that need no discriminator, times their weights.
 
     Args:
         image_B3HW: originals in [-1, 1].
@@ -59,6 +59,9 @@ def further_terms(
         weights: some of "l1", "dissimilarity" and "perceptual"; what is not there costs nothing.
         perceptual: needed when it has a weight.
         dtype: of VGG's forward pass.
+
+    Returns:
+        name -> scalar, per image.
     """
     terms = {}
     if "l1" in weights:
