@@ -68,7 +68,7 @@ class Settings:
     # The VQ-VAE that made the tokens.
     vqvae: Path
 
-    # Checkpoints, log and figures; a run goes on when ar-ckpt-last.pth is already here.
+    # Checkpoints, log and figures; a run resumes when ar-ckpt-last.pth is already here.
     out_dir: Path = Path("runs/var")
 
     # Transformer blocks.
@@ -161,13 +161,14 @@ class Settings:
     # Images per class in samples.png.
     samples_per_class: int = 6
 
-    # Guidance of those samples; 0 is none.
+    # Strength of class guidance of the samples in samples.png; it grows with the scale; 0: none.
     cfg: float = 1.5
 
-    # Codes that may be drawn at a place in those samples; 0 is all.
+    # Draw the samples in samples.png only from this many most likely codes; 0: from all.
     top_k: int = 0
 
-    # Probability that the codes drawn from must reach together in those samples; 0 is all.
+    # Draw the samples in samples.png only from the most likely codes whose probabilities add
+    # up to this, 0 to 1; 0: from all.
     top_p: float = 0.95
 
     # Also write the numbers of log.jsonl for TensorBoard, to <out-dir>/tensorboard.
@@ -204,7 +205,7 @@ def check(s: Settings, train: tokens.TokenMaps, val: tokens.TokenMaps, processes
     """
     checks.require(s, "1 or more", "width", "heads", "depth")
     if s.width % s.heads:
-        raise InputError(f"--width {s.width} does not divide by --heads {s.heads}: choose a multiple")
+        raise InputError(f"--width {s.width} is not divisible by --heads {s.heads}: choose a multiple")
     Drawing(s.cfg, s.top_k, s.top_p, 1.0).check()
     checks.require(s, "0 or more", "head_chunk", "patience", "samples_per_class")
     checks.require(s, "0 to 1", "class_drop", "label_smoothing")

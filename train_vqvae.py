@@ -63,10 +63,10 @@ class Settings:
     # Prepared images: <data-root>/{train,val,test}/<Class>/*.png.
     data_root: Path
 
-    # Checkpoints, log and figures; a run goes on when last.pth is already here.
+    # Checkpoints, log and figures; a run resumes when last.pth is already here.
     out_dir: Path = Path("runs/vqvae")
 
-    # Start from the weights of this VQ-VAE (fine-tuning), as far as their sizes fit; the rest is named.
+    # Fine-tune from this VQ-VAE: weights whose sizes fit are taken; the log names the others.
     init_from: Path | None = None
 
     # Number of code vectors, V.
@@ -106,7 +106,8 @@ class Settings:
     # Weight of the adversarial loss, times the ratio of gradients at the last layer (VQGAN's equation 7).
     adversarial_weight: float = 0.25
 
-    # Share of the steps before the discriminator and its loss begin, 0 to 1; best.pth starts anew there.
+    # Share of the steps before the discriminator and its loss begin, 0 to 1;
+    # the search for best.pth restarts there.
     adversarial_start: float = 0.5
 
     # Weight of LeCam's term, which holds back the discriminator on small data.
@@ -173,7 +174,7 @@ class Settings:
     # The same for the data sets that a class is made of (the first part of the files' names).
     data_set_balance: float = 0.0
 
-    # Mirror, rotate to 10 degrees, change brightness and contrast by 0.1; training images only.
+    # Mirror, rotate by up to 10 degrees, change brightness and contrast by up to 0.1; training images only.
     augment: bool = True
 
     # Steps between two log lines.
@@ -388,7 +389,8 @@ def validate(
             features_BChw = model.img_to_features(image_B3HW)
             f_hat_BChw, _, vq = model.quantize(features_BChw)
             rebuilt_B3HW = model.fhat_to_img(f_hat_BChw).float()
-            # A call gives the loss or the tokens; the second takes under 1% of a validation on a CPU.
+            # forward gives the loss but not the tokens, so they are looked up again: under 1% of a validation
+            # on a CPU.
             tokens = model.quantize.f_to_idxBl_or_fhat(features_BChw, to_fhat=False)
         found = losses.rebuilding_terms(
             image_B3HW, rebuilt_B3HW, vq, s.vq_weight, s.further_losses, perceptual, dtype
@@ -644,6 +646,7 @@ def main(s: Settings) -> None:
     else:
         if lacking := images.lacking_classes(val_files.label_N, names):
             notes.append(f"val has no image of {', '.join(lacking)}: no number says how they are rebuilt")
+        # The codebook starts from the images of the first training steps.
         first_steps = range(-(-s.codebook_start_images // s.batch_size))
         notes += begin(s, model, source, (to_device(*load(step)) for step in first_steps), world)
         averaged.load_state_dict(model.state_dict())
@@ -692,7 +695,8 @@ def main(s: Settings) -> None:
             hits_before_SV = model.quantize.ema_vocab_hit_SV.clone()
             active = discriminator if step >= s.adversarial_step else None
             if active and step == s.adversarial_step:
-                best = float("inf")  # smoother images, from before this loss, would win for good
+                # Else the smoother images from before this loss would stay the best for good.
+                best = float("inf")
             numbers = backward(s, network, model, active, perceptual, image_B3HW, world, dtype)
             loss = (numbers["train_total"] + numbers.get("train_adversarial", 0)) / image_B3HW[0].numel()
             # A discriminator whose gradient is not finite holds back the whole step.
@@ -706,8 +710,9 @@ def main(s: Settings) -> None:
             training.ema_update(averaged, model, step, s.ema_decay, is_taken)
             progress.update()
 
-            # What is due now. Reading which steps were skipped waits for the device: only when something is,
-            # and before `best` starts anew, so that `save` still has the old one.
+            # What is due now. Which steps were skipped is asked only when something is due, because the
+            # answer waits for the device; also just before `adversarial_step`, because the next step resets
+            # `best` and a save after a stop needs the old value.
             log_due, eval_due, save_due = training.due(done, s)
             revive_due = s.revive_every and done % s.revive_every == 0 and done <= s.revive_until * s.steps
             stopping = world.any(stop.received is not None)

@@ -523,7 +523,7 @@ def test_labels_of_another_data_set_are_refused(straight, tiny_tokens, tiny_vqva
         ({"patience": -1}, "--patience -1 was given, wanted 0 or more"),
         ({"head_chunk": -5}, "--head-chunk -5 was given, wanted 0 or more"),
         ({"accumulate": 0}, "--accumulate 0 was given, wanted 1 or more"),
-        ({"accumulate": 3}, "--batch-size 4 does not divide .* choose a multiple of 3"),
+        ({"accumulate": 3}, "--batch-size 4 is not divisible by .* choose a multiple of 3"),
     ],
 )
 def test_wrong_settings_are_refused(tiny_tokens, tiny_vqvae, tmp_path, changes, named):

@@ -580,7 +580,7 @@ def test_unused_codes_are_replaced_everywhere():
         ({"patch_nums": (2, 1, 4)}, "rising"),
         ({"ch": 20}, "--ch 20"),
         ({"steps": 0}, "--steps 0"),
-        ({"accumulate": 3}, "--batch-size 2 does not divide by 1 processes times --accumulate 3"),
+        ({"accumulate": 3}, "--batch-size 2 is not divisible by 1 processes times --accumulate 3"),
         ({"data_set_balance": 2.0}, "--data-set-balance 2.0 was given, wanted 0 to 1"),
         ({"class_balance": 2.0}, "--class-balance 2.0"),
         ({"adversarial_start": -1.0}, "--adversarial-start -1.0"),

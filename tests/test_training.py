@@ -197,9 +197,9 @@ def test_validation_takes_no_more_images_at_once_than_training(processes, accumu
     assert training.validation_batch(settings, world) == wanted
 
 
-def test_a_batch_must_divide_by_the_processes():
+def test_a_batch_must_be_divisible_by_the_processes():
     assert World(1, 2, torch.device("cpu")).shard(6) == slice(3, 6)
-    with pytest.raises(InputError, match="does not divide by 4 processes"):
+    with pytest.raises(InputError, match="is not divisible by 4 processes"):
         World(0, 4, torch.device("cpu")).shard(6)
 
 

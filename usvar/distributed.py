@@ -37,11 +37,11 @@ class World:
         """This process's rows of a global batch.
 
         Raises:
-            InputError: when the batch does not divide by the number of processes.
+            InputError: when the batch is not divisible by the number of processes.
         """
         if batch % self.size:
             raise InputError(
-                f"a batch of {batch} images does not divide by {self.size} processes: "
+                f"a batch of {batch} images is not divisible by {self.size} processes: "
                 f"choose --batch-size {batch // self.size * self.size or self.size}"
             )
         local = batch // self.size

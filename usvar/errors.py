@@ -10,7 +10,7 @@ class InputError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that was started rightly and cannot go on: disk full, a read that hangs, numbers that are none.
+    """A run that started correctly and cannot continue: disk full, a hanging read, a loss that is not finite.
 
     The message says what happened, what is saved and what to do. `usvar.cli.run` prints it and ends the
     process with exit code 3.

@@ -192,7 +192,7 @@ def check_shared(settings: Any, processes: int) -> None:
     batch, shares = settings.batch_size, processes * settings.accumulate
     if batch % shares:
         raise InputError(
-            f"--batch-size {batch} does not divide by {processes} processes times --accumulate "
+            f"--batch-size {batch} is not divisible by {processes} processes times --accumulate "
             f"{settings.accumulate}: choose a multiple of {shares}"
         )
 
@@ -256,9 +256,9 @@ class SkippedStep:
 class StepGuard:
     """Takes the optimiser's steps, and skips those whose loss or gradient is not finite in any process.
 
-    One such step would make every weight a NaN for good. To ask after each whether it was finite, the host
-    would wait for the device and leave it without work. So the device decides by itself, and takes no step
-    any more once too many were skipped: however late `read` asks, the weights are those before that step.
+    One such step would turn every weight into NaN. Asking after each step would make the host wait, so the
+    device decides: once too many were skipped it takes no more steps, and however late `read` asks, the
+    weights are those before that step.
 
     Args:
         parameters: whose gradients are clipped together.
