@@ -1,6 +1,6 @@
 """benchmarks/sampling.py, training.py and kept_memory.py: one tiny run each, beside a second checkout.
 
-And what benchmarks share in measure.py.
+And what benchmarks share in measure.py, and of matrix_rate.py what is compiled.
 """
 
 import gc
@@ -16,6 +16,7 @@ import tyro
 
 from benchmarks import kept_memory, matrix_rate, measure, sampling, training, var_recipes
 from benchmarks.measure import Cost, Pair, Worker, add_row, cost_of
+from models import VAR, VQVAE
 from usvar.checkpoints import load_vqvae
 from usvar.errors import InputError
 
@@ -95,6 +96,22 @@ def test_the_reference_filter_keeps_what_ours_keeps():
     logits_BlV = 2 * torch.randn(2, 40, 64, generator=torch.Generator().manual_seed(0))
     found = sampling.sorted_filter(logits_BlV, 20, 0.93)
     assert torch.equal(found, sampling.filter_top_k_top_p(logits_BlV, 20, 0.93))
+
+
+def test_all_that_a_compiled_row_is_of_is_compiled(tmp_path, monkeypatch):
+    """Sampling stayed eager. Its blocks are compiled last: a training step compiles a copy as a whole."""
+    order = []
+    monkeypatch.setattr(torch, "compile", lambda network, **_: order.append("step") or network)
+    monkeypatch.setattr(VQVAE, "compile_levels", lambda _: order.append("levels"))
+    monkeypatch.setattr(VAR, "compile_blocks", lambda var: order.append(var))
+    sampled, infer = [], VAR.autoregressive_infer_cfg
+    monkeypatch.setattr(
+        VAR, "autoregressive_infer_cfg", lambda var, *a, **k: sampled.append(var) or infer(var, *a, **k)
+    )
+    tiny = {"batch": 1, "vqvae_batch": 1, "depth": 1, "width": 64, "vqvae_width": 32, "vocab_size": 32}
+    tiny |= {"patch_nums": (1, 2), "matrix_side": 16, "repeats": 1, "compile": True}
+    matrix_rate.main(matrix_rate.Settings(out_dir=tmp_path, **tiny))
+    assert order == ["step", "levels", sampled[0]]
 
 
 def test_rows_of_another_extractor_do_not_stay(tmp_path):
