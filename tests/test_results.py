@@ -527,6 +527,25 @@ def test_a_finished_stage_is_not_run_and_an_unknown_one_is_refused(tmp_path):
     assert "nothing to do" in done.stdout and not (tmp_path / "calls").exists()
 
 
+def test_a_finished_stage_that_is_started_again_is_on_record_already(raw_root, tmp_path):
+    """Seconds were added up, the date became the last one and what was printed ended in "nothing to do"."""
+    stages = ("processed", "vqvae", "tokens", "var", "record")
+    kept = []
+    for _ in range(2):
+        done = recipe(RECIPES[0], raw_root, tmp_path / "run", *stages, SMOKE="1")
+        assert done.returncode == 0, done.stderr
+        paths = (tmp_path / "run" / "commands").iterdir()
+        kept.append({path.name: path.read_text() for path in paths if "record" not in path.name})
+        times = kept[-1].pop("times.csv").splitlines()
+        assert [row.split(",")[0] for row in times if "record" not in row] == [*stages[:-1]]
+    assert "nothing to do" in done.stdout and kept[0] == kept[1]
+    assert not any("nothing to do" in text for text in kept[1].values())
+    # Not on record yet, as after a kill between the last step and the row of times.csv.
+    (tmp_path / "run" / "commands" / "var.txt").unlink()
+    recipe(RECIPES[0], raw_root, tmp_path / "run", "var", SMOKE="1")
+    assert (tmp_path / "run" / "commands" / "var.txt").read_text() == kept[0]["var.txt"]
+
+
 def test_the_first_stages_run_at_their_smallest_size(raw_root, tmp_path):
     stages = ("held_back", "processed", "vqvae", "tokens", "var", "record")
     done = recipe(RECIPES[0], raw_root, tmp_path / "run", *stages, SMOKE="1")
