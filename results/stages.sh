@@ -18,10 +18,12 @@ PIECE_SECONDS=${PIECE_SECONDS:-0}
 SMOKE=${SMOKE:-0}
 DRY=${DRY:-0}
 MAY_FAIL=0
+RESUMES=0
 
 # stage NAME FILE COMMAND...: FILE is the last that a finished stage writes, "-" where the script sees by itself
-# that nothing is to do. MAY_FAIL=1 before it: what comes after does not need it. The command goes to
-# commands/NAME.txt, what it prints to commands/NAME.log as well, start, seconds and exit code to commands/times.csv.
+# that nothing is to do. MAY_FAIL=1 before it: what comes after does not need it; with RESUMES=1 it goes on where it
+# was stopped, so that no piece is too short for it. The command goes to commands/NAME.txt, what it prints to
+# commands/NAME.log as well, start, seconds and exit code to commands/times.csv.
 stage() {
     local name=$1 finished=$2 given_up=$out/commands/$1.given_up limit=() code=0
     shift 2
@@ -63,7 +65,7 @@ stage() {
     # 137 when the time is over: killed, for it did not stop in time, as while torch.compile is at work.
     if [[ $code == 143 || ($code == 137 && $PIECE_SECONDS != 0 && $SECONDS -ge $PIECE_SECONDS) ]]; then
         # A measurement that a whole piece is too short for would fill every piece and hold up what comes after.
-        [[ $PIECE_SECONDS == 0 || $MAY_FAIL == 0 || $start -ge 30 ]] || touch "$given_up"
+        [[ $PIECE_SECONDS == 0 || $MAY_FAIL == 0 || $RESUMES == 1 || $start -ge 30 ]] || touch "$given_up"
         again "$name"
     fi
     if [[ $code != 0 && $MAY_FAIL == 1 ]]; then

@@ -441,6 +441,17 @@ def test_a_measurement_that_fills_a_whole_piece_does_not_hold_up_the_others(tmp_
     assert codes == [143, 0] and (tmp_path / "run" / "b").exists()
 
 
+def test_a_table_that_ours_loses_is_recorded_and_no_piece_is_too_short_for_it(tmp_path):
+    """Its script then ends with code 1; as a plain stage it ended the recipe before the record, each time."""
+    slow = stand_in(tmp_path, "trap 'exit 143' TERM; for _ in {1..300}; do sleep 0.1; done")
+    stages = ("recipes", "record")
+    assert recipe(RECIPES[1], "raw", tmp_path / "run", *stages, PIECE_SECONDS="2", **slow).returncode == 143
+    done = recipe(RECIPES[1], "raw", tmp_path / "run", *stages, **stand_in(tmp_path, "[[ $1 != bench* ]]"))
+    assert done.returncode == 0 and "stage recipes ended with code 1" in done.stderr
+    called = [line.split()[0] for line in (tmp_path / "calls").read_text().splitlines()]
+    assert called == ["benchmarks/vqvae_recipes.py"] * 2 + ["results/record.py"]
+
+
 @pytest.mark.parametrize(("seconds", "code"), [("1", 143), ("60", 137)])
 def test_a_script_killed_when_the_piece_is_over_goes_on_and_one_killed_before_does_not(
     tmp_path, seconds, code
@@ -572,6 +583,8 @@ def test_a_whole_recipe_runs_at_its_smallest_size(name, raw_root, tmp_path):
     assert {"processed", "vqvae", "reconstructions", "var", "sweep", "samples", "edits", "evaluation"} <= kept
     if name == RECIPES[1]:
         assert {"speed", "recipes"} <= kept
+        recipes = json.loads((tmp_path / "run" / "recipes" / "results.json").read_text())
+        assert set(recipes["rows"]) == {"predecessor", "ours"}
         # From the archive that the first run made, on a machine without the raw pictures.
         done = recipe(
             name, tmp_path / "run" / "prepared.zip", tmp_path / "other", "processed", "vqvae", SMOKE="1"
