@@ -16,7 +16,7 @@ data=$out/processed sweep=$out/sweep
 vqvae=$out/vqvae/rounded.pth var=$out/var/rounded.pth
 record=results/real_256
 # Checkout of the published VAR package, to measure beside; none: only our own fast paths.
-published=(${PUBLISHED:+--published "$PUBLISHED"})
+published=(${PUBLISHED:+--published "$PUBLISHED"}) beside=${PUBLISHED:+_published}
 # Real pictures are shown of these alone, whose licences allow that: AUL (CC BY 4.0), DDTI (CC0).
 shown=(Liver-Benign Liver-Malignant Liver-Normal Thyroid-Nodule-DDTI)
 views=8 per_class=8 variety=16
@@ -65,9 +65,9 @@ else
         --size "$size"
     stage archive "$out/prepared.zip" python results/pack.py images "$data" "$out/prepared.zip"
 fi
-MAY_FAIL=1 stage sampling_speed "$out/speed/sampling.json" python benchmarks/sampling.py --out-dir "$out/speed" \
+MAY_FAIL=1 stage sampling_speed "$out/speed/sampling$beside.png" python benchmarks/sampling.py --out-dir "$out/speed" \
     "${speed[@]}" "${drawn[@]}" "${published[@]}"
-MAY_FAIL=1 stage training_speed "$out/speed/training.json" python benchmarks/training.py --out-dir "$out/speed" \
+MAY_FAIL=1 stage training_speed "$out/speed/training$beside.png" python benchmarks/training.py --out-dir "$out/speed" \
     "${speed[@]}" "${published[@]}"
 MAY_FAIL=1 stage vqvae_speed "$out/speed/vqvae_training.json" python benchmarks/vqvae_training.py \
     --out-dir "$out/speed" "${vqvae_speed[@]}" "${compiled[@]}"
@@ -83,7 +83,7 @@ stage vqvae - python train_vqvae.py --data-root "$data" --out-dir "$out/vqvae" "
 stage vqvae_shards "$out/weights/vqvae/index.json" python results/pack.py shard "$out/vqvae/best.pth" \
     "$out/weights/vqvae" "${shard[@]}"
 stage vqvae_join "$vqvae" python results/pack.py join "$out/weights/vqvae" "$vqvae"
-stage reconstructions "$out/reconstructions/reconstruction_metrics.json" \
+stage reconstructions "$out/reconstructions/quality_by_scale.png" \
     python sample_vqvae.py --data-root "$data" --vqvae "$vqvae" --out-dir "$out/reconstructions"
 stage tokens - python tokenize_multiscale_maps.py --data-root "$data" --vqvae "$vqvae" --out-dir "$out/tokens" \
     --views "$views"

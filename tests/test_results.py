@@ -22,6 +22,8 @@ import hold_back
 import pack
 import record
 
+import sample_vqvae
+
 ROOT = Path(__file__).parent.parent
 RECIPES = ("real_128_cpu.sh", "real_256_gpu.sh")
 
@@ -536,6 +538,38 @@ def test_a_finished_stage_is_not_run_and_an_unknown_one_is_refused(tmp_path):
     done = recipe(RECIPES[0], "raw", tmp_path / "run", "sweep", "sweeep", **stand_in(tmp_path, "exit 0"))
     assert done.returncode == 2 and "no stage is called sweeep" in done.stderr
     assert "nothing to do" in done.stdout and not (tmp_path / "calls").exists()
+
+
+def finished_file(tmp_path: Path, name: str, stage: str, *files: str, **environment: str) -> str:
+    """Which of these files, made one after another in the run's folder, keeps the stage from being run."""
+    python = stand_in(tmp_path, "exit 0")
+    for file in files:
+        path = tmp_path / "run" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        (tmp_path / "calls").unlink(missing_ok=True)
+        assert recipe(name, "raw", tmp_path / "run", stage, **python, **environment).returncode == 0
+        if not (tmp_path / "calls").exists():
+            return file
+    return ""
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_reconstructions_are_finished_by_what_is_drawn_last(name, tiny_data, tiny_vqvae, tmp_path):
+    """By the numbers they were: interrupted after those, the figures never came."""
+    out = tmp_path / "out"
+    sample_vqvae.main(sample_vqvae.Settings(tiny_data, tiny_vqvae, out, ("val",), device="cpu"))
+    *others, last = sorted(out.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    files = [f"reconstructions/{path.name}" for path in (*others, last)]
+    assert finished_file(tmp_path, name, "reconstructions", *files) == files[-1]
+
+
+@pytest.mark.parametrize("stage", ["sampling", "training"])
+@pytest.mark.parametrize(("published", "beside"), [("", ""), ("checkout", "_published")])
+def test_a_speed_beside_the_published_package_is_finished_by_it(stage, published, beside, tmp_path):
+    files = [f"speed/{stage}{name}.{suffix}" for name in ("", "_published") for suffix in ("json", "png")]
+    found = finished_file(tmp_path, RECIPES[1], f"{stage}_speed", *files, PUBLISHED=published)
+    assert found == f"speed/{stage}{beside}.png"
 
 
 def test_a_finished_stage_that_is_started_again_is_on_record_already(raw_root, tmp_path):
