@@ -79,6 +79,10 @@ MAY_FAIL=1 stage matrix_rate_larger "$out/speed_larger/matrix_rate.json" python 
     --out-dir "$out/speed_larger" "${speed[@]}" "${matrices[@]}" "${larger[@]}"
 MAY_FAIL=1 stage matrix_rate_compiled "$out/speed_compiled/matrix_rate.json" python benchmarks/matrix_rate.py \
     --out-dir "$out/speed_compiled" "${speed[@]}" "${matrices[@]}" "${compiled[@]}"
+MAY_FAIL=1 stage sampling_speed_compiled "$out/speed_compiled/sampling.png" python benchmarks/sampling.py \
+    --out-dir "$out/speed_compiled" "${speed[@]}" "${drawn[@]}" "${compiled[@]}"
+MAY_FAIL=1 stage training_speed_compiled "$out/speed_compiled/training.png" python benchmarks/training.py \
+    --out-dir "$out/speed_compiled" "${speed[@]}" "${compiled[@]}"
 stage vqvae - python train_vqvae.py --data-root "$data" --out-dir "$out/vqvae" "${vqvae_size[@]}"
 stage vqvae_shards "$out/weights/vqvae/index.json" python results/pack.py shard "$out/vqvae/best.pth" \
     "$out/weights/vqvae" "${shard[@]}"

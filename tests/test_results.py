@@ -591,6 +591,16 @@ def test_a_finished_stage_that_is_started_again_is_on_record_already(raw_root, t
     assert (tmp_path / "run" / "commands" / "var.txt").read_text() == kept[0]["var.txt"]
 
 
+def test_every_way_to_compile_is_measured_beside_the_uncompiled_one():
+    lines = recipe(RECIPES[1], "prepared.zip", "runs/none", DRY="1").stdout.splitlines()
+    compiled = [line.split() for line in lines if "benchmarks/" in line and "--compile True" in line]
+    scripts = {"sampling", "training", "matrix_rate", "vqvae_training"}
+    assert {Path(words[1]).stem for words in compiled} == scripts
+    folders = {words[1]: words[words.index("--out-dir") + 1] for words in compiled}
+    for script in scripts - {"vqvae_training"}:  # which has a row for it
+        assert Path(folders[f"benchmarks/{script}.py"]).name == "speed_compiled"
+
+
 def test_the_first_stages_run_at_their_smallest_size(raw_root, tmp_path):
     stages = ("held_back", "processed", "vqvae", "tokens", "var", "record")
     done = recipe(RECIPES[0], raw_root, tmp_path / "run", *stages, SMOKE="1")
@@ -616,7 +626,7 @@ def test_a_whole_recipe_runs_at_its_smallest_size(name, raw_root, tmp_path):
     kept = {path.parent.name for path in (tmp_path / "run" / "record").rglob("numbers.json")}
     assert {"processed", "vqvae", "reconstructions", "var", "sweep", "samples", "edits", "evaluation"} <= kept
     if name == RECIPES[1]:
-        assert {"speed", "recipes"} <= kept
+        assert {"speed", "speed_compiled", "recipes"} <= kept
         recipes = json.loads((tmp_path / "run" / "recipes" / "results.json").read_text())
         assert set(recipes["rows"]) == {"predecessor", "ours"}
         # From the archive that the first run made, on a machine without the raw pictures.
