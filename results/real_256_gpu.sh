@@ -13,7 +13,7 @@ source "$(dirname "$0")/stages.sh"
 
 data=$out/processed sweep=$out/sweep
 # Weights rounded to bfloat16: those that come back from the machine, so all that follows stands on them.
-vqvae=$out/vqvae/rounded.pth var=$out/var/rounded.pth
+vqvae=$out/vqvae/rounded.pth var=$out/var/rounded.pth var_deep=$out/var_deep/rounded.pth
 record=results/real_256
 # Checkout of the published VAR package, to measure beside; none: only our own fast paths.
 published=(${PUBLISHED:+--published "$PUBLISHED"}) beside=${PUBLISHED:+_published}
@@ -98,8 +98,11 @@ stage var_join "$var" python results/pack.py join "$out/weights/var" "$var"
 sample_and_evaluate
 stage var_deep - python train_var.py --tokens-dir "$out/tokens" --vqvae "$vqvae" --out-dir "$out/var_deep" \
     "${var_size[@]}" "${deep[@]}"
+stage var_deep_shards "$out/weights/var_deep/index.json" python results/pack.py shard \
+    "$out/var_deep/ar-ckpt-best.pth" "$out/weights/var_deep" "${shard[@]}"
+stage var_deep_join "$var_deep" python results/pack.py join "$out/weights/var_deep" "$var_deep"
 # Beside the smaller one: the same judges, its own settings.
-deeper=(--data-root "$data" --var "$out/var_deep/ar-ckpt-best.pth" --vqvae "$vqvae" --tokens-dir "$out/tokens")
+deeper=(--data-root "$data" --var "$var_deep" --vqvae "$vqvae" --tokens-dir "$out/tokens")
 deeper+=(--judges "$sweep/judges.pth" "${judges[@]}")
 stage sweep_deep "$out/sweep_deep/chosen.json" python sweep_var.py "${deeper[@]}" --out-dir "$out/sweep_deep" \
     "${sweep_size[@]}"

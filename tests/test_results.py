@@ -591,6 +591,15 @@ def test_a_finished_stage_that_is_started_again_is_on_record_already(raw_root, t
     assert (tmp_path / "run" / "commands" / "var.txt").read_text() == kept[0]["var.txt"]
 
 
+def test_all_that_follows_a_training_on_the_gpu_stands_on_the_weights_that_come_back():
+    done = recipe(RECIPES[1], "prepared.zip", "runs/none", DRY="1")
+    commands = done.stdout.splitlines()
+    read = [line for line in commands if re.search(r"/(ar-ckpt-)?best\.pth", line)]
+    assert len(read) == 3 and all("pack.py shard" in line for line in read)
+    # Each training is brought back.
+    assert len(read) == sum(line.split()[1].startswith("train_") for line in commands)
+
+
 def test_every_way_to_compile_is_measured_beside_the_uncompiled_one():
     lines = recipe(RECIPES[1], "prepared.zip", "runs/none", DRY="1").stdout.splitlines()
     compiled = [line.split() for line in lines if "benchmarks/" in line and "--compile True" in line]
