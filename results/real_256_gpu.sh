@@ -6,9 +6,9 @@
 #   PIECE_SECONDS=540 bash results/real_256_gpu.sh runs/prepared.zip runs/real_256 vqvae      a short loan
 #
 # Not run yet: no GPU was to be had. VQVAE_STEPS and VAR_STEPS set how long is trained; the rates decay to the
-# end, so choose them by the first minute's speed and keep them: a run goes on only with the same. COMPILE=True
-# trains with torch.compile: minutes at the start, then faster, see speed_compiled. Stages can be
-# named, stopped and gone on with: see stages.sh. README.md in this folder says how to split them over loans.
+# end, so choose them before the first step, as README.md in this folder says, and keep them: a run goes on only
+# with the same. COMPILE=True trains with torch.compile: minutes at the start, then faster, see speed_compiled.
+# Stages can be named, stopped and gone on with: see stages.sh. README.md says how to split them over loans.
 source "$(dirname "$0")/stages.sh"
 
 data=$out/processed sweep=$out/sweep

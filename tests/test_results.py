@@ -482,17 +482,32 @@ def test_every_command_of_a_recipe_is_one_that_its_script_takes(name, smoke, raw
 
 
 @pytest.mark.parametrize(
-    ("document", "at_least"), [("README.md", 16), ("demo.sh", 9), ("results/README.md", 2)]
+    ("document", "at_least"),
+    [
+        ("README.md", 16),
+        ("demo.sh", 9),
+        ("results/README.md", 7),
+        ("docs/preparation.md", 1),
+        ("docs/var_recipes.md", 1),
+        ("docs/vqvae_recipes.md", 2),
+    ],
 )
 def test_every_command_that_is_written_down_is_one_that_its_script_takes(document, at_least):
+    """And rows of a table are such as the script has, or had at the commit that is checked out before."""
     text = (ROOT / document).read_text(encoding="utf-8").replace("\\\n", " ")
-    lines = re.findall(r"(?:^|`)python ((?:\w+/)*\w+\.py[^`\n|]*)", text, re.MULTILINE)
-    commands = [shlex.split(line, comments=True) for line in lines]
-    commands = [command for command in commands if len(command) > 1 and "..." not in command]
+    found = re.finditer(r"(?:^ *|`)python ((?:\w+/)*\w+\.py[^`\n|]*)", text, re.MULTILINE)
+    commands = [(shlex.split(match[1], comments=True), text[: match.start()]) for match in found]
+    commands = [found for found in commands if len(found[0]) > 1 and "..." not in found[0]]
     assert len(commands) >= at_least
-    for script, *flags in commands:
+    for (script, *flags), before in commands:
         module = runpy_settings(script)
-        module.cli.parse(module.Settings, module.__doc__, flags)
+        rows = getattr(module.cli.parse(module.Settings, module.__doc__, flags), "rows", ())
+        code = (ROOT / script).read_text(encoding="utf-8")
+        if older := re.search(r"git checkout ([0-9a-f]{7,})", before.rsplit("\n\n", 1)[-1]):
+            show = ["git", "show", f"{older[1]}:{script}"]
+            code = subprocess.run(show, cwd=ROOT, capture_output=True, text=True).stdout
+        # A shallow checkout has no older commits.
+        assert not code or [row for row in rows if row != "all" and f'"{row}"' not in code] == []
 
 
 def runpy_settings(script: str) -> pack.Any:
@@ -608,6 +623,16 @@ def test_every_way_to_compile_is_measured_beside_the_uncompiled_one():
     folders = {words[1]: words[words.index("--out-dir") + 1] for words in compiled}
     for script in scripts - {"vqvae_training"}:  # which has a row for it
         assert Path(folders[f"benchmarks/{script}.py"]).name == "speed_compiled"
+
+
+def test_every_stage_on_the_gpu_has_its_place_in_the_plan_and_in_the_record():
+    done = recipe(RECIPES[1], "prepared.zip", "runs/none", "none", DRY="1")
+    known = done.stderr.split("known are ")[1].split()
+    kept = {*record.STAGES, *(name for names in record.COMMANDS.values() for name in names)}
+    assert [name for name in known if name not in kept and not re.search("_shards|_join|record", name)] == []
+    plan = (ROOT / "results" / "README.md").read_text().split("## To another machine")[1]
+    named = set(re.findall(r"\w+", plan))
+    assert len(known) > 25 and [name for name in known if name not in named] == []
 
 
 def test_the_first_stages_run_at_their_smallest_size(raw_root, tmp_path):
