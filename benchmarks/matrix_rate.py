@@ -124,6 +124,9 @@ def main(s: Settings) -> None:
     print(f"{s.dtype} matrices of {matrix_side} x {matrix_side}: {rate / 1e12:.3g} TFLOP/s")
     on_tokens = Step(s, vae, var, device, muon_rate=train_var.Settings.muon_rate, compile=s.compile)
     train, without_optimiser = vqvae_step(s, vae, device)
+    if s.compile:
+        # After `Step`, which takes a copy of the transformer and compiles it as a whole.
+        var.compile_blocks()
     work = {
         "tokenise": (tokenise, s.vqvae_batch),
         "sample and decode": (sample, s.batch),

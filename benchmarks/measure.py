@@ -331,11 +331,12 @@ def chosen_rows(asked: tuple[str, ...], known: Collection[str]) -> tuple[str, ..
 def add_row(path: Path, content: dict[str, Any], name: str, numbers: dict[str, Any]) -> dict[str, dict]:
     """Write one more row of a table of recipes, beside those of other calls with the same settings and code.
 
-    So rows can be asked for one after another, or shared out over several calls that run at once.
+    So rows can be asked for one after another, or shared out over several calls that run at once. Distances
+    compare within one extractor only: rows of another one, as other pictures or a GPU make it, are dropped.
 
     Args:
         path: results.json.
-        content: what stands in it beside the rows: its made_by record, and more.
+        content: what stands in it beside the rows: made_by, changes and extractor_sha256.
         name: of the row.
         numbers: what was measured.
 
@@ -347,14 +348,17 @@ def add_row(path: Path, content: dict[str, Any], name: str, numbers: dict[str, A
     with alone_in(path.parent):
         if path.is_file():
             before = json.loads(path.read_text(encoding="utf-8"))
-            if _comparable(before["made_by"]) == _comparable(content["made_by"]):
+            if _comparable(before) == _comparable(content):
                 found = before["rows"] | found
+            else:
+                print(f"note: {path} was of other settings, code or extractor: its rows are dropped")
         rows = {name: found[name] for name in content["changes"] if name in found}
         write_json(path, {**content, "rows": rows})
     return rows
 
 
-def _comparable(made_by: dict[str, Any]) -> dict[str, Any]:
-    """The record without what may differ between calls that fill one table."""
+def _comparable(content: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """The record without what may differ between calls that fill one table, and the extractor."""
+    made_by = content["made_by"]
     settings = {k: v for k, v in made_by["settings"].items() if k not in ("rows", "out_dir")}
-    return {**made_by, "settings": settings}
+    return {**made_by, "settings": settings}, content.get("extractor_sha256")

@@ -16,7 +16,6 @@ split is not read. Results so far: docs/var_recipes.md.
 """
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,11 +159,25 @@ def draw(s: Settings, run: train_var.Settings, model: VAR, vae: VQVAE, label_N: 
     return np.concatenate(grey)
 
 
-def sample_measure(s: Settings, vae: VQVAE, device: torch.device) -> tuple[Callable, np.ndarray]:
-    """How far images lie from rebuilt val images: a function to (distance, spread), and val's classes.
+@dataclass(frozen=True)
+class SampleMeasure:
+    """How far images lie from rebuilt val images.
 
     Rebuilt, because no transformer can be nearer to real images than the VQ-VAE is.
     """
+
+    network: extractor.Extractor
+    # Features of the rebuilt images.
+    wanted_ND: np.ndarray
+    seed: int
+
+    def __call__(self, grey_NHW: np.ndarray) -> tuple[float, float]:
+        """Distance and its spread."""
+        return kernel_distance(extractor.features(self.network, grey_NHW), self.wanted_ND, seed=self.seed)
+
+
+def sample_measure(s: Settings, vae: VQVAE, device: torch.device) -> tuple[SampleMeasure, np.ndarray]:
+    """The measure with its network trained, and val's classes."""
     classes = images.find_classes(s.data_root)
     files = {split: images.find_images(s.data_root, split, classes) for split in ("train", "val")}
     side = images.image_size(files["train"])
@@ -180,11 +193,7 @@ def sample_measure(s: Settings, vae: VQVAE, device: torch.device) -> tuple[Calla
         device,
     )
     wanted_ND = extractor.features(network, judging.rebuild(vae, val, 32))
-
-    def measure(grey_NHW: np.ndarray) -> tuple[float, float]:
-        return kernel_distance(extractor.features(network, grey_NHW), wanted_ND, seed=s.seed)
-
-    return measure, files["val"].label_N
+    return SampleMeasure(network, wanted_ND, s.seed), files["val"].label_N
 
 
 def numbers(run: train_var.Settings) -> dict[str, Any]:
@@ -272,6 +281,7 @@ def main(s: Settings) -> None:
         distance, spread = measure(draw(s, run, model, vqvae.model, label_N))
         content = {
             "made_by": provenance.made_by("var_recipes.py", s),
+            "extractor_sha256": measure.network.sha256(),
             "changes": provenance.plain(RECIPES),
         }
         row = numbers(run) | {"distance": distance, "distance_spread": spread}

@@ -37,7 +37,7 @@ models=(--var "$var" --vqvae "$vqvae")
 stage held_back - python results/hold_back.py refuse --raw-root "$raw"
 stage processed - python data_preprocessing/prepare_datasets.py --raw-root "$raw" --out-root "$data" --size "$size"
 stage vqvae - python train_vqvae.py --data-root "$data" --out-dir "$out/vqvae" "${vqvae_size[@]}"
-stage reconstructions "$out/reconstructions/reconstruction_metrics.json" \
+stage reconstructions "$out/reconstructions/quality_by_scale.png" \
     python sample_vqvae.py --data-root "$data" --vqvae "$vqvae" --out-dir "$out/reconstructions" --splits val test
 stage tokens - python tokenize_multiscale_maps.py --data-root "$data" --vqvae "$vqvae" --out-dir "$out/tokens" \
     --views "$views"

@@ -72,7 +72,12 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
         ("sampling*.png", "training*.png"),
         (),
     ),
-    **dict.fromkeys(("speed_larger", "speed_compiled"), (("matrix_rate.json",), (), ())),
+    "speed_larger": (("matrix_rate.json",), (), ()),
+    "speed_compiled": (
+        ("sampling.json", "training.json", "matrix_rate.json"),
+        ("sampling.png", "training.png"),
+        (),
+    ),
     "speed_adversarial": (("vqvae_training.json",), (), ()),
     "var_deep": (("baselines.json",), ("loss_curves.png", "loss_per_scale.png"), ()),
     "recipes": (("results.json",), ("recipes.png",), ()),
@@ -82,7 +87,7 @@ COMMANDS = {
     "speed": ("sampling_speed", "training_speed", "vqvae_speed", "matrix_rate"),
     "speed_adversarial": ("vqvae_speed_adversarial",),
     "speed_larger": ("matrix_rate_larger",),
-    "speed_compiled": ("matrix_rate_compiled",),
+    "speed_compiled": ("sampling_speed_compiled", "training_speed_compiled", "matrix_rate_compiled"),
 }
 MOST_BYTES = 200_000
 LOG_ROWS = 150

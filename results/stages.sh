@@ -18,10 +18,12 @@ PIECE_SECONDS=${PIECE_SECONDS:-0}
 SMOKE=${SMOKE:-0}
 DRY=${DRY:-0}
 MAY_FAIL=0
+RESUMES=0
 
-# stage NAME FILE COMMAND...: FILE is what a finished stage leaves, "-" where the script sees by itself that
-# nothing is to do. MAY_FAIL=1 before it: what comes after does not need it. The command goes to
-# commands/NAME.txt, what it prints to commands/NAME.log as well, start, seconds and exit code to commands/times.csv.
+# stage NAME FILE COMMAND...: FILE is the last that a finished stage writes, "-" where the script sees by itself
+# that nothing is to do. MAY_FAIL=1 before it: what comes after does not need it; with RESUMES=1 it goes on where it
+# was stopped, so that no piece is too short for it. The command goes to commands/NAME.txt, what it prints to
+# commands/NAME.log as well, start, seconds and exit code to commands/times.csv.
 stage() {
     local name=$1 finished=$2 given_up=$out/commands/$1.given_up limit=() code=0
     shift 2
@@ -47,16 +49,23 @@ stage() {
         limit=(timeout --preserve-status --signal TERM --kill-after 45 "$((PIECE_SECONDS - SECONDS))")
     fi
     mkdir -p "$out/commands"
-    printf '%q ' "$@" | sed 's/ $/\n/' >"$out/commands/$name.txt"
-    local start=$SECONDS date
+    local start=$SECONDS date log=$out/commands/$name.log text=$out/commands/$name.txt before
     date=$(date -u +%FT%TZ)
+    touch "$log"
+    before=$(wc -c <"$log")
     # Ctrl-C is for the script: its last words still have to be written down.
-    "${limit[@]}" "$@" 2>&1 | tee -ia "$out/commands/$name.log" || code=$?
+    "${limit[@]}" "$@" 2>&1 | tee -ia "$log" || code=$?
+    # A finished stage that is started again is on record already. (prepare_datasets.py says two lines more.)
+    if [[ $code == 0 && -e $text && $(tail -c "+$((before + 1))" "$log" | tail -n 3) == *"nothing to do"* ]]; then
+        truncate -s "$before" "$log"
+        return 0
+    fi
+    printf '%q ' "$@" | sed 's/ $/\n/' >"$text"
     echo "$name,$date,$((SECONDS - start)),$code" >>"$out/commands/times.csv"
     # 137 when the time is over: killed, for it did not stop in time, as while torch.compile is at work.
     if [[ $code == 143 || ($code == 137 && $PIECE_SECONDS != 0 && $SECONDS -ge $PIECE_SECONDS) ]]; then
         # A measurement that a whole piece is too short for would fill every piece and hold up what comes after.
-        [[ $PIECE_SECONDS == 0 || $MAY_FAIL == 0 || $start -ge 30 ]] || touch "$given_up"
+        [[ $PIECE_SECONDS == 0 || $MAY_FAIL == 0 || $RESUMES == 1 || $start -ge 30 ]] || touch "$given_up"
         again "$name"
     fi
     if [[ $code != 0 && $MAY_FAIL == 1 ]]; then

@@ -1,4 +1,7 @@
-"""benchmarks/sampling.py, training.py and kept_memory.py: one tiny run each, beside a second checkout."""
+"""benchmarks/sampling.py, training.py and kept_memory.py: one tiny run each, beside a second checkout.
+
+And what benchmarks share in measure.py, and of matrix_rate.py what is compiled.
+"""
 
 import gc
 import json
@@ -11,8 +14,10 @@ import pytest
 import torch
 import tyro
 
-from benchmarks import kept_memory, matrix_rate, measure, sampling, training
-from benchmarks.measure import Cost, Pair, Worker, cost_of
+from benchmarks import kept_memory, matrix_rate, measure, sampling, training, var_recipes
+from benchmarks.measure import Cost, Pair, Worker, add_row, cost_of
+from models import VAR, VQVAE
+from usvar.checkpoints import load_vqvae
 from usvar.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -91,6 +96,43 @@ def test_the_reference_filter_keeps_what_ours_keeps():
     logits_BlV = 2 * torch.randn(2, 40, 64, generator=torch.Generator().manual_seed(0))
     found = sampling.sorted_filter(logits_BlV, 20, 0.93)
     assert torch.equal(found, sampling.filter_top_k_top_p(logits_BlV, 20, 0.93))
+
+
+def test_all_that_a_compiled_row_is_of_is_compiled(tmp_path, monkeypatch):
+    """Sampling stayed eager. Its blocks are compiled last: a training step compiles a copy as a whole."""
+    order = []
+    monkeypatch.setattr(torch, "compile", lambda network, **_: order.append("step") or network)
+    monkeypatch.setattr(VQVAE, "compile_levels", lambda _: order.append("levels"))
+    monkeypatch.setattr(VAR, "compile_blocks", lambda var: order.append(var))
+    sampled, infer = [], VAR.autoregressive_infer_cfg
+    monkeypatch.setattr(
+        VAR, "autoregressive_infer_cfg", lambda var, *a, **k: sampled.append(var) or infer(var, *a, **k)
+    )
+    tiny = {"batch": 1, "vqvae_batch": 1, "depth": 1, "width": 64, "vqvae_width": 32, "vocab_size": 32}
+    tiny |= {"patch_nums": (1, 2), "matrix_side": 16, "repeats": 1, "compile": True}
+    matrix_rate.main(matrix_rate.Settings(out_dir=tmp_path, **tiny))
+    assert order == ["step", "levels", sampled[0]]
+
+
+def test_rows_of_another_extractor_do_not_stay(tmp_path):
+    """Distances in the features of two networks stood in one table."""
+
+    def add(name: str, extractor: str) -> dict:
+        content = {"made_by": {"settings": {}}, "changes": {"x": {}, "y": {}}, "extractor_sha256": extractor}
+        return add_row(tmp_path / "results.json", content, name, {"of": extractor})
+
+    assert list(add("x", "a")) == ["x"] and list(add("y", "a")) == ["x", "y"]
+    assert add("y", "b") == {"y": {"of": "b"}}
+
+
+def test_the_transformer_s_recipes_name_their_extractor(tiny_data, tiny_vqvae, tiny_tokens, tmp_path):
+    size = {"steps": 2, "batch_size": 2, "depth": 1, "width": 32, "heads": 2, "evaluations": 1}
+    size |= {"extractor_steps": 2, "samples_per_image": 1, "device": "cpu", "rows": ("base",)}
+    s = var_recipes.Settings(tiny_data, tiny_vqvae, tiny_tokens, tmp_path, **size)
+    var_recipes.main(s)
+    measured, _ = var_recipes.sample_measure(s, load_vqvae(tiny_vqvae).model, torch.device("cpu"))
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["extractor_sha256"] == measured.network.sha256()
 
 
 def test_memory_and_ratios_are_of_the_work():

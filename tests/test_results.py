@@ -22,6 +22,8 @@ import hold_back
 import pack
 import record
 
+import sample_vqvae
+
 ROOT = Path(__file__).parent.parent
 RECIPES = ("real_128_cpu.sh", "real_256_gpu.sh")
 
@@ -458,6 +460,17 @@ def test_a_measurement_that_fills_a_whole_piece_does_not_hold_up_the_others(tmp_
     assert codes == [143, 0] and (tmp_path / "run" / "b").exists()
 
 
+def test_a_table_that_ours_loses_is_recorded_and_no_piece_is_too_short_for_it(tmp_path):
+    """Its script then ends with code 1; as a plain stage it ended the recipe before the record, each time."""
+    slow = stand_in(tmp_path, "trap 'exit 143' TERM; for _ in {1..300}; do sleep 0.1; done")
+    stages = ("recipes", "record")
+    assert recipe(RECIPES[1], "raw", tmp_path / "run", *stages, PIECE_SECONDS="2", **slow).returncode == 143
+    done = recipe(RECIPES[1], "raw", tmp_path / "run", *stages, **stand_in(tmp_path, "[[ $1 != bench* ]]"))
+    assert done.returncode == 0 and "stage recipes ended with code 1" in done.stderr
+    called = [line.split()[0] for line in (tmp_path / "calls").read_text().splitlines()]
+    assert called == ["benchmarks/vqvae_recipes.py"] * 2 + ["results/record.py"]
+
+
 @pytest.mark.parametrize(("seconds", "code"), [("1", 143), ("60", 137)])
 def test_a_script_killed_when_the_piece_is_over_goes_on_and_one_killed_before_does_not(
     tmp_path, seconds, code
@@ -486,17 +499,32 @@ def test_every_command_of_a_recipe_is_one_that_its_script_takes(name, smoke, raw
 
 
 @pytest.mark.parametrize(
-    ("document", "at_least"), [("README.md", 16), ("demo.sh", 9), ("results/README.md", 2)]
+    ("document", "at_least"),
+    [
+        ("README.md", 16),
+        ("demo.sh", 9),
+        ("results/README.md", 7),
+        ("docs/preparation.md", 1),
+        ("docs/var_recipes.md", 1),
+        ("docs/vqvae_recipes.md", 2),
+    ],
 )
 def test_every_command_that_is_written_down_is_one_that_its_script_takes(document, at_least):
+    """And rows of a table are such as the script has, or had at the commit that is checked out before."""
     text = (ROOT / document).read_text(encoding="utf-8").replace("\\\n", " ")
-    lines = re.findall(r"(?:^|`)python ((?:\w+/)*\w+\.py[^`\n|]*)", text, re.MULTILINE)
-    commands = [shlex.split(line, comments=True) for line in lines]
-    commands = [command for command in commands if len(command) > 1 and "..." not in command]
+    found = re.finditer(r"(?:^ *|`)python ((?:\w+/)*\w+\.py[^`\n|]*)", text, re.MULTILINE)
+    commands = [(shlex.split(match[1], comments=True), text[: match.start()]) for match in found]
+    commands = [found for found in commands if len(found[0]) > 1 and "..." not in found[0]]
     assert len(commands) >= at_least
-    for script, *flags in commands:
+    for (script, *flags), before in commands:
         module = runpy_settings(script)
-        module.cli.parse(module.Settings, module.__doc__, flags)
+        rows = getattr(module.cli.parse(module.Settings, module.__doc__, flags), "rows", ())
+        code = (ROOT / script).read_text(encoding="utf-8")
+        if older := re.search(r"git checkout ([0-9a-f]{7,})", before.rsplit("\n\n", 1)[-1]):
+            show = ["git", "show", f"{older[1]}:{script}"]
+            code = subprocess.run(show, cwd=ROOT, capture_output=True, text=True).stdout
+        # A shallow checkout has no older commits.
+        assert not code or [row for row in rows if row != "all" and f'"{row}"' not in code] == []
 
 
 def runpy_settings(script: str) -> pack.Any:
@@ -544,6 +572,86 @@ def test_a_finished_stage_is_not_run_and_an_unknown_one_is_refused(tmp_path):
     assert "nothing to do" in done.stdout and not (tmp_path / "calls").exists()
 
 
+def finished_file(tmp_path: Path, name: str, stage: str, *files: str, **environment: str) -> str:
+    """Which of these files, made one after another in the run's folder, keeps the stage from being run."""
+    python = stand_in(tmp_path, "exit 0")
+    for file in files:
+        path = tmp_path / "run" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        (tmp_path / "calls").unlink(missing_ok=True)
+        assert recipe(name, "raw", tmp_path / "run", stage, **python, **environment).returncode == 0
+        if not (tmp_path / "calls").exists():
+            return file
+    return ""
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_reconstructions_are_finished_by_what_is_drawn_last(name, tiny_data, tiny_vqvae, tmp_path):
+    """By the numbers they were: interrupted after those, the figures never came."""
+    out = tmp_path / "out"
+    sample_vqvae.main(sample_vqvae.Settings(tiny_data, tiny_vqvae, out, ("val",), device="cpu"))
+    *others, last = sorted(out.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    files = [f"reconstructions/{path.name}" for path in (*others, last)]
+    assert finished_file(tmp_path, name, "reconstructions", *files) == files[-1]
+
+
+@pytest.mark.parametrize("stage", ["sampling", "training"])
+@pytest.mark.parametrize(("published", "beside"), [("", ""), ("checkout", "_published")])
+def test_a_speed_beside_the_published_package_is_finished_by_it(stage, published, beside, tmp_path):
+    files = [f"speed/{stage}{name}.{suffix}" for name in ("", "_published") for suffix in ("json", "png")]
+    found = finished_file(tmp_path, RECIPES[1], f"{stage}_speed", *files, PUBLISHED=published)
+    assert found == f"speed/{stage}{beside}.png"
+
+
+def test_a_finished_stage_that_is_started_again_is_on_record_already(raw_root, tmp_path):
+    """Seconds were added up, the date became the last one and what was printed ended in "nothing to do"."""
+    stages = ("processed", "vqvae", "tokens", "var", "record")
+    kept = []
+    for _ in range(2):
+        done = recipe(RECIPES[0], raw_root, tmp_path / "run", *stages, SMOKE="1")
+        assert done.returncode == 0, done.stderr
+        paths = (tmp_path / "run" / "commands").iterdir()
+        kept.append({path.name: path.read_text() for path in paths if "record" not in path.name})
+        times = kept[-1].pop("times.csv").splitlines()
+        assert [row.split(",")[0] for row in times if "record" not in row] == [*stages[:-1]]
+    assert "nothing to do" in done.stdout and kept[0] == kept[1]
+    assert not any("nothing to do" in text for text in kept[1].values())
+    # Not on record yet, as after a kill between the last step and the row of times.csv.
+    (tmp_path / "run" / "commands" / "var.txt").unlink()
+    recipe(RECIPES[0], raw_root, tmp_path / "run", "var", SMOKE="1")
+    assert (tmp_path / "run" / "commands" / "var.txt").read_text() == kept[0]["var.txt"]
+
+
+def test_all_that_follows_a_training_on_the_gpu_stands_on_the_weights_that_come_back():
+    done = recipe(RECIPES[1], "prepared.zip", "runs/none", DRY="1")
+    commands = done.stdout.splitlines()
+    read = [line for line in commands if re.search(r"/(ar-ckpt-)?best\.pth", line)]
+    assert len(read) == 3 and all("pack.py shard" in line for line in read)
+    # Each training is brought back.
+    assert len(read) == sum(line.split()[1].startswith("train_") for line in commands)
+
+
+def test_every_way_to_compile_is_measured_beside_the_uncompiled_one():
+    lines = recipe(RECIPES[1], "prepared.zip", "runs/none", DRY="1").stdout.splitlines()
+    compiled = [line.split() for line in lines if "benchmarks/" in line and "--compile True" in line]
+    scripts = {"sampling", "training", "matrix_rate", "vqvae_training"}
+    assert {Path(words[1]).stem for words in compiled} == scripts
+    folders = {words[1]: words[words.index("--out-dir") + 1] for words in compiled}
+    for script in scripts - {"vqvae_training"}:  # which has a row for it
+        assert Path(folders[f"benchmarks/{script}.py"]).name == "speed_compiled"
+
+
+def test_every_stage_on_the_gpu_has_its_place_in_the_plan_and_in_the_record():
+    done = recipe(RECIPES[1], "prepared.zip", "runs/none", "none", DRY="1")
+    known = done.stderr.split("known are ")[1].split()
+    kept = {*record.STAGES, *(name for names in record.COMMANDS.values() for name in names)}
+    assert [name for name in known if name not in kept and not re.search("_shards|_join|record", name)] == []
+    plan = (ROOT / "results" / "README.md").read_text().split("## To another machine")[1]
+    named = set(re.findall(r"\w+", plan))
+    assert len(known) > 25 and [name for name in known if name not in named] == []
+
+
 def test_the_first_stages_run_at_their_smallest_size(raw_root, tmp_path):
     stages = ("held_back", "processed", "vqvae", "tokens", "var", "record")
     done = recipe(RECIPES[0], raw_root, tmp_path / "run", *stages, SMOKE="1")
@@ -569,7 +677,9 @@ def test_a_whole_recipe_runs_at_its_smallest_size(name, raw_root, tmp_path):
     kept = {path.parent.name for path in (tmp_path / "run" / "record").rglob("numbers.json")}
     assert {"processed", "vqvae", "reconstructions", "var", "sweep", "samples", "edits", "evaluation"} <= kept
     if name == RECIPES[1]:
-        assert {"speed", "recipes"} <= kept
+        assert {"speed", "speed_compiled", "recipes"} <= kept
+        recipes = json.loads((tmp_path / "run" / "recipes" / "results.json").read_text())
+        assert set(recipes["rows"]) == {"predecessor", "ours"}
         # From the archive that the first run made, on a machine without the raw pictures.
         done = recipe(
             name, tmp_path / "run" / "prepared.zip", tmp_path / "other", "processed", "vqvae", SMOKE="1"
