@@ -17,7 +17,7 @@ from numpy.lib.format import open_memmap
 from usvar.errors import InputError, RunError
 
 TEMPORARY_PREFIX = ".tmp-"
-# Held by the run that writes to a folder.
+# Held by the run that writes to a folder, or by each in turn.
 LOCK_NAME = ".lock"
 # No room on the device, over the user's quota, over the largest size of a file that is allowed.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -128,14 +128,12 @@ def lock_folder(path: Path, flag: str = "--out-dir") -> TextIO:
 def alone_in(folder: Path) -> Iterator[None]:
     """Wait until no other process is inside such a block for the folder, and keep others out meanwhile.
 
-    Unlike `lock_folder` it waits, and leaves no file: for a short piece of work that several runs share.
+    For a short piece of work that several runs share. The lock is on a file of its own, opened for writing,
+    because network file systems lock nothing that is open for reading only.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with open(folder / LOCK_NAME, "a", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)  # lets go of the lock, as the end of the process would
 
 
 def remove_stale_temporaries(folder: Path) -> None:
