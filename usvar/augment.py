@@ -1,7 +1,8 @@
 """Augmentation of training images, in batches on the device: mirror, small rotation, brightness, contrast.
 
-Rotation to 10 degrees, brightness and contrast to 0.1. Every image's parameters are drawn on the CPU for the
-whole global batch, so the same step gives the same images on any device and for any number of processes.
+Rotation by up to 10 degrees, brightness and contrast by up to 0.1. Every image's parameters are drawn on
+the CPU for the whole global batch, so the same step gives the same images on any device and for any number
+of processes.
 """
 
 import torch
