@@ -498,7 +498,9 @@ def scales_named(sample: Sample) -> str:
 
 def drawing_words(s: Settings) -> str:
     """How tokens were drawn, in titles."""
-    return f"guidance {s.cfg:g}, greedy" if s.greedy else str(Drawing.of(s))
+    if s.greedy:
+        return f"guidance {s.cfg:g}, greedy" if s.cfg else "guidance off, greedy"
+    return str(Drawing.of(s))
 
 
 def read_pictures(s: Settings, rows: list[list[Sample]]) -> list[list[np.ndarray]]:

@@ -307,16 +307,15 @@ def draw_samples(s: Settings, model: VAR, vae: VQVAE, classes: tuple[str, ...], 
     """Plain samples (K = 0) of each class with the averaged weights, from fixed seeds."""
     device, rows = next(model.parameters()).device, []
     seeds = image_seeds(s.seed, s.samples_per_class, "training sample")
+    drawing = Drawing(s.cfg, s.top_k, s.top_p, temperature=1.0)
     for label in range(len(classes)):
         _, f_hat = model.generate_tokens(
             torch.full((len(seeds),), label, device=device),
             seeds=seeds,
-            cfg=s.cfg,
-            top_k=s.top_k,
-            top_p=s.top_p,
+            **vars(drawing),
         )
         rows.append(list(images.to_uint8(vae.fhat_to_img(f_hat))))
-    title = f"Samples after step {step}: no prefix, guidance {s.cfg:g}, top-k {s.top_k}, top-p {s.top_p:g}"
+    title = f"Samples after step {step}: no prefix, {drawing}"
     figure = s.out_dir / "samples.png"
     plots.image_grid(figure, rows, classes, [f"seed {i}" for i in range(len(seeds))], title)
     runs.keep_of_step(figure, step)

@@ -65,9 +65,13 @@ def test_files_that_do_not_fit_are_refused(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("settings", "temperature", "text"),
     [
-        (Settings(), 1.0, "guidance 1.5, top-k 0, top-p 0.95, temperature 1"),
+        (Settings(), 1.0, "guidance 1.5, top-k off, top-p 0.95, temperature 1"),
         (PerScale(top_k=900), 1.0, "guidance 1.5, top-k 900, top-p 0.95, temperature 1"),
-        (PerScale(0.0, temperature=(1, 0.8)), (1, 0.8), "guidance 0, top-k 0, top-p 0.95, temperature 1 0.8"),
+        (
+            PerScale(0.0, top_p=0.0, temperature=(1, 0.8)),
+            (1, 0.8),
+            "guidance off, top-k off, top-p off, temperature 1 0.8",
+        ),
     ],
 )
 def test_drawing_is_read_from_settings_and_says_itself_in_words(settings, temperature, text):

@@ -365,9 +365,10 @@ def test_pictures_that_no_listing_tells_of_are_not_taken_for_those_of_these_sett
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"temperature": (1.0, 0.5, 2.0)}, "guidance 1.5, top-k 0, top-p 0.95, temperature 1 0.5 2"),
+        ({"temperature": (1.0, 0.5, 2.0)}, "guidance 1.5, top-k off, top-p 0.95, temperature 1 0.5 2"),
         ({"top_k": 8, "temperature": (0.9,)}, "guidance 1.5, top-k 8, top-p 0.95, temperature 0.9"),
         ({"greedy": True}, "guidance 1.5, greedy"),
+        ({"greedy": True, "cfg": 0.0}, "guidance off, greedy"),
     ],
 )
 def test_titles_say_how_tokens_were_drawn(base, change, words):

@@ -56,8 +56,9 @@ class Drawing:
                 raise InputError(f"{flag} was given, wanted {wanted}")
 
     def __str__(self) -> str:
-        temperatures = " ".join(f"{number:g}" for number in self.temperatures)
-        return f"guidance {self.cfg:g}, top-k {self.top_k}, top-p {self.top_p:g}, temperature {temperatures}"
+        limits = {"guidance": self.cfg, "top-k": self.top_k, "top-p": self.top_p}
+        words = [f"{name} {number:g}" if number else f"{name} off" for name, number in limits.items()]
+        return ", ".join([*words, "temperature " + " ".join(f"{number:g}" for number in self.temperatures)])
 
 
 # Their names, in this order.

@@ -196,11 +196,11 @@ def draw_samples(
     device, grey, idx = next(models.var.parameters()).device, [], []
     parts = zip(*(training.batches(each, batch_size) for each in (label_N, seeds)), strict=True)
     for label_B, seeds_B in tqdm(list(parts), "sample", leave=False, file=sys.stdout):
-        given_BL = None if known is None else torch.from_numpy(known(label_B, seeds_B))
+        known_BL = None if known is None else torch.from_numpy(known(label_B, seeds_B))
         idx_BL, f_hat = models.var.generate_tokens(
             torch.from_numpy(label_B).to(device),
             seeds=seeds_B,
-            known_BL=given_BL,
+            known_BL=known_BL,
             **vars(drawing),
         )
         grey.append(images.to_uint8(models.vae.fhat_to_img(f_hat)))
