@@ -190,6 +190,11 @@ class Settings:
         """Steps of the linear warm-up."""
         return max(1, round(self.warmup * self.steps))
 
+    @property
+    def drawing(self) -> Drawing:
+        """How the samples in samples.png are drawn."""
+        return Drawing(self.cfg, self.top_k, self.top_p, temperature=1.0)
+
 
 def check(s: Settings, train: tokens.TokenMaps, val: tokens.TokenMaps, processes: int) -> None:
     """Refuse settings and splits that do not fit each other, before anything is written.
@@ -205,7 +210,7 @@ def check(s: Settings, train: tokens.TokenMaps, val: tokens.TokenMaps, processes
     checks.require(s, "1 or more", "width", "heads", "depth")
     if s.width % s.heads:
         raise InputError(f"--width {s.width} is not divisible by --heads {s.heads}: choose a multiple")
-    Drawing(s.cfg, s.top_k, s.top_p, 1.0).check()
+    s.drawing.check()
     checks.require(s, "0 or more", "head_chunk", "patience", "samples_per_class")
     checks.require(s, "0 to 1", "class_drop", "label_smoothing")
     checks.require(s, "0 to below 1", "drop_rate", "drop_path_rate")
@@ -307,15 +312,14 @@ def draw_samples(s: Settings, model: VAR, vae: VQVAE, classes: tuple[str, ...], 
     """Plain samples (K = 0) of each class with the averaged weights, from fixed seeds."""
     device, rows = next(model.parameters()).device, []
     seeds = image_seeds(s.seed, s.samples_per_class, "training sample")
-    drawing = Drawing(s.cfg, s.top_k, s.top_p, temperature=1.0)
     for label in range(len(classes)):
         _, f_hat = model.generate_tokens(
             torch.full((len(seeds),), label, device=device),
             seeds=seeds,
-            **vars(drawing),
+            **vars(s.drawing),
         )
         rows.append(list(images.to_uint8(vae.fhat_to_img(f_hat))))
-    title = f"Samples after step {step}: no prefix, {drawing}"
+    title = f"Samples after step {step}: no prefix, {s.drawing}"
     figure = s.out_dir / "samples.png"
     plots.image_grid(figure, rows, classes, [f"seed {i}" for i in range(len(seeds))], title)
     runs.keep_of_step(figure, step)

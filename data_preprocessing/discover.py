@@ -24,6 +24,7 @@ from data_preprocessing.catalogue import CATALOGUE, DataSet, File, Layout, named
 from data_preprocessing.on_disk import DiskList, private_database
 from data_preprocessing.readers import is_picture_name, may_have_frames
 from usvar.errors import InputError
+from usvar.files import is_hidden
 
 # Names of split folders in a person's own data.
 OWN_SPLITS = {
@@ -41,7 +42,6 @@ MASK_WORDS = re.compile(
     re.IGNORECASE,
 )
 NO_PICTURE = "no picture, volume or video by its suffix"
-SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx")
 ARCHIVE = re.compile(r"\.(zip|rar|7z|tar|tgz|tar\.gz|z\d\d|change2zip)$", re.IGNORECASE)
 
 
@@ -181,7 +181,7 @@ class Files:
             with entries:
                 for item in entries:
                     relative = f"{below}{item.name}"
-                    if _hidden(item.name):
+                    if is_hidden(item.name):
                         continue
                     try:
                         relative.encode()
@@ -236,7 +236,7 @@ def discover(
         )
     found = Found() if found is None else found
     try:
-        inside = sorted(raw_root / name for name in os.listdir(raw_root) if not _hidden(name))
+        inside = sorted(raw_root / name for name in os.listdir(raw_root) if not is_hidden(name))
     except OSError as error:
         raise InputError(
             f"--raw-root {raw_root} cannot be opened ({error.strerror}), wanted a folder with data sets: "
@@ -311,10 +311,6 @@ def discover(
     if loose:
         found.notes.append(f"{loose} pictures directly in {raw_root}: left out, they have no class folder")
     return found
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in SYSTEM_FILES
 
 
 def _refuse_a_set_itself(raw_root: Path) -> None:
@@ -464,7 +460,7 @@ def _inside(folder: Path) -> Iterator[os.DirEntry]:
     except OSError:
         return
     with items:
-        yield from (item for item in items if not _hidden(item.name))
+        yield from (item for item in items if not is_hidden(item.name))
 
 
 def _output_name(dataset: str, relative: str) -> str:

@@ -17,10 +17,17 @@ from numpy.lib.format import open_memmap
 from usvar.errors import InputError, RunError
 
 TEMPORARY_PREFIX = ".tmp-"
+# What Windows and macOS leave among pictures, in lower case.
+SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx")
 # Held by the run that writes to a folder, or by each in turn.
 LOCK_NAME = ".lock"
 # No room on the device, over the user's quota, over the largest size of a file that is allowed.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether what has this name is no part of the data: a file manager or a killed run left it."""
+    return name.startswith(".") or name.lower() in SYSTEM_FILES
 
 
 @contextmanager

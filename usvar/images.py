@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from usvar.checks import require_class_names
 from usvar.errors import InputError
-from usvar.files import alone_in, atomic_path, new_memmap, remove_stale_temporaries
+from usvar.files import alone_in, atomic_path, is_hidden, new_memmap, remove_stale_temporaries
 from usvar.threads import in_order
 
 Split = Literal["train", "val", "test"]
@@ -31,8 +31,6 @@ TOKENS_GIVEN = "Tokens given"
 MAX_SIDE = 4096
 READ_LIMIT_S = 300.0
 ORIENTATION = 0x0112  # EXIF tag
-# What Windows leaves in folders of pictures, in any case of letters.
-WINDOWS_FILES = ("thumbs.db", "desktop.ini")
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def find_classes(root: Path) -> tuple[str, ...]:
             f"{root} holds {', '.join(entries) or 'nothing'}, wanted the folders train, val and test: "
             "run data_preprocessing/prepare_datasets.py and give its --out-root"
         )
-    classes = tuple(sorted(p.name for p in train.iterdir() if p.is_dir() and not _is_hidden(p)))
+    classes = tuple(sorted(p.name for p in train.iterdir() if p.is_dir() and not is_hidden(p.name)))
     if not classes:
         raise InputError(
             f"{train} has no class folder, wanted {train}/<Class>/*.png: prepare the images first"
@@ -91,7 +89,7 @@ def find_images(root: Path, split: str, classes: Sequence[str]) -> ImageFiles:
         raise InputError(
             f"{folder} is missing, wanted <data-root>/{split}/<Class>/*.png: prepare the images first"
         )
-    found = {p.name for p in folder.iterdir() if p.is_dir() and not _is_hidden(p)}
+    found = {p.name for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name)}
     if unknown := sorted(found - set(classes)):
         raise InputError(
             f"{folder} holds the class {unknown[0]!r}, known are {', '.join(classes)}: "
@@ -100,7 +98,7 @@ def find_images(root: Path, split: str, classes: Sequence[str]) -> ImageFiles:
     paths, labels = [], []
     for label, name in enumerate(classes):
         for path in sorted((folder / name).iterdir() if (folder / name).is_dir() else ()):
-            if _is_hidden(path):
+            if is_hidden(path.name):
                 continue
             if path.suffix == ".npy" and path.with_suffix(".png").is_file():  # tokens of sample_var.py
                 continue
@@ -118,11 +116,6 @@ def find_images(root: Path, split: str, classes: Sequence[str]) -> ImageFiles:
             f"{folder} holds no PNG file in {len(found)} class folders: prepare the images first"
         )
     return ImageFiles(root, split, tuple(paths), np.array(labels, dtype=np.int64), tuple(classes))
-
-
-def _is_hidden(path: Path) -> bool:
-    """Whether a killed preparation or a file manager left it: it is no part of the data."""
-    return path.name.startswith(".") or path.name.lower() in WINDOWS_FILES
 
 
 def lacking_classes(label_N: np.ndarray, classes: Sequence[str]) -> list[str]:
