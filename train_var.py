@@ -430,7 +430,6 @@ def main(s: Settings) -> None:
     """Train, validate, save, and go on from ar-ckpt-last.pth when there is one."""
     world = distributed.start(s.device)
     device, shard = world.device, world.shard(s.batch_size)
-    training.keep_freed_memory(device)
     dtype = training.amp_dtype(device, s.precision)
 
     # What is read, and whether the settings fit it and the run that was here before.

@@ -4,8 +4,9 @@
 
 Both packages are called `models`, so each lives in a process of its own, with `root` first on its path. This
 file is the same for both: it calls what the published package and its drop-in have in common, and on request
-our optimiser. A request is "build" or a method of Package that takes one; in the answer "wall_s", "cpu_s"
-(user and system time of all threads) and "peak_mb" (above what was held before) are of the work alone.
+our optimiser and our use of memory. A request is "build" or a method of Package that takes one; in the answer
+"wall_s", "cpu_s" (user and system time of all threads) and "peak_mb" (above what was held before) are of the
+work alone.
 """
 
 import ctypes
@@ -49,6 +50,13 @@ def our_muon(model: torch.nn.Module, rate: float, dtype: torch.dtype) -> torch.o
     return Muon(decay_groups(model, 0.05, rate, model.blocks), 1e-4, (0.9, 0.95), dtype)
 
 
+def keep_freed_memory() -> None:
+    """As all our scripts do on a CPU, and the published ones do not."""
+    from usvar import distributed
+
+    distributed.keep_freed_memory()
+
+
 class Package:
     """The two networks of a checkout, with the weights of a file."""
 
@@ -57,6 +65,8 @@ class Package:
         from models.vqvae import VQVAE
 
         self.device = torch.device(request["device"])
+        if request["keep_freed_memory"] and self.device.type == "cpu":
+            keep_freed_memory()
         self.dtype = getattr(torch, request["dtype"])
         self.vae = VQVAE(**request["vqvae"], test_mode=True).to(self.device)
         self.var = VAR(vae_local=self.vae, **request["var"]).to(self.device)

@@ -3,10 +3,10 @@
     python benchmarks/kept_memory.py                                   # full size, minutes
     python benchmarks/kept_memory.py --vqvae-width 32 --vqvae-batch 2
 
-A training step of the VQ-VAE and one of the transformer, without and with `training.keep_freed_memory`, each
-way twice, by turns, in a process of its own. Prints the median time of a step (wall, and CPU of all threads),
-page faults a step (4 kB each, which the system clears first) and the most memory that the process had. Writes
-kept_memory.json to <out-dir>. Linux with glibc only.
+A training step of the VQ-VAE and one of the transformer, without and with `distributed.keep_freed_memory`,
+each way twice, by turns, in a process of its own. Prints the median time of a step (wall, and CPU of all
+threads), page faults a step (4 kB each, which the system clears first) and the most memory that the process
+had. Writes kept_memory.json to <out-dir>. Linux with glibc only.
 """
 
 import resource
@@ -25,7 +25,7 @@ from benchmarks import matrix_rate
 from benchmarks.measure import NetworkSettings, as_record, build, cost_of, resident_mb
 from benchmarks.processes import in_new_process
 from benchmarks.training import Step
-from usvar import cli, training
+from usvar import cli, distributed
 from usvar.files import write_json
 
 
@@ -47,7 +47,7 @@ def measured(s: Settings, keep: bool) -> dict[str, dict[str, Any]]:
     """Times, page faults and memory of both steps; what malloc is told holds for the whole process."""
     device = torch.device("cpu")
     if keep:
-        training.keep_freed_memory(device)
+        distributed.keep_freed_memory()
     sizes = matrix_rate.Settings(**asdict(s))
     vae, var, _ = build(sizes, device)
     steps = {

@@ -283,7 +283,8 @@ def start_packages(
     logits = []
     for worker, name in ((theirs, "theirs"), (ours, "ours")):
         weights = str(folder / "weights.safetensors")
-        worker.ask("build", device=s.device, dtype=s.dtype, weights=weights, **arguments)
+        kept = {"keep_freed_memory": worker is ours}
+        worker.ask("build", device=s.device, dtype=s.dtype, weights=weights, **kept, **arguments)
         file = folder / f"{name}.safetensors"
         worker.ask("save", file=str(file))
         back = load_file(file)

@@ -329,7 +329,6 @@ def make_pictures(root: Path, side: int, count: int) -> images.ImageFiles:
 def main(s: Settings) -> None:
     """Both kinds of rows, a table, a file."""
     world = distributed.start(s.device)
-    training.keep_freed_memory(world.device)
     side = 16 * s.patch_nums[-1] if s.patch_nums else 0
     trainer = trainer_settings(s, accumulate=s.accumulate)
     train_vqvae.check(trainer, side)

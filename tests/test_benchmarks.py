@@ -136,8 +136,8 @@ def test_the_transformer_s_recipes_name_their_extractor(tiny_data, tiny_vqvae, t
 
 
 def test_memory_and_ratios_are_of_the_work():
-    """Memory is measured with `memory=True`: a trainer's test before this one in the process makes the C
-    library keep all freed memory for good (training.keep_freed_memory), which else hides the peak."""
+    """Memory is measured with `memory=True`: a script's test before this one in the process makes the C
+    library keep all freed memory for good (distributed.keep_freed_memory), which else hides the peak."""
 
     def work() -> None:
         gc.collect()  # as Python may at any moment

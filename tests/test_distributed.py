@@ -1,5 +1,8 @@
 """Sums and means over processes, and who joins them. What they do together is tested with their scripts."""
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,3 +65,31 @@ def test_a_device_that_is_not_here_is_refused():
     for device in ("gpu", "meta"):
         with pytest.raises(InputError, match=f"--device {device} .*wanted auto, cpu or cuda"):
             choose_device(device)
+
+
+FAULTS = """
+import resource, sys, torch
+from usvar import distributed
+
+def work():
+    for _ in range(10):
+        torch.ones(10_000_000)  # 40 MB, 9,766 pages
+
+if sys.argv[1] == "keep":
+    distributed.choose_device("cpu")
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is asked to keep memory")
+def test_memory_freed_on_a_cpu_is_kept_for_the_next_batch():
+    """In processes of their own: what malloc is told holds for the whole process."""
+    root = Path(__file__).parent.parent
+    given_back, kept = (
+        int(subprocess.check_output([sys.executable, "-c", FAULTS, word], cwd=root))
+        for word in ("give back", "keep")
+    )
+    assert kept < 0.1 * given_back

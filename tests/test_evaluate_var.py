@@ -20,9 +20,7 @@ from torch import nn
 import evaluate_var
 from models.helpers import scale_spans, split_scales
 from usvar import cli, copies, evaluation, images, judging, report
-from usvar.chosen import Drawing
 from usvar.errors import InputError
-from usvar.prefixed import refuse_prefixed, require_drawn_by
 from usvar.tokens import read_token_maps, write_token_maps
 
 EXTRACTORS = ("US", "US-SSL")
@@ -354,12 +352,6 @@ def test_one_model_without_the_other_is_refused(settings, tmp_path, lacking, gen
         evaluate_var.main(dataclasses.replace(settings, **every, settings_from=Path("chosen.json")))
 
 
-def listed(folder: Path, prefixed: bool, file: str) -> None:
-    entry = {"file": file, "prefixed": prefixed, "K": 5 if prefixed else 0}
-    listing = {"made_by": {"script": "sample_var.py"}, "samples": [entry]}
-    (folder / "samples.json").write_text(json.dumps(listing), encoding="utf-8")
-
-
 def test_new_pictures_are_as_smooth_as_samples_where_copies_are_counted(
     settings, result, tmp_path, monkeypatch
 ):
@@ -390,34 +382,6 @@ def test_the_page_claims_no_difference_without_a_spread_and_no_more_than_the_who
     assert "cannot be told apart" in words(2.9, 3.0, 0.1)
     assert "gone 50%" in words(2.0, 3.0, 0.1)
     assert "no farther than rebuilt ones" in words(0.5, 3.0, 0.1)
-
-
-def test_prefixed_samples_are_never_scored(settings, tmp_path):
-    for name in ("scale_2_K5/tp", "scale_0_K0/plain"):
-        images.save_png(tmp_path / name / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
-    by_name = dataclasses.replace(settings, generated=tmp_path / "scale_2_K5" / "tp")
-    with pytest.raises(InputError, match=r"given tokens \(scale_2_K5\)"):
-        evaluate_var.main(by_name)
-    # A folder with another name is known by samples.json above it.
-    (tmp_path / "scale_2_K5").rename(tmp_path / "mine")
-    listed(tmp_path, True, "mine/tp/Heart/0.png")
-    with pytest.raises(InputError, match=r"given tokens \(mine/tp/Heart/0\.png\)"):
-        refuse_prefixed(tmp_path / "mine" / "tp")
-    refuse_prefixed(tmp_path / "scale_0_K0" / "plain")
-    for broken in ('{"made_by": {"script": "sample_var.py"}}', '{"made_by": {"script": "sample_var.py"'):
-        (tmp_path / "samples.json").write_text(broken, encoding="utf-8")
-        with pytest.raises(InputError, match="does not say which"):
-            refuse_prefixed(tmp_path / "scale_0_K0" / "plain")
-
-
-def test_a_copied_image_still_says_that_it_began_with_given_tokens(settings, tmp_path):
-    """Neither listing nor folder name goes with `cp -r samples/scale_2_K5/tp elsewhere`."""
-    images.save_png(tmp_path / "a" / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
-    refuse_prefixed(tmp_path / "a")
-    images.save_png(tmp_path / "a" / "Heart" / "1.png", np.zeros((64, 64), np.uint8), tokens_given=5)
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    with pytest.raises(InputError, match=r"--generated b .* given tokens \(Heart/1\.png\)"):
-        evaluate_var.main(dataclasses.replace(settings, generated=tmp_path / "b"))
 
 
 @pytest.mark.parametrize(
@@ -481,6 +445,16 @@ def test_generated_images_of_another_size_or_class_are_refused(settings, tmp_pat
             evaluate_var.main(dataclasses.replace(settings, out_dir=tmp_path, generated=tmp_path / name))
 
 
+def test_prefixed_samples_are_never_scored(settings, tmp_path):
+    """By folder or by the picture itself; what else gives them away: tests/test_prefixed.py."""
+    black = np.zeros((64, 64), np.uint8)
+    images.save_png(tmp_path / "scale_2_K5" / "tp" / "Heart" / "0.png", black)
+    images.save_png(tmp_path / "copied" / "Heart" / "0.png", black, tokens_given=5)
+    for folder, found in (("scale_2_K5/tp", "scale_2_K5"), ("copied", r"Heart/0\.png")):
+        with pytest.raises(InputError, match=rf"given tokens \({found}\)"):
+            evaluate_var.main(dataclasses.replace(settings, generated=tmp_path / folder))
+
+
 def test_the_folder_that_one_is_in_can_be_judged(settings, tmp_path, monkeypatch):
     """Past fault: Path(".") has no name, so that images were looked for in /Heart."""
     images.save_png(tmp_path / "gan" / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
@@ -503,15 +477,6 @@ def test_samples_with_their_tokens_beside_them_are_judged(settings, tmp_path):
         evaluate_var.read_generated(of_folder, CLASSES, 64)
 
 
-@pytest.mark.parametrize(
-    ("name", "text"), [("samples.json", "[1, 2]"), ("edit.json", '{"made_by": {"script": "gan.py"}}')]
-)
-def test_a_listing_of_another_generator_is_none_of_ours(tmp_path, name, text):
-    images.save_png(tmp_path / "a" / "gan" / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
-    (tmp_path / name).write_text(text, encoding="utf-8")
-    refuse_prefixed(tmp_path / "a" / "gan")
-
-
 def test_hidden_files_of_a_file_manager_are_no_images(settings, tmp_path):
     """Past fault: a traceback for macOS's ._0.png, whose content is no picture."""
     images.save_png(tmp_path / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
@@ -520,31 +485,6 @@ def test_hidden_files_of_a_file_manager_are_no_images(settings, tmp_path):
         (tmp_path / name).write_bytes(b"no picture")
     of_folder = dataclasses.replace(settings, generated=tmp_path)
     assert len(evaluate_var.read_generated(of_folder, CLASSES, 64)) == 1
-
-
-def test_samples_of_another_transformer_or_other_settings_are_not_taken_for_those_of_var(tmp_path):
-    """Past fault: the sweep and the likelihood of --var were shown as if it had drawn the images."""
-    folder = tmp_path / "scale_0_K0" / "plain"
-    images.save_png(folder / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
-    drawing = Drawing(cfg=1.5, top_k=0, top_p=0.95, temperature=1.0)
-    assert not require_drawn_by(folder, "a" * 64, drawing)
-    listing = {
-        "made_by": {
-            "script": "sample_var.py",
-            "settings": vars(drawing) | {"temperature": [1.0]},
-            "inputs": {"var": {"sha256": "a" * 64}},
-        },
-        "samples": [{"file": "scale_0_K0/plain/Heart/0.png", "prefixed": False}],
-    }
-    (tmp_path / "samples.json").write_text(json.dumps(listing), encoding="utf-8")
-    assert require_drawn_by(folder, "a" * 64, drawing) and require_drawn_by(folder, "a" * 64, None)
-    with pytest.raises(InputError, match=r"by a transformer with SHA-256 aaaaaaaaaaaa, --var .* bbbb"):
-        require_drawn_by(folder, "b" * 64, None)
-    with pytest.raises(InputError, match=r"drawn with cfg 1\.5, --settings-from says 3\.0"):
-        require_drawn_by(folder, "a" * 64, dataclasses.replace(drawing, cfg=3.0))
-    # Pictures of another folder are none of these.
-    images.save_png(tmp_path / "gan" / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
-    assert not require_drawn_by(tmp_path / "gan", "b" * 64, None)
 
 
 @pytest.mark.parametrize("tokens_at_once", [4096, 5])

@@ -22,8 +22,7 @@ import train_var
 import train_vqvae
 from models import VQVAE
 from models.discriminator import PatchDiscriminator
-from models.quant import code_counts
-from usvar import cli, codebook, images, losses, runs, signals, training
+from usvar import cli, images, losses, runs, signals, training
 from usvar.augment import augment
 from usvar.checkpoints import load_vqvae, read_checkpoint, save_checkpoint
 from usvar.distributed import World
@@ -523,61 +522,6 @@ def test_validation_sees_the_images_as_they_are(tiny_data, straight):
     assert scores["val_vq"] == pytest.approx(s.vq_weight * 3 * 64 * 64 * vq.item(), rel=1e-3)
     row = next(row for row in runs.read_log(straight / "log.jsonl") if "val_sse" in row)
     assert scores["val_sse"] == pytest.approx(row["val_sse"], rel=1e-5)
-
-
-def untrained(vocab_size: int = 256) -> VQVAE:
-    torch.manual_seed(0)
-    return VQVAE(vocab_size, z_channels=8, ch=32, v_patch_nums=(1, 2, 4), test_mode=False).eval()
-
-
-def codes_in_use(model: VQVAE, image_B3HW: torch.Tensor) -> list[int]:
-    counts_SV = code_counts(model.img_to_idxBl(image_B3HW), model.vocab_size)
-    return (counts_SV > 0).sum(1).tolist()
-
-
-def test_the_codebook_starts_where_the_features_are():
-    """From N(0, 1) an untrained net uses a handful of codes and one at the coarsest scale."""
-    model = untrained()
-    image_B3HW = torch.rand(16, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    image_B3HW *= torch.linspace(0, 1, 16).view(-1, 1, 1, 1)
-    before = codes_in_use(model, image_B3HW)
-    codebook.start_codebook(model, codebook.latent_maps(model, image_B3HW, ALONE), seed=0)
-    after = codes_in_use(model, image_B3HW)
-    assert after[0] >= 8 and sum(after) > 2 * sum(before), (before, after)
-
-
-@pytest.mark.parametrize(("count", "of_scales"), [(8, [3, 3, 2]), (18, [4, 7, 7]), (64, [4, 16, 44])])
-def test_codes_start_from_different_vectors_of_every_scale(count, of_scales):
-    """Drawn with replacement, 547 of 1,029 from eight images differed; a twin is never looked up."""
-    model = untrained()
-    features_BChw = torch.randn(4, 8, 4, 4, generator=torch.Generator().manual_seed(0))
-    drawn_NC = codebook.looked_up_vectors(model, features_BChw, count, seed=0)
-    assert len(drawn_NC.unique(dim=0)) == len(drawn_NC) == count
-    found = [
-        int((drawn_NC[:, None] == vectors_NC).all(2).any(1).sum())
-        for vectors_NC in model.quantize.residuals(features_BChw)
-    ]
-    assert found == of_scales
-
-
-def test_unused_codes_are_replaced_everywhere():
-    model, averaged = untrained(), untrained()
-    optimiser = torch.optim.AdamW(model.parameters())
-    image_B3HW = torch.rand(4, 3, 64, 64) * 2 - 1
-    rebuilt, _, vq = model.train()(image_B3HW)
-    (rebuilt.mean() + vq).backward()
-    optimiser.step()
-    hits_SV = torch.ones(3, 256)
-    hits_SV[:, :100] = 0
-    model.quantize.ema_vocab_hit_SV.copy_(hits_SV)
-    codes_VC = model.quantize.embedding.weight
-    before = codes_VC.detach().clone()
-    replaced = codebook.revive_codes(model, averaged, optimiser, image_B3HW, ALONE, below=0.03, seed=0)
-    assert replaced == 100
-    assert (codes_VC[:100] != before[:100]).any(1).all() and torch.equal(codes_VC[100:], before[100:])
-    assert torch.equal(averaged.quantize.embedding.weight[:100], codes_VC[:100])
-    assert (optimiser.state[codes_VC]["exp_avg"][:100] == 0).all()
-    assert (optimiser.state[codes_VC]["exp_avg"][100:] != 0).any()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Rates, batches, seeds, means to log: all that a resumed run must meet again."""
 
 import itertools
-import platform
 import subprocess
 import sys
 import types
@@ -227,35 +226,6 @@ def test_auto_precision_takes_no_emulated_bf16(monkeypatch):
 def test_precision_words():
     assert training.amp_dtype(torch.device("cpu"), "float32") == torch.float32
     assert training.amp_dtype(torch.device("cpu"), "bfloat16") == torch.bfloat16
-
-
-FAULTS = """
-import resource, sys, torch
-from usvar import training
-from usvar.checkpoints import previous_path, save_checkpoint
-
-def work():
-    for _ in range(10):
-        torch.ones(10_000_000)  # 40 MB, 9,766 pages
-
-if sys.argv[1] == "keep":
-    training.keep_freed_memory(torch.device("cpu"))
-work()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-work()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is asked to keep memory")
-def test_memory_freed_on_a_cpu_is_kept_for_the_next_step():
-    """In processes of their own: what malloc is told holds for the whole process."""
-    root = Path(__file__).parent.parent
-    given_back, kept = (
-        int(subprocess.check_output([sys.executable, "-c", FAULTS, word], cwd=root))
-        for word in ("give back", "keep")
-    )
-    assert kept < 0.1 * given_back
 
 
 def test_what_is_due_and_after_the_last_step_all():

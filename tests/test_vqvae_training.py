@@ -109,7 +109,6 @@ def test_waiting_is_what_is_not_read_during_the_step_before(pictures):
         ({"rows": ("no such",)}, "--rows 'no such'"),
     ],
 )
-def test_wrong_settings_are_refused(changes, flag, monkeypatch):
-    monkeypatch.setattr(vqvae_training.training, "keep_freed_memory", lambda _: None)
+def test_wrong_settings_are_refused(changes, flag):
     with pytest.raises(InputError, match=flag):
         vqvae_training.main(Settings(**vars(TINY) | changes))

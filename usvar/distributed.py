@@ -6,7 +6,9 @@ NCCL on GPUs, gloo on CPUs. A script asks `World` for its share of the global ba
 """
 
 import contextlib
+import ctypes
 import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -140,8 +142,23 @@ def set_up_convolutions() -> None:
     torch.backends.cudnn.benchmark = True
 
 
+def keep_freed_memory() -> None:
+    """Have the C library keep what tensors free on a CPU for the next batch, as PyTorch does on a GPU.
+
+    glibc gives large blocks back to the system, which clears every page anew when the next batch asks for it:
+    nearly half the time of a VQ-VAE's step at 256 x 256, and of tokenising. The price is up to a quarter more
+    memory, for blocks of different sizes leave gaps. Without glibc nothing is changed.
+    """
+    c_library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(c_library, "mallopt"):
+        # malloc.h: blocks below 1 GB come from the heap, whose free end is never given back.
+        trim_threshold, mmap_threshold = -1, -3
+        c_library.mallopt(mmap_threshold, 2**30)
+        c_library.mallopt(trim_threshold, -1)
+
+
 def choose_device(device: str = "auto") -> torch.device:
-    """The device that this process runs on; all that a script of one process needs.
+    """The device that this process runs on, set up for networks; all that a script of one process needs.
 
     Args:
         device: "auto" (a GPU if there is one), "cpu", "cuda" (the GPU of this process) or "cuda:1".
@@ -166,6 +183,8 @@ def choose_device(device: str = "auto") -> torch.device:
         torch.cuda.set_device(local)
         chosen = torch.device("cuda", local)
         set_up_convolutions()
+    else:
+        keep_freed_memory()
     return chosen
 
 

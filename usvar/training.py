@@ -7,9 +7,7 @@ step, a run that goes on from a checkpoint meets exactly what it would have met,
 """
 
 import contextlib
-import ctypes
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -213,21 +211,6 @@ def amp_dtype(device: torch.device, precision: Precision) -> torch.dtype:
 def image_layout(device: torch.device) -> torch.memory_format:
     """In which order the VQ-VAE trains fastest: channels last on GPUs; on CPUs that takes twice the time."""
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
-
-
-def keep_freed_memory(device: torch.device) -> None:
-    """On a CPU, have the C library keep what tensors free for the next step, as PyTorch does on a GPU.
-
-    glibc gives large blocks back to the system, which clears every page anew when the next step asks for it:
-    nearly half the time of a VQ-VAE's step at 256 x 256. The price is a tenth more memory, for blocks of
-    different sizes leave gaps. Without glibc nothing is changed.
-    """
-    c_library = ctypes.CDLL(None) if device.type == "cpu" and sys.platform == "linux" else None
-    if hasattr(c_library, "mallopt"):
-        # malloc.h: blocks below 1 GB come from the heap, whose free end is never given back.
-        trim_threshold, mmap_threshold = -1, -3
-        c_library.mallopt(mmap_threshold, 2**30)
-        c_library.mallopt(trim_threshold, -1)
 
 
 def due(done: int, settings: Any) -> tuple[bool, bool, bool]:
