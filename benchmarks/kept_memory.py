@@ -1,12 +1,12 @@
-"""Training on a CPU with freed memory given back to the system, and kept for the next step.
+"""Freed memory on a CPU given back to the system, and kept for the next step, batch or sample.
 
     python benchmarks/kept_memory.py                                   # full size, minutes
     python benchmarks/kept_memory.py --vqvae-width 32 --vqvae-batch 2
 
-A training step of the VQ-VAE and one of the transformer, without and with `distributed.keep_freed_memory`,
-each way twice, by turns, in a process of its own. Prints the median time of a step (wall, and CPU of all
-threads), page faults a step (4 kB each, which the system clears first) and the most memory that the process
-had. Writes kept_memory.json to <out-dir>. Linux with glibc only.
+A training step of the transformer and one of the VQ-VAE, tokenising and sampling, without and with
+`distributed.keep_freed_memory`, each way twice, by turns, in a process of its own. Prints the median time of
+each (wall, and CPU of all threads), page faults (4 kB each, which the system clears first) and the most
+memory that the process had so far. Writes kept_memory.json to <out-dir>. Linux with glibc only.
 """
 
 import resource
@@ -33,35 +33,40 @@ from usvar.files import write_json
 class Settings(NetworkSettings):
     """Batches for two cores."""
 
-    # Token maps in a step of the transformer.
+    # Token maps in a step of the transformer, and half as many samples.
     batch: int = 8
 
-    # Images in a step of the VQ-VAE.
+    # Images in a step of the VQ-VAE, and twice as many to be tokenised.
     vqvae_batch: int = 4
 
-    # Steps that are measured in each process, after two that are not.
+    # Times that each is measured in each process, after two that are not.
     repeats: int = 4
 
 
 def measured(s: Settings, keep: bool) -> dict[str, dict[str, Any]]:
-    """Times, page faults and memory of both steps; what malloc is told holds for the whole process."""
+    """Times, page faults and memory of each; what malloc is told holds for the whole process."""
     device = torch.device("cpu")
     if keep:
         distributed.keep_freed_memory()
     sizes = matrix_rate.Settings(**asdict(s))
     vae, var, _ = build(sizes, device)
-    steps = {
+    side = 16 * s.patch_nums[-1]
+    image_B3HW = torch.rand(2 * s.vqvae_batch, 3, side, side) * 2 - 1
+    label_B = torch.arange(max(1, s.batch // 2)) % var.num_classes
+    works = {
         "training step, transformer": Step(sizes, vae, var, device).run,
         "training step, VQ-VAE": matrix_rate.vqvae_step(sizes, vae, device)[0],
+        "tokenising": lambda: vae.img_to_idxBl(image_B3HW),
+        "sampling": lambda: var.autoregressive_infer_cfg(len(label_B), label_B, g_seed=0),
     }
     rows = {}
-    for name, step in steps.items():
+    for name, work in works.items():
         for _ in range(2):  # the first takes memory, the second what the first one's gaps were too small for
-            step()
+            work()
         costs, peaks_mb = [], []
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for _ in range(s.repeats):
-            costs.append(cost_of(step, device))
+            costs.append(cost_of(work, device))
             peaks_mb.append(resident_mb("VmHWM"))
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
         rows[name] = {

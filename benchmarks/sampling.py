@@ -48,6 +48,9 @@ class Settings(NetworkSettings):
     # Checkout of the published package; without it only the fast paths are measured.
     published: Path | None = None
 
+    # Measure each fast path, too; False leaves only what stands beside the published package.
+    fast_paths: bool = True
+
     # cpu or cuda.
     device: str = "cpu"
 
@@ -254,9 +257,11 @@ def main(s: Settings) -> None:
     device = torch.device(s.device)
     vae, var, arguments = build(s, device)
     s.out_dir.mkdir(parents=True, exist_ok=True)
-    pairs = fast_paths(s, vae, var, device)
-    measure(pairs, s.repeats)
-    report(summary(pairs), s.out_dir, "sampling", as_record(s, "benchmarks/sampling.py", {}), ("off", "on"))
+    if s.fast_paths:
+        pairs = fast_paths(s, vae, var, device)
+        measure(pairs, s.repeats)
+        record = as_record(s, "benchmarks/sampling.py", {})
+        report(summary(pairs), s.out_dir, "sampling", record, ("off", "on"))
     if s.published is not None:
         with tempfile.TemporaryDirectory() as folder:
             theirs, ours, checks = start_packages(s, arguments, vae, var, Path(folder))
