@@ -67,6 +67,8 @@ class Package:
         self.device = torch.device(request["device"])
         if request["keep_freed_memory"] and self.device.type == "cpu":
             keep_freed_memory()
+        # The same for both, and as our scripts have it.
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = False, True
         self.dtype = getattr(torch, request["dtype"])
         self.vae = VQVAE(**request["vqvae"], test_mode=True).to(self.device)
         self.var = VAR(vae_local=self.vae, **request["var"]).to(self.device)
@@ -136,10 +138,11 @@ class Package:
         label_B, idx_BL = self.tokens(request)
         if request.get("encode"):
             size = self.var.patch_nums[-1] * 16
-            image_B3HW = torch.zeros(request["batch"], 3, size, size, device=self.device)
+            stream = torch.Generator().manual_seed(request["seed"])
+            image_B3HW = torch.rand(request["batch"], 3, size, size, generator=stream) * 2 - 1
             # In float32, as the published trainer does it: its quantiser mixes no precisions.
             with torch.no_grad():
-                idx_BL = torch.cat(self.vae.img_to_idxBl(image_B3HW), dim=1)
+                idx_BL = torch.cat(self.vae.img_to_idxBl(image_B3HW.to(self.device)), dim=1)
         loss = F.cross_entropy(self.forward(label_B, idx_BL).flatten(0, 1), idx_BL.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.var.parameters(), 2.0)

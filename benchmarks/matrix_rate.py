@@ -10,6 +10,7 @@ are counted by PyTorch (torch.utils.flop_counter: matrix products, convolutions 
 multiplication and addition as one). Writes matrix_rate.json to <out-dir>.
 """
 
+import copy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ import train_vqvae
 from benchmarks.measure import NetworkSettings, as_record, build, cost_of
 from benchmarks.training import Step
 from models import VQVAE
-from usvar import cli, training
+from usvar import cli, distributed, training
 from usvar.distributed import World
 from usvar.errors import InputError
 from usvar.files import write_json
@@ -106,15 +107,17 @@ def vqvae_step(
 def main(s: Settings) -> None:
     if s.matrix_side < 4 or s.vqvae_batch < 1:
         raise InputError("--matrix-side must be 4 or more and --vqvae-batch 1 or more")
-    device, dtype = torch.device(s.device), getattr(torch, s.dtype)
+    device, dtype = distributed.choose_device(s.device), getattr(torch, s.dtype)
     vae, var, _ = build(s, device)
     side = vae.image_side
     image_B3HW = torch.rand(s.vqvae_batch, 3, side, side, device=device) * 2 - 1
     label_B = torch.arange(s.batch, device=device) % var.num_classes
 
+    # In float32 and with the weights as they lie, as tokenize_multiscale_maps.py has it.
+    tokeniser = copy.deepcopy(vae)
+
     def tokenise() -> None:
-        with torch.no_grad(), training.autocast(device, dtype):
-            vae.img_to_idxBl(image_B3HW)
+        tokeniser.img_to_idxBl(image_B3HW)
 
     def sample() -> None:
         with torch.no_grad(), training.autocast(device, dtype):

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from models import VAR, VQVAE
 from usvar import plots, provenance
-from usvar.distributed import set_up_convolutions
 from usvar.errors import InputError
 from usvar.files import alone_in, write_json
 from usvar.plots import COLOURS, plt
@@ -198,8 +197,6 @@ def report(
 
 def build(s: NetworkSettings, device: torch.device) -> tuple[VQVAE, VAR, dict[str, Any]]:
     """Both networks with random weights whose logits vary, and their constructor arguments."""
-    if device.type == "cuda":
-        set_up_convolutions()
     if s.width % 64 or s.batch < 1 or s.repeats < 1 or s.depth < 1:
         raise InputError(
             f"--width {s.width} --depth {s.depth} --batch {s.batch} --repeats {s.repeats} were given, wanted "
@@ -309,8 +306,13 @@ def start_packages(
 
 
 def as_record(s: Any, script: str, checks: dict[str, float]) -> dict[str, Any]:
-    """What made the figures: settings, revision, threads and, with --published, how equal the logits were."""
-    return provenance.made_by(script, s) | {"threads": torch.get_num_threads(), "checks": checks}
+    """What made the figures: settings, revision, device and, with --published, how equal the logits were."""
+    card = torch.cuda.get_device_name() if torch.cuda.is_initialized() else None
+    return provenance.made_by(script, s) | {
+        "gpu": card,
+        "threads": torch.get_num_threads(),
+        "checks": checks,
+    }
 
 
 def chosen_rows(asked: tuple[str, ...], known: Collection[str]) -> tuple[str, ...]:

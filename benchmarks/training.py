@@ -41,7 +41,7 @@ from benchmarks.measure import (
 from models import VAR, VQVAE
 from models.fast_paths import attend, fused_attention, linear, scaled_norm
 from models.helpers import scale_spans, split_scales
-from usvar import cli, training
+from usvar import cli, distributed, training
 from usvar.distributed import World
 from usvar.muon import Muon, round_by_round, through_square
 
@@ -85,7 +85,7 @@ class Step:
         self.label_B = (torch.arange(s.batch) % self.model.num_classes).to(device)
         self.idx_BL = torch.randint(s.vocab_size, (s.batch, self.model.L), generator=stream).to(device)
         side = 16 * s.patch_nums[-1] if self.encode else 1
-        self.image_B3HW = torch.zeros(s.batch, 3, side, side, device=device)
+        self.image_B3HW = (torch.rand(s.batch, 3, side, side, generator=stream) * 2 - 1).to(device)
 
     def backward(self) -> torch.Tensor:
         """Loss, with gradients in the model."""
@@ -232,7 +232,7 @@ def published_pairs(s: Settings, theirs: Any, ours: Any) -> list[Pair]:
 
 
 def main(s: Settings) -> None:
-    device = torch.device(s.device)
+    device = distributed.choose_device(s.device)
     vae, var, arguments = build(s, device)
     s.out_dir.mkdir(parents=True, exist_ok=True)
     if s.fast_paths:

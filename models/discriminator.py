@@ -10,7 +10,7 @@ Axes: B images, C channels, H W pixels, h w patches.
 import torch
 from torch import Tensor, nn
 
-from models.basic_vae import GROUPS
+from models.basic_vae import GROUPS, GroupNorm
 
 
 class PatchDiscriminator(nn.Module):
@@ -26,7 +26,7 @@ class PatchDiscriminator(nn.Module):
 
         def layer(before: int, width: int, stride: int) -> list[nn.Module]:
             conv = nn.Conv2d(before, width, 4, stride, padding=1, bias=False)
-            return [conv, nn.GroupNorm(GROUPS, width), nn.LeakyReLU(0.2)]
+            return [conv, GroupNorm(GROUPS, width), nn.LeakyReLU(0.2)]
 
         self.layers = nn.Sequential(
             nn.Conv2d(in_channels, ch, 4, 2, padding=1),

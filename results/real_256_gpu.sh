@@ -9,7 +9,16 @@
 # end, so choose them before the first step, as README.md in this folder says, and keep them: a run goes on only
 # with the same. COMPILE=True trains with torch.compile: minutes at the start, then faster, see speed_compiled.
 # Stages can be named, stopped and gone on with: see stages.sh. README.md says how to split them over loans.
+# NO_GPU=1 lets stages run where torch sees no GPU, such as the evaluation of weights that were brought back.
 source "$(dirname "$0")/stages.sh"
+
+# Else a driver that is too old for torch would show after hours of training on the CPU.
+if [[ $SMOKE$DRY${NO_GPU:-0} == 000 ]]; then
+    python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
+        echo "torch sees no GPU, wanted one: mend driver or torch, or give NO_GPU=1 to go on without" >&2
+        exit 2
+    }
+fi
 
 data=$out/processed sweep=$out/sweep
 # Weights rounded to bfloat16: those that come back from the machine, so all that follows stands on them.
@@ -32,6 +41,8 @@ evaluation_size=(--images-per-class 50)
 sweep_size=(--images-per-class 20 --cfg 0 1 1.5 2 3 --top-p 0 0.9 0.95 0.99 --top-k 0 300 --temperature 0.9 1 1.1)
 speed=(--device cuda --dtype bfloat16 --batch 64)
 vqvae_speed=(--device cuda)
+# By themselves: where compiling fails, the other rows are not lost.
+vqvae_compiled=(--rows compiled "network as train_vqvae.py, compiled")
 # The card's rate is nearer with a larger transformer, and after compiling.
 larger=(--depth 16 --width 1024) compiled=(--compile True)
 drawn=()
@@ -51,6 +62,7 @@ if [[ $SMOKE == 1 ]]; then
     speed=(--repeats 1 --batch 2 --width 64 --depth 2 --vqvae-width 32 --vocab-size 64 --patch-nums 1 2 3)
     vqvae_speed=(--rows "batch in 2 pieces" "data as train_vqvae.py" --repeats 1 --steps 1 --batch-size 2)
     vqvae_speed+=(--ch 32 --vocab-size 32 --patch-nums 1 2)
+    vqvae_compiled=()
     drawn=(--top-k 20)
     matrices=(--vqvae-batch 1 --matrix-side 64)
     shard=(--most-mb 1)
@@ -70,7 +82,7 @@ MAY_FAIL=1 stage sampling_speed "$out/speed/sampling$beside.png" python benchmar
 MAY_FAIL=1 stage training_speed "$out/speed/training$beside.png" python benchmarks/training.py --out-dir "$out/speed" \
     "${speed[@]}" "${published[@]}"
 MAY_FAIL=1 stage vqvae_speed "$out/speed/vqvae_training.json" python benchmarks/vqvae_training.py \
-    --out-dir "$out/speed" "${vqvae_speed[@]}" "${compiled[@]}"
+    --out-dir "$out/speed" "${vqvae_speed[@]}"
 MAY_FAIL=1 stage vqvae_speed_adversarial "$out/speed_adversarial/vqvae_training.json" \
     python benchmarks/vqvae_training.py --out-dir "$out/speed_adversarial" "${vqvae_speed[@]}" --adversarial True
 MAY_FAIL=1 stage matrix_rate "$out/speed/matrix_rate.json" python benchmarks/matrix_rate.py --out-dir "$out/speed" \
@@ -83,6 +95,9 @@ MAY_FAIL=1 stage sampling_speed_compiled "$out/speed_compiled/sampling.png" pyth
     --out-dir "$out/speed_compiled" "${speed[@]}" "${drawn[@]}" "${compiled[@]}"
 MAY_FAIL=1 stage training_speed_compiled "$out/speed_compiled/training.png" python benchmarks/training.py \
     --out-dir "$out/speed_compiled" "${speed[@]}" "${compiled[@]}"
+MAY_FAIL=1 stage vqvae_speed_compiled "$out/speed_compiled/vqvae_training.json" \
+    python benchmarks/vqvae_training.py --out-dir "$out/speed_compiled" "${vqvae_speed[@]}" "${compiled[@]}" \
+    "${vqvae_compiled[@]}"
 stage vqvae - python train_vqvae.py --data-root "$data" --out-dir "$out/vqvae" "${vqvae_size[@]}"
 stage vqvae_shards "$out/weights/vqvae/index.json" python results/pack.py shard "$out/vqvae/best.pth" \
     "$out/weights/vqvae" "${shard[@]}"

@@ -74,7 +74,7 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     ),
     "speed_larger": (("matrix_rate.json",), (), ()),
     "speed_compiled": (
-        ("sampling.json", "training.json", "matrix_rate.json"),
+        ("sampling.json", "training.json", "matrix_rate.json", "vqvae_training.json"),
         ("sampling.png", "training.png"),
         (),
     ),
@@ -87,7 +87,9 @@ COMMANDS = {
     "speed": ("sampling_speed", "training_speed", "vqvae_speed", "matrix_rate"),
     "speed_adversarial": ("vqvae_speed_adversarial",),
     "speed_larger": ("matrix_rate_larger",),
-    "speed_compiled": ("sampling_speed_compiled", "training_speed_compiled", "matrix_rate_compiled"),
+    "speed_compiled": tuple(
+        f"{name}_compiled" for name in ("sampling_speed", "training_speed", "matrix_rate", "vqvae_speed")
+    ),
 }
 MOST_BYTES = 200_000
 LOG_ROWS = 150

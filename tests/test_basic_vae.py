@@ -5,8 +5,20 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.basic_vae import AttnBlock, Decoder, Downsample2x, Encoder, Level, ResnetBlock, Upsample2x, silu
+from models.basic_vae import (
+    AttnBlock,
+    Decoder,
+    Downsample2x,
+    Encoder,
+    GroupNorm,
+    Level,
+    ResnetBlock,
+    Upsample2x,
+    silu,
+)
 
 
 @pytest.mark.parametrize(("ch_mult", "halvings"), [((1,), 0), ((1, 2), 1), ((1, 1, 2), 2)])
@@ -126,3 +138,35 @@ def test_blocks_run_once_more_keep_less_and_give_the_same_gradients(kind):
     assert fewer_bytes < 0.5 * whole_bytes, (fewer_bytes, whole_bytes)
     for first, second in zip(whole, again, strict=True):
         torch.testing.assert_close(first, second)
+
+
+class NormTypes(TorchDispatchMode):
+    """The types of maps, gains and biases that group norms in this block are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "group_norm" in str(function):
+            self.found |= {x.dtype for x in args if isinstance(x, torch.Tensor)}
+        return function(*args, **kwargs or {})
+
+
+def test_on_a_gpu_the_norm_of_bfloat16_is_of_bfloat16():
+    """Tensors without values stand for those of a GPU; that autocast is off inside, only a GPU shows."""
+    with FakeTensorMode(), NormTypes() as types:
+        norm = GroupNorm(32, 64, device="cuda")
+        norm(torch.empty(2, 64, 4, 4, device="cuda", dtype=torch.bfloat16))
+    assert types.found == {torch.bfloat16}
+
+
+def test_under_a_gpu_s_autocast_the_norm_gives_what_it_gets_up_to_rounding():
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU: autocast is another one on a CPU")
+    norm = GroupNorm(32, 64, device="cuda")
+    x_BCHW = torch.randn(2, 64, 16, 16, device="cuda", dtype=torch.bfloat16)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        found_BCHW = norm(x_BCHW)
+    assert found_BCHW.dtype == torch.bfloat16
+    torch.testing.assert_close(found_BCHW.float(), norm(x_BCHW.float()), rtol=1e-2, atol=1e-2)

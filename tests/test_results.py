@@ -48,9 +48,10 @@ def raw_root(tmp_path_factory) -> Path:
 def recipe(name: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
     """Run a recipe on two cores with this Python."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    on_cpu = {"CUDA_VISIBLE_DEVICES": "", "NO_GPU": "1"}
     return subprocess.run(
         ["bash", ROOT / "results" / name, *map(str, arguments)],
-        env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment,
+        env=os.environ | on_cpu | {"PATH": path, "OMP_NUM_THREADS": "1"} | environment,
         capture_output=True,
         text=True,
     )
@@ -463,12 +464,18 @@ def test_a_measurement_that_fills_a_whole_piece_does_not_hold_up_the_others(tmp_
 def test_a_table_that_ours_loses_is_recorded_and_no_piece_is_too_short_for_it(tmp_path):
     """Its script then ends with code 1; as a plain stage it ended the recipe before the record, each time."""
     slow = stand_in(tmp_path, "trap 'exit 143' TERM; for _ in {1..300}; do sleep 0.1; done")
-    stages = ("recipes", "record")
-    assert recipe(RECIPES[1], "raw", tmp_path / "run", *stages, PIECE_SECONDS="2", **slow).returncode == 143
-    done = recipe(RECIPES[1], "raw", tmp_path / "run", *stages, **stand_in(tmp_path, "[[ $1 != bench* ]]"))
+    call = (RECIPES[1], "raw", tmp_path / "run", "recipes", "record")
+    assert recipe(*call, PIECE_SECONDS="2", **slow).returncode == 143
+    done = recipe(*call, **stand_in(tmp_path, "[[ $1 != bench* ]]"))
     assert done.returncode == 0 and "stage recipes ended with code 1" in done.stderr
     called = [line.split()[0] for line in (tmp_path / "calls").read_text().splitlines()]
     assert called == ["benchmarks/vqvae_recipes.py"] * 2 + ["results/record.py"]
+
+
+def test_the_recipe_for_a_gpu_does_not_train_without_one(tmp_path):
+    done = recipe(RECIPES[1], "raw", tmp_path / "run", "vqvae", NO_GPU="0")
+    assert done.returncode == 2 and done.stderr.startswith("torch sees no GPU") and not done.stdout
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("seconds", "code"), [("1", 143), ("60", 137)])
@@ -638,8 +645,7 @@ def test_every_way_to_compile_is_measured_beside_the_uncompiled_one():
     scripts = {"sampling", "training", "matrix_rate", "vqvae_training"}
     assert {Path(words[1]).stem for words in compiled} == scripts
     folders = {words[1]: words[words.index("--out-dir") + 1] for words in compiled}
-    for script in scripts - {"vqvae_training"}:  # which has a row for it
-        assert Path(folders[f"benchmarks/{script}.py"]).name == "speed_compiled"
+    assert {Path(folder).name for folder in folders.values()} == {"speed_compiled"}
 
 
 def test_every_stage_on_the_gpu_has_its_place_in_the_plan_and_in_the_record():

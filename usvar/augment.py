@@ -47,7 +47,7 @@ def augment(image_BCHW: Tensor, parameters_B4: Tensor) -> Tensor:
     Returns:
         (B, C, H, W) in [-1, 1].
     """
-    mirror_B, rotation_B, brightness_B, contrast_B = parameters_B4.to(image_BCHW).unbind(1)
+    mirror_B, rotation_B, brightness_B, contrast_B = parameters_B4.to(image_BCHW, non_blocking=True).unbind(1)
     cos_B, sin_B, zero_B = rotation_B.cos(), rotation_B.sin(), torch.zeros_like(rotation_B)
     affine_B23 = torch.stack(
         [mirror_B * cos_B, -mirror_B * sin_B, zero_B, sin_B, cos_B, zero_B], dim=1

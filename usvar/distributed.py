@@ -132,12 +132,13 @@ def sum_gradients(network: nn.Module, now: bool) -> contextlib.AbstractContextMa
     return network.no_sync() if waits else contextlib.nullcontext()
 
 
-def set_up_convolutions() -> None:
-    """Set how a GPU convolves in this process.
+def set_up_gpu() -> None:
+    """Set how a GPU multiplies and convolves in this process.
 
-    What is to be float32, such as the quantiser, is not rounded to TF32's 10 bits, and cuDNN tries its
-    kernels once for each shape: there are few shapes, so that pays.
+    What is to be float32, such as the quantiser, is not rounded to TF32's 10 bits, even where the environment
+    asks for that, and cuDNN tries its kernels once for each shape: there are few shapes, so that pays.
     """
+    torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
 
@@ -179,10 +180,13 @@ def choose_device(device: str = "auto") -> torch.device:
             raise InputError(f"--device {device} was asked for, but torch sees no GPU here: use --device cpu")
         local = int(os.environ.get("LOCAL_RANK", "0")) if chosen.index is None else chosen.index
         if local >= torch.cuda.device_count():
-            raise InputError(f"GPU {local} was asked for, {torch.cuda.device_count()} are here")
+            raise InputError(
+                f"--device {device} was asked for, which is GPU {local}, but torch sees "
+                f"{torch.cuda.device_count()} here, counted from 0: choose one of these"
+            )
         torch.cuda.set_device(local)
         chosen = torch.device("cuda", local)
-        set_up_convolutions()
+        set_up_gpu()
     else:
         keep_freed_memory()
     return chosen

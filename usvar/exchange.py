@@ -8,8 +8,9 @@
 Nothing here unpickles. A folder needs no network; a repository that was downloaded once needs none either.
 """
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -227,8 +228,7 @@ def generate(
             raise InputError(f"class {label} is not known, known are {', '.join(names) or 'numbers only'}")
         numbers.append(names.index(label) if isinstance(label, str) else int(label))
     seeds, images = image_seeds(seed, len(numbers)), []
-    # As in the scripts: TF32 on a GPU would make other tokens.
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with _as_in_the_scripts():
         for some, seeds_B in zip(batches(numbers, batch_size), batches(seeds, batch_size), strict=True):
             _, f_hat = model.generate_tokens(some, seeds=seeds_B, **sampling)
             images.append(vae.fhat_to_img(f_hat))
@@ -257,13 +257,24 @@ def tokenise(models: Models, grey_BHW: np.ndarray | Tensor, *, batch_size: int =
             f"images are {dtype} of shape {tuple(grey_BHW.shape)}, wanted uint8 of shape (B, {side}, {side})"
         )
     device = next(vae.parameters()).device
-    # As in the scripts: TF32 on a GPU would make other tokens of the same image.
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with _as_in_the_scripts():
         idx = [
             torch.cat(vae.img_to_idxBl(to_model_range(part, device)), dim=1)
             for part in batches(grey_BHW, batch_size)
         ]
     return torch.cat(idx)
+
+
+@contextlib.contextmanager
+def _as_in_the_scripts() -> Iterator[None]:
+    """No TF32 on a GPU, which would make other tokens, see `distributed.set_up_gpu`; then as before."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _without_paths(made_by: dict[str, Any]) -> dict[str, Any]:
