@@ -55,6 +55,45 @@ def test_a_published_var_is_read_from_its_shapes(tmp_path, shared_aln, in_traine
     assert torch.equal(loaded.model(label_B, input_BLC), var(label_B, input_BLC))
 
 
+@pytest.mark.parametrize(("width", "heads", "given"), [(128, 2, None), (128, 4, 4), (48, 3, 3)])
+def test_heads_that_no_shape_tells_are_64_wide_or_as_given(tmp_path, capsys, width, heads, given):
+    """Without l2-norm; past fault: other heads gave other numbers without a word."""
+    model = vqvae()
+    loaded_vqvae = checkpoints.load_vqvae(save_bare(tmp_path / "vae.pth", model), patch_nums=(1, 2))
+    sizes = {"num_classes": 3, "depth": 1, "embed_dim": width, "num_heads": heads, "patch_nums": (1, 2)}
+    var = VAR(model, **sizes).eval()
+    loaded = checkpoints.load_var(save_bare(tmp_path / "var.pth", var), loaded_vqvae, num_heads=given)
+    label_B, input_BLC = torch.tensor([1]), torch.randn(1, 4, 4)
+    assert torch.equal(loaded.model(label_B, input_BLC), var(label_B, input_BLC))
+    assert ("does not say how many heads" in capsys.readouterr().out) == (given is None)
+    if width % 64:
+        with pytest.raises(InputError, match=r"how many heads its 48 channels make: .*num_heads="):
+            checkpoints.load_var(tmp_path / "var.pth", loaded_vqvae)
+
+
+def test_as_many_classes_are_named_as_the_tensors_have(tiny_var, tiny_vqvae, tmp_path):
+    """Past fault: the name one too many was taken for "no class" and drawn."""
+    content = checkpoints.read_checkpoint(tiny_var)
+    content["config"]["classes"] = [*content["config"]["classes"], "Spleen"]
+    checkpoints.save_checkpoint(tmp_path / "var.pth", content)
+    with pytest.raises(InputError, match="names 4 classes, its tensors have 3"):
+        checkpoints.load_var(tmp_path / "var.pth", checkpoints.load_vqvae(tiny_vqvae))
+
+
+@pytest.mark.parametrize("made_by", [None, [], {"inputs": None}, {"settings": 3}])
+def test_a_record_that_is_no_dictionary_is_refused(tiny_vqvae, tmp_path, made_by):
+    content = checkpoints.read_checkpoint(tiny_vqvae) | {"made_by": made_by}
+    checkpoints.save_checkpoint(tmp_path / "vae.pth", content)
+    with pytest.raises(InputError, match="made_by record that is no dictionary"):
+        checkpoints.load_vqvae(tmp_path / "vae.pth")
+
+
+def test_a_trainer_s_file_without_weights_is_refused(tmp_path):
+    torch.save({"trainer": {"vae_local": None}}, tmp_path / "trainer.pth")
+    with pytest.raises(InputError, match="holds no VQ-VAE"):
+        checkpoints.load_vqvae(tmp_path / "trainer.pth")
+
+
 def test_our_own_files_say_what_they_are(tiny_vqvae, tiny_var):
     loaded = checkpoints.load_vqvae(tiny_vqvae)
     var = checkpoints.load_var(tiny_var, loaded)

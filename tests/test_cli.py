@@ -44,6 +44,8 @@ def test_flags_become_settings():
         (["--data-rot", "x"], ["--data-root", "--data-rot"]),
         (["--data-root", "x", "--rate", "nan"], ["--rate nan", "finite"]),
         (["--data-root", "x", "--weights", "1", "inf"], ["--weights inf", "finite"]),
+        (["--data-root", "x", "--weights", "1", "--weights", "2"], ["--weights was given twice"]),
+        (["--data-root", "x", "--patch-nums=1", "--patch_nums", "2"], ["--patch-nums was given twice"]),
     ],
 )
 def test_a_wrong_flag_is_one_line_and_exit_code_2(arguments, wanted, capsys):
@@ -70,6 +72,16 @@ def test_wrong_input_is_one_line_and_exit_code_2(monkeypatch, capsys):
         run(main, monkeypatch)
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: found 3, wanted 4: do this\n"
+
+
+@pytest.mark.parametrize("name", ["file/sub", "file", "x" * 300])
+def test_no_place_for_a_folder_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stop:
+        run(lambda _: (tmp_path / name).mkdir(), monkeypatch)
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert "move it or name another place" in printed and printed.count("\n") == 1
 
 
 def test_a_full_disk_is_one_line_and_exit_code_3(monkeypatch, capsys):

@@ -117,7 +117,9 @@ def test_pushing_uploads_what_saving_writes(models, monkeypatch):
     assert given == {"repo": "owner/name", "files": {"model.safetensors", "config.json", "README.md"}}
 
 
-@pytest.mark.parametrize("damage", ["missing", "half", "text", "foreign", "lacking", "shape"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "half", "text", "foreign", "lacking", "shape", "unknown", "other"]
+)
 def test_files_that_are_damaged_or_of_others_are_refused(damage, folder, tmp_path):
     path = tmp_path / "model.safetensors"
     content = (folder / path.name).read_bytes()
@@ -135,7 +137,14 @@ def test_files_that_are_damaged_or_of_others_are_refused(damage, folder, tmp_pat
         save_file({k: v for k, v in state.items() if k != key}, path, metadata)
     elif damage == "shape":
         save_file(state | {key: state[key][:-1].clone()}, path, metadata)
+    elif damage == "unknown":
+        save_file(state | {"vgg.bias": state[key].clone()}, path, metadata)
+    elif damage == "other":
+        settings = json.loads(metadata[exchange.SETTINGS_KEY])
+        settings["vqvae"]["sha256"] = "0" * 64
+        save_file(state, path, {exchange.SETTINGS_KEY: json.dumps(settings)})
     message = {"missing": "is missing", "lacking": "lacks head.bias", "shape": "of shape"}
+    message |= {"unknown": r"unknown tensor vgg\.bias", "other": "beside it is 000000000000"}
     with pytest.raises(InputError, match=message.get(damage, "damaged or not written by")) as error:
         exchange.load(tmp_path)
     assert "\n" not in str(error.value)

@@ -88,6 +88,8 @@ def broken(folder: Path, save: Callable = np.savez, **changes) -> None:
         ({"idx": np.zeros((6, 13), dtype=int)}, "wanted \\(6, 14\\)"),
         ({"label": np.array([0, 1, 2, 0, 1, 2])}, "labels go from 0 to 2"),
         ({"view": None}, "no array 'view'"),
+        ({"view": np.ones(6, int)}, "views go from 1 to 1, wanted from 0"),
+        ({"view": np.arange(-1, 5)}, "views go from -1 to 4, wanted from 0"),
         ({"made_by": np.array("{}")}, "no inputs"),
         ({"made_by": np.array("[1]")}, "made_by is a list"),
         ({"path": np.array([{"run": "me"}] * 6, dtype=object)}, "cannot be read"),

@@ -310,7 +310,7 @@ def load_vqvae(
     if config is None:
         config = {"arguments": _arguments_from_shapes(path, _vqvae_arguments, state, patch_nums)}
     model = build_vqvae(path, state, config)
-    return Loaded(model.to(device).eval(), config, content.get("made_by", {}), sha256_file(path))
+    return Loaded(model.to(device).eval(), config, _made_by(path, content), sha256_file(path))
 
 
 def build_vqvae(path: Path, state: Mapping[str, Tensor], config: dict[str, Any]) -> VQVAE:
@@ -328,13 +328,17 @@ def build_vqvae(path: Path, state: Mapping[str, Tensor], config: dict[str, Any])
     return model
 
 
-def load_var(path: Path, vqvae: Loaded, device: torch.device | str = "cpu") -> Loaded:
+def load_var(
+    path: Path, vqvae: Loaded, device: torch.device | str = "cpu", num_heads: int | None = None
+) -> Loaded:
     """Load a transformer for use with its VQ-VAE: eval mode, no gradients.
 
     Args:
         path: our checkpoint, a bare state_dict, or a published trainer file.
         vqvae: the loaded VQ-VAE whose tokens it predicts.
         device: where the model goes.
+        num_heads: attention heads, needed only for a bare file without l2-norm, where no tensor's shape tells
+            them, if they are not 64 wide as in published models.
 
     Raises:
         InputError: when the file is not a VAR, or was trained on tokens of another VQ-VAE.
@@ -345,13 +349,15 @@ def load_var(path: Path, vqvae: Loaded, device: torch.device | str = "cpu") -> L
         raise InputError(f"{path} holds no VAR: give the ar-ckpt-best.pth of train_var.py or a published one")
     if config is None:
         config = {"arguments": _arguments_from_shapes(path, _var_arguments, state, vqvae.model)}
+        if not config["arguments"]["attn_l2_norm"]:
+            config["arguments"]["num_heads"] = _heads_of_a_bare_file(path, config["arguments"], num_heads)
     elif (made_with := str(config.get("vqvae_sha256"))) != vqvae.sha256:
         raise InputError(
             f"{path} was trained on tokens of a VQ-VAE with SHA-256 {made_with[:12]}, the one given has "
             f"{vqvae.sha256[:12]}: give the VQ-VAE that made its tokens"
         )
     model = build_var(path, state, config, vqvae.model)
-    return Loaded(model.to(device).eval(), config, content.get("made_by", {}), sha256_file(path))
+    return Loaded(model.to(device).eval(), config, _made_by(path, content), sha256_file(path))
 
 
 def build_var(path: Path, state: Mapping[str, Tensor], config: dict[str, Any], vae: VQVAE) -> VAR:
@@ -364,6 +370,11 @@ def build_var(path: Path, state: Mapping[str, Tensor], config: dict[str, Any], v
     derived = _arguments_from_shapes(path, _var_arguments, state, vae)
     del derived["num_heads"]  # without l2-norm, no shape tells it
     _refuse_other_arguments(path, config["arguments"], derived)
+    if "classes" in config and len(config["classes"]) != derived["num_classes"]:
+        raise InputError(
+            f"{path} names {len(config['classes'])} classes, its tensors have {derived['num_classes']}: copy "
+            "or train it again"
+        )
     if state["word_embed.weight"].shape[1] != vae.Cvae:
         raise InputError(
             f"{path} takes {state['word_embed.weight'].shape[1]} latent channels, the VQ-VAE has "
@@ -413,9 +424,39 @@ def _state_and_config(
     """The state_dict and, in our own files, the config."""
     if isinstance(content.get("model"), dict) and isinstance(content.get("config"), dict):
         return content["model"], content["config"]
-    if isinstance(content.get("trainer"), dict) and trainer_key in content["trainer"]:
-        return content["trainer"][trainer_key], None
+    trainer = content.get("trainer")
+    if isinstance(trainer, dict) and isinstance(trainer.get(trainer_key), dict):
+        return trainer[trainer_key], None
     return content, None
+
+
+def _made_by(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """The record of one of our files; {} of another's."""
+    made_by = content.get("made_by", {})
+    parts = ("inputs", "settings")
+    if not isinstance(made_by, dict) or not all(isinstance(made_by.get(part, {}), dict) for part in parts):
+        raise InputError(f"{path} has a made_by record that is no dictionary: copy or train it again")
+    return made_by
+
+
+def _heads_of_a_bare_file(path: Path, arguments: dict[str, Any], given: int | None) -> int:
+    """The number of heads where no tensor's shape tells it: as given, or of 64 channels each.
+
+    Raises:
+        InputError: when the width is no multiple of 64 and none was given.
+    """
+    width = arguments["embed_dim"]
+    if given is None and width % 64:
+        raise InputError(
+            f"{path} does not say how many heads its {width} channels make: load it in Python with "
+            "usvar.checkpoints.load_var(path, vqvae, num_heads=...) and save it with its settings"
+        )
+    if given is None:
+        print(
+            f"note: {path} does not say how many heads its {width} channels make; taken as {width // 64}, of "
+            "64 channels each, as in published models"
+        )
+    return given or width // 64
 
 
 def _patch_nums_of(path: Path, config: dict[str, Any], sides_key: str) -> tuple[int, ...]:
@@ -454,7 +495,7 @@ def _built(path: Path, kind: type[nn.Module], **arguments: Any) -> nn.Module:
     """A model of a checkpoint's sizes."""
     try:
         return kind(**arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise InputError(f"{path} describes no {kind.__name__} ({error}): copy or train it again") from error
 
 
@@ -496,8 +537,8 @@ def _var_arguments(path: Path, state: Mapping[str, Tensor], vae: VQVAE) -> dict[
         "num_classes": state["class_emb.weight"].shape[0] - 1,
         "depth": len({key.split(".")[1] for key in state if key.startswith("blocks.")}),
         "embed_dim": width,
-        # Published models have heads of width 64.
-        "num_heads": state[scale_key].shape[1] if scale_key in state else width // 64,
+        # Without l2-norm no shape tells them: `_heads_of_a_bare_file`.
+        "num_heads": state[scale_key].shape[1] if scale_key in state else None,
         "mlp_ratio": state["blocks.0.ffn.fc1.weight"].shape[0] / width,
         "shared_aln": any(key.startswith("shared_ada_lin.") for key in state),
         "attn_l2_norm": scale_key in state,

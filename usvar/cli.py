@@ -6,6 +6,7 @@ SIGTERM after saving (the same command goes on from there).
 """
 
 import contextlib
+import errno
 import io
 import math
 import re
@@ -22,6 +23,7 @@ from usvar.signals import Stopped
 
 S = TypeVar("S")
 
+NO_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 OUT_OF_MEMORY = "out of memory|can't allocate memory|not enough memory"
 
 
@@ -54,6 +56,14 @@ def run(main: Callable[[S], Any], settings_class: type[S], description: str | No
         )
         raise SystemExit(3) from None
     except OSError as error:
+        if error.errno in NO_PLACE:
+            reason = one_line(str(error))
+            print(
+                f"error: {reason}: a file stands where a folder must go, or a name is too long; move it or "
+                "name another place",
+                file=sys.stderr,
+            )
+            raise SystemExit(2) from None
         if error.errno not in NO_ROOM:
             raise
         print(f"error: {one_line(str(error))}: make room, then give the same command again", file=sys.stderr)
@@ -75,6 +85,12 @@ def parse(settings_class: type[S], description: str | None, arguments: list[str]
     tyro explains a wrong flag in a framed box of many lines. We keep its first statement and its
     suggestions, in one line that a log file or a terminal shows whole.
     """
+    given = [word.split("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
+    for name in settings_class.__dataclass_fields__:
+        if given.count(flag := checks.flag(name)) > 1:
+            # tyro would take the last ones and forget the others without a word.
+            print(f"error: {flag} was given twice: give it once, with all its values", file=sys.stderr)
+            raise SystemExit(2)
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -105,6 +121,7 @@ def parse(settings_class: type[S], description: str | None, arguments: list[str]
 def _flag_error(box: str) -> str:
     """The statement and the suggestions of tyro's box, whose frame is absent in an ASCII terminal."""
     rows = [row.strip(" │╭╮╰╯") for row in box.splitlines()][1:]
+    rows = [re.sub(r"\[/?bold\]", "", row) for row in rows]
     blocks = [one_line(block) for block in re.split("[─-]{8,}", "\n".join(rows))]
     blocks = [block for block in blocks if block]
     statement = re.sub(r"\S+\.py:", "the command line:", blocks[0])

@@ -174,6 +174,8 @@ def read(path: Path, device: torch.device | str = "cpu") -> Models:
         about = {name: settings[name] for name in ("vqvae", "var") if name in settings}
         of_part = {name: (part["config"], part["made_by"], part["sha256"]) for name, part in about.items()}
         config = of_part["vqvae"][0]
+        if unknown := sorted(key for key in state if key.split(".")[0] not in about):
+            raise ValueError(f"found the unknown tensor {unknown[0]}")
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is damaged or not written by Models.save_pretrained "
@@ -187,6 +189,13 @@ def read(path: Path, device: torch.device | str = "cpu") -> Models:
     models: dict[str, nn.Module] = {"vqvae": vae}
     if "var" in of_part:
         models["var"] = build_var(path, weights("var"), of_part["var"][0], vae)
+        # A published transformer does not say which VQ-VAE made its tokens.
+        beside = of_part["vqvae"][2]
+        if (made_with := of_part["var"][0].get("vqvae_sha256", beside)) != beside:
+            raise InputError(
+                f"{path} has a transformer for tokens of a VQ-VAE with SHA-256 {str(made_with)[:12]}, beside "
+                f"it is {str(beside)[:12]}: save those again that belong together"
+            )
     loaded = {name: Loaded(model.to(device).eval(), *of_part[name]) for name, model in models.items()}
     return Models(loaded["vqvae"], loaded.get("var"))
 

@@ -152,7 +152,7 @@ def read_token_maps(folder: Path) -> TokenMaps:
     if made_by.get("classes", classes) != classes:
         raise InputError(
             f"{folder / 'classes.json'} lists {', '.join(classes)}, the tokens beside it were made for "
-            f"{', '.join(made_by['classes'])}: put its own file back, or tokenise again"
+            f"{str(made_by['classes'])[:200]}: put its own file back, or tokenise again"
         )
     maps = TokenMaps(
         file=path,
@@ -313,6 +313,11 @@ def _check_contents(maps: TokenMaps) -> None:
         raise InputError(
             f"{maps.file}: labels go from {maps.label_N.min()} to {maps.label_N.max()}, classes.json has "
             f"{len(maps.classes)} names: tokenise again"
+        )
+    if maps.view_N.min() != 0:
+        raise InputError(
+            f"{maps.file}: views go from {maps.view_N.min()} to {maps.view_N.max()}, wanted from 0, the "
+            "images as they are: tokenise again"
         )
     for start in range(0, count, BLOCK):
         names = maps.path_N[start : start + BLOCK]
