@@ -35,6 +35,11 @@ def test_flags_become_settings():
     assert parsed == Settings(data_root=Path("x"), patch_nums=(1, 3))
 
 
+def test_of_a_single_value_the_last_one_counts():
+    parsed = cli.parse(Settings, "Doc.", ["--data-root", "x", "--rate", "1", "--rate", "2"])
+    assert parsed.rate == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [

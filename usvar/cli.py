@@ -85,12 +85,6 @@ def parse(settings_class: type[S], description: str | None, arguments: list[str]
     tyro explains a wrong flag in a framed box of many lines. We keep its first statement and its
     suggestions, in one line that a log file or a terminal shows whole.
     """
-    given = [word.split("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
-    for name in settings_class.__dataclass_fields__:
-        if given.count(flag := checks.flag(name)) > 1:
-            # tyro would take the last ones and forget the others without a word.
-            print(f"error: {flag} was given twice: give it once, with all its values", file=sys.stderr)
-            raise SystemExit(2)
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -102,10 +96,16 @@ def parse(settings_class: type[S], description: str | None, arguments: list[str]
             raise
         print(f"error: {_flag_error(box.getvalue())}", file=sys.stderr)
         raise SystemExit(2) from None
+    given = [word.split("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
     for name, value in vars(settings).items():
+        flag = checks.flag(name)
+        if isinstance(value, tuple) and given.count(flag) > 1:
+            # tyro would forget the first values without a word. Of single values the last one counts: people
+            # add a flag to a command and expect that.
+            print(f"error: {flag} was given twice: give it once, with all its values", file=sys.stderr)
+            raise SystemExit(2)
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and not math.isfinite(number):
-                flag = checks.flag(name)
                 print(f"error: {flag} {number} was given, wanted a finite number", file=sys.stderr)
                 raise SystemExit(2)
     for name in ("out_dir", "out_root"):
