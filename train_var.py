@@ -32,7 +32,7 @@ from usvar.checkpoints import load_vqvae, restore, save_checkpoint, save_last
 from usvar.chosen import Drawing
 from usvar.errors import InputError
 from usvar.files import write_json
-from usvar.muon import Muon
+from usvar.muon import Muon, layers_for_muon
 from usvar.var_figures import draw_curves
 
 # Settings that do not change the numbers: they may differ when a run goes on.
@@ -118,7 +118,8 @@ class Settings:
     # Peak learning rate.
     learning_rate: float = 1e-3
 
-    # Muon trains the blocks' matrices; the size of its updates as a multiple of AdamW's; 0: AdamW trains all.
+    # Muon trains the matrices of attention and feed-forward layers; the size of its updates as a multiple of
+    # AdamW's; 0: AdamW trains all.
     muon_rate: float = 8.0
 
     # Share of the steps spent on linear warm-up, 0 to 1.
@@ -360,7 +361,7 @@ def build(
     # The memo makes deepcopy share the VQ-VAE, to which the transformer refers, instead of copying it.
     averaged = copy.deepcopy(model, {id(vae): vae, id(vae.quantize): vae.quantize})
     averaged.requires_grad_(False).eval()
-    groups = training.decay_groups(model, s.weight_decay, s.muon_rate, model.blocks)
+    groups = training.decay_groups(model, s.weight_decay, s.muon_rate, layers_for_muon(model))
     return model, averaged, Muon(groups, s.learning_rate, s.betas, dtype)
 
 

@@ -44,10 +44,10 @@ def memory_mb(device: torch.device, reset: bool = False) -> float:
 
 def our_muon(model: torch.nn.Module, rate: float, dtype: torch.dtype) -> torch.optim.Optimizer:
     """The optimiser of our train_var.py, which the published package does not have."""
-    from usvar.muon import Muon
+    from usvar.muon import Muon, layers_for_muon
     from usvar.training import decay_groups
 
-    return Muon(decay_groups(model, 0.05, rate, model.blocks), 1e-4, (0.9, 0.95), dtype)
+    return Muon(decay_groups(model, 0.05, rate, layers_for_muon(model)), 1e-4, (0.9, 0.95), dtype)
 
 
 def keep_freed_memory() -> None:

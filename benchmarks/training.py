@@ -43,7 +43,7 @@ from models.fast_paths import attend, fused_attention, linear, scaled_norm
 from models.helpers import scale_spans, split_scales
 from usvar import cli, distributed, training
 from usvar.distributed import World
-from usvar.muon import Muon, round_by_round, through_square
+from usvar.muon import Muon, layers_for_muon, round_by_round, through_square
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ class Step:
         self.dtype = ways.get("dtype", torch.bfloat16 if s.dtype == "bfloat16" else torch.float32)
         self.network = torch.compile(self.model, dynamic=False) if ways.get("compile") else self.model
         # With a rate of 0 it is fused AdamW, as the published trainer has it.
-        groups = training.decay_groups(self.model, 0.05, ways.get("muon_rate", 0.0), self.model.blocks)
+        layers = layers_for_muon(self.model)
+        groups = training.decay_groups(self.model, 0.05, ways.get("muon_rate", 0.0), layers)
         self.optimiser = Muon(groups, lr=1e-4, betas=(0.9, 0.95), dtype=self.dtype)
         self.guard = training.StepGuard(self.model.parameters(), self.optimiser, 2.0, World(0, 1, device))
         stream = torch.Generator().manual_seed(0)

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 MOMENTUM = 0.95
 # Root mean square of AdamW's usual step as a share of its rate: the same learning rate serves both.
@@ -26,6 +26,19 @@ ADAMW_RMS = 0.2
 # A round maps a singular value s to A s + B s^3 + C s^5; five bring all but the tiniest to about 0.7 to 1.2.
 ROUNDS = 5
 A, B, C = 3.4445, -4.7750, 2.0315
+
+
+def layers_for_muon(transformer: nn.Module) -> nn.ModuleList:
+    """What Muon trains of a VAR: attention and feed-forward layers of its blocks.
+
+    Not what turns the class into gains and shifts. A batch has few classes, so that the gradient of those
+    matrices has few directions; with all directions made equally long, the step would be noise in most of
+    them. By AdamW they learn better, at three quarters of Muon's work (docs/var_recipes.md).
+
+    Args:
+        transformer: a VAR.
+    """
+    return nn.ModuleList(layer for block in transformer.blocks for layer in (block.attn, block.ffn))
 
 
 def orthogonalised(matrix_NOI: Tensor) -> Tensor:

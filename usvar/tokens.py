@@ -149,10 +149,11 @@ def read_token_maps(folder: Path) -> TokenMaps:
             raise TypeError(f"made_by is a {type(made_by).__name__}")
     _check_arrays(path, arrays)
     checks.require_class_names(folder / "classes.json", classes)
-    if made_by.get("classes", classes) != classes:
+    if (made_for := made_by.get("classes", classes)) != classes:
+        made_for = ", ".join(map(str, made_for)) if isinstance(made_for, list) else str(made_for)
         raise InputError(
             f"{folder / 'classes.json'} lists {', '.join(classes)}, the tokens beside it were made for "
-            f"{str(made_by['classes'])[:200]}: put its own file back, or tokenise again"
+            f"{made_for}: put its own file back, or tokenise again"
         )
     maps = TokenMaps(
         file=path,
