@@ -716,6 +716,109 @@ def test_a_folder_of_other_files_is_not_touched(tmp_path):
         prepare(tmp_path / "raw", tmp_path / "raw" / "processed")
 
 
+@pytest.mark.parametrize("how", ["folder", "link to a folder", "link to a file", "file", "deep", "moved"])
+def test_files_that_others_put_into_the_splits_are_refused_not_deleted(tmp_path, how):
+    """All PNG files there that were not wanted were deleted, also behind links: a person's originals."""
+    own_pictures(tmp_path / "raw", each=5)
+    rows = prepare(tmp_path / "raw", tmp_path / "out")
+    for i in range(3):
+        save(tmp_path / "precious" / f"{i}.png", speckle(7000 + i))
+    extra = tmp_path / "out" / "train" / "Extra"
+    wanted = "1 files in its split folders that this script did not make, the first is train/Extra"
+    if how in ("folder", "deep"):
+        shutil.copytree(tmp_path / "precious", extra / ("inside" if how == "deep" else ""))
+        wanted = "3 files .*the first is train/Extra/0.png" if how == "folder" else f"{wanted}/inside"
+    elif how == "link to a folder":
+        extra.symlink_to(tmp_path / "precious", target_is_directory=True)
+    elif how == "file":
+        shutil.copy(tmp_path / "precious" / "0.png", extra)
+    else:
+        extra.mkdir()
+        if how == "moved":
+            # It has a name of ours, and yet a person put it there.
+            shutil.copy(tmp_path / "out" / rows[0]["file"], extra)
+        else:
+            (extra / "0.png").symlink_to(tmp_path / "precious" / "0.png")
+    before = everything(tmp_path)
+    for settings in ({}, {"cap": 6}):
+        with pytest.raises(InputError, match=wanted):
+            prepare(tmp_path / "raw", tmp_path / "out", **settings)
+        after = everything(tmp_path)
+        assert after.pop("out/.index.sqlite") and after == {
+            name: each for name, each in before.items() if name != "out/.index.sqlite"
+        }
+    extra.rename(tmp_path / "moved away")
+    prepare(tmp_path / "raw", tmp_path / "out", cap=6)
+    assert len(list(tmp_path.glob("out/t*/*/*.png")) + list(tmp_path.glob("out/val/*/*.png"))) == 6
+
+
+@pytest.mark.parametrize("name", ["train", "val", "contact_sheets"])
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_split_that_is_a_file_or_a_link_is_refused(tmp_path, name, is_link):
+    """A file was a traceback; behind a link images were deleted."""
+    own_pictures(tmp_path / "raw", each=5)
+    prepare(tmp_path / "raw", tmp_path / "out")
+    (tmp_path / "out" / name).rename(tmp_path / "elsewhere")
+    if is_link:
+        (tmp_path / "out" / name).symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    else:
+        (tmp_path / "out" / name).write_text("")
+    before = everything(tmp_path)
+    kind = "link" if is_link else "file"
+    with pytest.raises(InputError, match=f"{name} is a {kind}, wanted a folder that this script makes"):
+        prepare(tmp_path / "raw", tmp_path / "out", cap=6)
+    assert everything(tmp_path) == before
+
+
+def test_contact_sheets_of_others_stay(tmp_path):
+    """Every PNG there that was no class was deleted."""
+    own_pictures(tmp_path / "raw", each=5)
+    prepare(tmp_path / "raw", tmp_path / "out")
+    save(tmp_path / "out" / "contact_sheets" / "notes.png", speckle(1))
+    prepare(tmp_path / "raw", tmp_path / "out", exclude_classes=("Dog",))
+    assert {p.name for p in tmp_path.glob("out/contact_sheets/*")} == {"Cat.png", "notes.png"}
+
+
+@pytest.mark.parametrize("index", ["kept", "of other code"])
+def test_another_run_removes_what_a_killed_one_left(tmp_path, monkeypatch, index):
+    """Images that are in no manifest yet, and not even among the saved outputs of the index."""
+    own_pictures(tmp_path / "raw")
+    real = prepare_datasets.work.write
+
+    def killed(raw_root, part, *rest):
+        done = real(raw_root, part, *rest)
+        if len(list(tmp_path.glob("out/*/*/*.png"))) == 20:
+            shutil.copy(tmp_path / "out" / prepare_datasets.INDEX, tmp_path / "left")
+            raise RuntimeError("killed")
+        return done
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="killed"):
+        patched.setattr(prepare_datasets.work, "write", killed)
+        prepare(tmp_path / "raw", tmp_path / "out")
+    (tmp_path / "left").replace(tmp_path / "out" / prepare_datasets.INDEX)
+    if index == "of other code":
+        monkeypatch.setattr("data_preprocessing.index.stamp", lambda: "later")
+    rows = prepare(tmp_path / "raw", tmp_path / "out", cap=6, seed=1)
+    on_disk = {p.relative_to(tmp_path / "out").as_posix() for p in tmp_path.glob("out/*/*/*.png")}
+    assert on_disk == {row["file"] for row in rows} and len(rows) == 6
+
+
+@pytest.mark.parametrize("left", ["manifest", "nothing"])
+def test_what_is_ours_where_the_index_is_lost(tmp_path, left):
+    """The manifest says it too. With neither, images that are wanted are written anew, others refused."""
+    own_pictures(tmp_path / "raw", each=5)
+    rows = prepare(tmp_path / "raw", tmp_path / "out")
+    (tmp_path / "out" / prepare_datasets.INDEX).write_bytes(b"no database" * 100)
+    if left == "manifest":
+        assert len(prepare(tmp_path / "raw", tmp_path / "out", cap=6)) == 6
+        return
+    (tmp_path / "out" / "manifest.csv").unlink()
+    with pytest.raises(InputError, match="4 files in its split folders that this script did not make"):
+        prepare(tmp_path / "raw", tmp_path / "out", cap=6)
+    assert all((tmp_path / "out" / row["file"]).is_file() for row in rows)
+    assert prepare(tmp_path / "raw", tmp_path / "out") == rows
+
+
 def test_two_runs_at_once_and_a_folder_that_cannot_be_written(tmp_path):
     own_pictures(tmp_path / "raw", each=4)
     command = [sys.executable, "data_preprocessing/prepare_datasets.py", "--raw-root", str(tmp_path / "raw")]
@@ -776,13 +879,22 @@ def test_there_is_no_manifest_while_images_change(tmp_path, monkeypatch):
     assert prepare(tmp_path / "raw", tmp_path / "out") == prepare(tmp_path / "raw", tmp_path / "fresh")
 
 
-@pytest.mark.parametrize("spoiled", [b"a,b\n1,2\n", b"\xff\xfe\x00nonsense", b""])
+@pytest.mark.parametrize("spoiled", [b"a,b\n1,2\n", b"\xff\xfe\x00nonsense", b"", "quote", "long quote"])
 def test_a_spoiled_manifest_counts_as_absent(tmp_path, spoiled):
-    """Another header was a KeyError."""
+    """Another header was a KeyError; a quote that is not closed made every further run fail."""
     own_pictures(tmp_path / "raw", each=5)
     rows = prepare(tmp_path / "raw", tmp_path / "out")
-    (tmp_path / "out" / "manifest.csv").write_bytes(spoiled)
-    assert prepare(tmp_path / "raw", tmp_path / "out") == rows
+    path = tmp_path / "out" / "manifest.csv"
+    whole = path.read_bytes()
+    if isinstance(spoiled, str):
+        header, first, rest = whole.split(b"\n", 2)
+        # Longer than a field may be.
+        spoiled = b"\n".join([header, first, b'"' + rest * (100 if spoiled == "long quote" else 1)])
+    path.write_bytes(spoiled)
+    assert prepare(tmp_path / "raw", tmp_path / "out") == rows and path.read_bytes() == whole
+    # What was written is still known.
+    path.write_bytes(spoiled)
+    assert len(prepare(tmp_path / "raw", tmp_path / "out", cap=6)) == 6
 
 
 @pytest.mark.parametrize("name", ["..x", "a:b", " Cat", "a\nb", "é" * 100])
