@@ -316,6 +316,13 @@ def check(settings: Settings) -> None:
 def select(found: Found, settings: Settings) -> dict[str, str]:
     """Which classes to keep, as --selection and --exclude-classes say, and their new names."""
     known = found.classes | set(found.empty_classes)
+    if not found.classes and found.rejected:
+        # No choice of classes can mend that.
+        source, reason = next(iter(found.rejected.items()))
+        raise InputError(
+            f"none of the pictures in {settings.raw_root} can be used, {len(found.rejected)} are rejected; "
+            f"the first, {source}: {reason}: put there what is missing, or add other data"
+        )
     if unknown := sorted(set(settings.exclude_classes) - known - catalogue.CLASSES):
         raise InputError(f"--exclude-classes {unknown[0]} is no class here, found {', '.join(sorted(known))}")
     if settings.selection == "all":
@@ -335,8 +342,10 @@ def select(found: Found, settings: Settings) -> dict[str, str]:
         if new_name.get(name)
     }
     if not kept:
+        less = f" with --exclude-classes {' '.join(settings.exclude_classes)}"
         raise InputError(
-            f"--selection {settings.selection} keeps none of the classes {', '.join(sorted(known))}"
+            f"--selection {settings.selection}{less if settings.exclude_classes else ''} keeps none of the "
+            f"classes {', '.join(sorted(known))}: choose others"
         )
     folded = {}
     for name in sorted(set(kept.values())):

@@ -314,10 +314,7 @@ def test_list_names_what_is_found_and_how_to_get_the_rest(tmp_path, capsys):
     assert re.search(r"(?m)^HC18 .* 1334 +1$", said) and re.search(r"(?m)^AUL .* 735 +-$", said)
     assert "AUL: https://zenodo.org/records/7272660" in said and "HC18: https" not in said
     # Why what is there does not count.
-    assert (
-        "WARNING: BUID: read as own pictures, named like BUID, but no path like Benign/1 Benign Image.bmp"
-        in said
-    )
+    assert "WARNING: BUID: left out, named like BUID, but no path like Benign/1 Benign Image.bmp" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -693,11 +690,41 @@ def test_nothing_readable_is_refused(tmp_path):
     assert "none of the 1 pictures" in refused(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("folder", "why"),
+    [
+        (
+            "BUS-BRA/Images/bus_000{}-l.png",
+            r"the publisher's list is missing \(bus_data.csv or bus_data.xlsx\)",
+        ),
+        (
+            "BUS-UCLM/images/ALWI_00{}.png",
+            r"the publisher's list is missing \(INFO.csv or INFO.xlsx\)",
+        ),
+        ("Mine/{}/1.png", "a link that leads out of the raw root"),
+    ],
+)
+def test_where_all_is_rejected_the_first_reason_is_said(tmp_path, folder, why):
+    """It said that --selection all keeps none of the classes, and an empty list."""
+    (tmp_path / "raw").mkdir()
+    home = tmp_path / ("elsewhere" if "Mine" in folder else "raw")
+    for i in range(4):
+        save(home / folder.format(i), speckle(i))
+    if "Mine" in folder:
+        (tmp_path / "raw" / "Mine").mkdir()
+        for i in range(4):
+            (tmp_path / "raw" / "Mine" / str(i)).symlink_to(home / "Mine" / str(i))
+    message = refused(tmp_path)
+    first = folder.format(0).removesuffix("/1.png")
+    assert re.search(f"can be used, 4 are rejected; the first, {first}: {why}: put there", message)
+
+
 def test_wrong_settings_are_refused(tmp_path):
     own_pictures(tmp_path / "raw", each=4)
     for settings, word in (
         ({"selection": "misson"}, "'all' nor 'mission'"),
         ({"selection": "mission"}, "keeps none"),
+        ({"exclude_classes": ("Cat", "Dog")}, "all with --exclude-classes Cat Dog keeps none"),
         ({"exclude_classes": ("Horse",)}, "Horse is no class"),
         ({"cap": -1}, "--cap"),
         ({"max_rejected": 2.0}, "--max-rejected"),
