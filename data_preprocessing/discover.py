@@ -46,6 +46,8 @@ MASK_WORDS = re.compile(
     re.IGNORECASE,
 )
 NO_PICTURE = "no picture, volume or video by its suffix"
+# Letters of a data set's name in the names of its images; file systems take 255 bytes in all.
+LONGEST_SET_NAME = 150
 OR_RENAME = ": lay it out so, or rename it if the pictures are your own"
 ARCHIVE = re.compile(r"\.(zip|rar|7z|tar|tgz|tar\.gz|z\d\d|change2zip)$", re.IGNORECASE)
 
@@ -487,12 +489,19 @@ def _inside(folder: Path) -> Iterator[os.DirEntry]:
 
 
 def _output_name(dataset: str, relative: str) -> str:
-    """`<dataset>__<stem>_<digest of the path>`: stems repeat over folders, and may hold any sign."""
+    """`<dataset>__<stem>_<digest of the path>`: stems repeat over folders, and may hold any sign.
+
+    Only the first `__` of a name ends the data set's, see usvar.images.data_sets.
+    """
     stem = relative.rsplit("/", 1)[-1]
     for suffix in (".gz", ""):
         stem = stem.removesuffix(suffix) if suffix else stem.rsplit(".", 1)[0]
     readable = re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_")[:48]
-    set_name = re.sub(r"[^A-Za-z0-9]+", "-", dataset).strip("-") or "own"
+    set_name = re.sub(r"[^A-Za-z0-9]+", lambda signs: "_" if signs[0] == "_" else "-", dataset)
+    set_name = set_name.strip("-_") or "own"
+    if len(set_name) > LONGEST_SET_NAME:
+        # What is cut off may be all in which two folders differ.
+        set_name = f"{set_name[:LONGEST_SET_NAME]}-{hashlib.sha256(dataset.encode()).hexdigest()[:8]}"
     return f"{set_name}__{readable}_{hashlib.sha256(relative.encode()).hexdigest()[:8]}"
 
 
@@ -702,7 +711,7 @@ def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> 
                 # In a split's folder it is a class; `_read_folder` said it of one in the raw root.
                 if split:
                     misnamed[path.name] = f"read as a class, {_in_another_layout(entries)}"
-                elif folder != raw_root and _has_pictures(path):
+                elif folder != raw_root:
                     misnamed[path.name] = f"left out, {_in_another_layout(entries)}{OR_RENAME}"
                 if not split:
                     continue

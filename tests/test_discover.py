@@ -673,3 +673,29 @@ def test_what_is_found_does_not_depend_on_how_the_raw_root_is_given(tmp_path, mo
     assert find(Path("raw")).records == absolute
     assert [record.labels for record in absolute] == ["ACOUSLIC/masks/stacked_fetal_abdomen/a.mha", ""]
     assert absolute[0].labels_ns and absolute[1].outline_ns
+
+
+@pytest.mark.parametrize(
+    ("dataset", "written"),
+    [
+        *(("BUS_UC", "BUS_UC"), ("BUS-UCLM", "BUS-UCLM"), ("BUS Dataset B", "BUS-Dataset-B")),
+        *(("a__b", "a-b"), ("a _ b", "a-b"), ("_a_", "a"), ("a__", "a"), ("a_b c", "a_b-c"), ("图", "own")),
+    ],
+)
+def test_an_output_is_named_after_its_set(dataset, written):
+    """Single underscores became hyphens, unlike in the manifest; two end the set's name."""
+    name = module._output_name(dataset, "Cyst/__1 (2).nii.gz")
+    assert name.split("__")[0] == written
+    assert re.fullmatch(rf"{written}__1_2_[0-9a-f]{{8}}", name)
+
+
+def test_long_names_of_folders(tmp_path):
+    """Names of outputs fit a file system, differ where folders do, and are the same from run to run."""
+    long = [f"{'x' * 239}{end}" for end in "ab"]
+    plant(tmp_path, *(f"{folder}/{c}/1.png" for folder in long for c in ("A", "B")))
+    names = [record.name for record in find(tmp_path).records]
+    assert len(set(names)) == 4 and max(map(len, names)) < 225
+    assert names == [record.name for record in find(tmp_path).records]
+    assert len({name.split("__")[0] for name in names}) == 2
+    shutil.rmtree(tmp_path / long[0])
+    assert [record.name for record in find(tmp_path).records] == names[2:]

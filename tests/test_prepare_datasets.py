@@ -291,6 +291,15 @@ def test_raw_root_may_hold_the_class_folders_itself(tmp_path):
     assert len(rows) == 5 and rows[0]["dataset"] == "photos"
 
 
+def test_a_folder_with_a_long_name(tmp_path):
+    """`File name too long` was a traceback, and the out root half-written."""
+    name = "x" * 240
+    for i in range(5):
+        save(tmp_path / "raw" / name / "Cat" / f"{i}{'y' * 200}.png", speckle(i))
+    rows = prepare(tmp_path / "raw", tmp_path / "out")
+    assert len(rows) == 5 and rows[0]["dataset"] == name
+
+
 def test_unknown_and_left_out_folders_are_said(tmp_path, capsys):
     own_pictures(tmp_path / "raw")
     save(tmp_path / "raw" / "BUSI_256" / "Dataset_BUSI_with_GT" / "benign" / "benign (1).png", speckle(1))
