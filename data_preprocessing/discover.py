@@ -450,10 +450,21 @@ def entries_in(folder: Path) -> dict[DataSet, tuple[str, ...]]:
         for entry in CATALOGUE:
             for name in _names(entry) & called.keys():
                 named.setdefault(entry, []).extend(called[name])
+    for repeat in [entry for entry in named if entry.same_as]:
+        # MUP may hold a folder that is named like MicroSeg's; beside MicroSeg that is no second home of it.
+        for original in [entry for entry in named if entry.name == repeat.same_as]:
+            inside = [own for own in named[original] if _is_below(own, named[repeat])]
+            if len(inside) < len(named[original]):
+                named[original] = [own for own in named[original] if own not in inside]
     return {
         entry: _homes(own, {parts for other in named if other != entry for parts in named[other]})
         for entry, own in named.items()
     }
+
+
+def _is_below(parts: tuple[str, ...], folders: list[tuple[str, ...]]) -> bool:
+    """Whether a folder is one of others or lies inside one."""
+    return any(parts[: len(outer)] == outer for outer in folders)
 
 
 def _homes(own: list[tuple[str, ...]], others: set[tuple[str, ...]]) -> tuple[str, ...]:
@@ -463,7 +474,7 @@ def _homes(own: list[tuple[str, ...]], others: set[tuple[str, ...]]) -> tuple[st
         around = [parts[:depth] for depth in range(len(parts) + 1)]
         alone = (home for home in around if not any(other[: len(home)] == home for other in others))
         home = next(alone, parts)
-        if not any(home[: len(outer)] == outer for outer in homes):
+        if not _is_below(home, homes):
             homes.append(home)
     return tuple("".join(f"{part}/" for part in home) for home in homes)
 

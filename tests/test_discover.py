@@ -557,6 +557,26 @@ def test_the_same_pictures_under_another_name(tmp_path, monkeypatch, inner):
     assert found.records[0].dataset == "One"
 
 
+@pytest.mark.parametrize("shelf", ["", "public/"])
+def test_mup_beside_microseg_holds_a_folder_of_its_name(tmp_path, shelf):
+    """On a shelf both were read, and all of one rejected as copies."""
+    inner = (
+        "Micro_Ultrasound_Prostate_Segmentation_Dataset/train/micro_ultrasound_scans/microUS_train_01.nii.gz"
+    )
+    write(tmp_path / f"{shelf}MicroSeg/{inner}", "x")
+    write(tmp_path / f"{shelf}MUP/{inner}", "x")
+    assert sources(find(tmp_path)) == {f"{shelf}MicroSeg/{inner}"}
+    assert f"{shelf.removesuffix('/') or 'MUP'}: MUP left out, the same pictures as MicroSeg" in (
+        find(tmp_path).notes
+    )
+    shutil.rmtree(tmp_path / f"{shelf}MicroSeg/Micro_Ultrasound_Prostate_Segmentation_Dataset")
+    for _ in range(2):
+        found = find(tmp_path)
+        assert told(found) == {f"{shelf}MUP/{inner}": ("Prostate", "train_01", "train")}
+        assert found.records[0].dataset == "MicroSeg"
+        shutil.rmtree(tmp_path / f"{shelf}MicroSeg", ignore_errors=True)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_an_original_without_pictures_hides_no_copy(tmp_path, monkeypatch, packed):
     use(monkeypatch, COPY, ONE)
