@@ -453,9 +453,8 @@ def entries_in(folder: Path) -> dict[DataSet, tuple[str, ...]]:
     for repeat in [entry for entry in named if entry.same_as]:
         # MUP may hold a folder that is named like MicroSeg's; beside MicroSeg that is no second home of it.
         for original in [entry for entry in named if entry.name == repeat.same_as]:
-            inside = [own for own in named[original] if _is_below(own, named[repeat])]
-            if len(inside) < len(named[original]):
-                named[original] = [own for own in named[original] if own not in inside]
+            apart = [own for own in named[original] if not _is_below(own, named[repeat])]
+            named[original] = apart or named[original]
     return {
         entry: _homes(own, {parts for other in named if other != entry for parts in named[other]})
         for entry, own in named.items()
