@@ -77,6 +77,8 @@ SAVE_EVERY = 10
 # What earlier versions of this script wrote in place of the index: a folder with it is known as ours.
 EARLIER_INDEX = ".index.jsonl"
 SHEET_PICTURES = 24
+# What a killed run leaves, see work.write: the number is its process's.
+HALF_WRITTEN = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}\d+-")
 # Folder of the contact sheets.
 SHEETS = "contact_sheets"
 MANIFEST = [
@@ -525,7 +527,7 @@ def unwanted_outputs(out_root: Path, index: Index) -> Iterator[os.DirEntry]:
     """Images that this script wrote and that do not stay, and half-written ones."""
     for file, item in in_splits(out_root):
         if not item.is_dir(follow_symlinks=False) and (
-            item.name.startswith(TEMPORARY_PREFIX) or (index.is_ours(file) and not index.stays(file))
+            HALF_WRITTEN.match(item.name) or (index.is_ours(file) and not index.stays(file))
         ):
             yield item
 
@@ -535,7 +537,7 @@ def remove_outputs(out_root: Path, index: Index) -> int:
     removed = 0
     for item in unwanted_outputs(out_root, index):
         os.unlink(item.path)
-        removed += not item.name.startswith(TEMPORARY_PREFIX)
+        removed += not HALF_WRITTEN.match(item.name)
     for split in SPLITS:
         for folder in (out_root / split).glob("*/"):
             if folder.is_symlink():

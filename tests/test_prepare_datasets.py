@@ -806,6 +806,18 @@ def test_a_split_that_is_a_file_or_a_link_is_refused(tmp_path, name, is_link):
     assert everything(tmp_path) == before
 
 
+def test_of_hidden_files_in_the_splits_only_half_written_images_go(tmp_path):
+    """A file manager's are no reason to refuse, and whatever begins with .tmp- was deleted."""
+    own_pictures(tmp_path / "raw", each=5)
+    prepare(tmp_path / "raw", tmp_path / "out")
+    names = (".DS_Store", "Thumbs.db", ".secret.png", ".tmp-notes.png", ".tmp-12-mine__0.png")
+    for name in names:
+        (tmp_path / "out" / "train" / "Cat" / name).write_bytes(b"")
+    prepare(tmp_path / "raw", tmp_path / "out", cap=6)
+    left = {path.name for path in tmp_path.glob("out/train/Cat/*")}
+    assert {*names[:4]} <= left and names[4] not in left
+
+
 def test_contact_sheets_of_others_stay(tmp_path):
     """Every PNG there that was no class was deleted."""
     own_pictures(tmp_path / "raw", each=5)
