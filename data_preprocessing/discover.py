@@ -27,13 +27,17 @@ from usvar.errors import InputError
 from usvar.files import is_hidden
 
 # Names of split folders in a person's own data.
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validate", "validation", "dev", "devel", "development"),
+    "test": ("test", "testing", "tests", "holdout", "heldout"),
+}
+# As `plain_name` writes them: "Test set" and "test_set" are one.
 OWN_SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
+    name + more: split
+    for split, names in SPLIT_NAMES.items()
+    for name in names
+    for more in ("", "set", "data", "split")
 }
 # Words in names of a person's own folders and files that say that these are no pictures of a class:
 # "1_mask.png" and "gt 3.png", but not "unmasked.png"; "SegmentationClass" is a folder of the VOC format.
@@ -42,6 +46,9 @@ MASK_WORDS = re.compile(
     re.IGNORECASE,
 )
 NO_PICTURE = "no picture, volume or video by its suffix"
+# Letters of a data set's name in the names of its images; file systems take 255 bytes in all.
+LONGEST_SET_NAME = 150
+OR_RENAME = ": lay it out so, or rename it if the pictures are your own"
 ARCHIVE = re.compile(r"\.(zip|rar|7z|tar|tgz|tar\.gz|z\d\d|change2zip)$", re.IGNORECASE)
 
 
@@ -257,9 +264,9 @@ def discover(
     entries_of = {folder: entries_in(folder) for folder in folders}
     if not any(entries_of.values()):
         _refuse_a_set_itself(raw_root)
-    split_folders = [path for path in folders if path.name.lower() in OWN_SPLITS]
+    split_folders = [path for path in folders if _split_of(path)]
     has_sets = any(entries_of[folder] for folder in folders if folder not in split_folders)
-    if not has_sets and any(OWN_SPLITS[path.name.lower()] == "train" for path in split_folders):
+    if not has_sets and "train" in map(_split_of, split_folders):
         _read_own(raw_root, raw_root, own_patients, found)
     else:
         for folder in split_folders:
@@ -288,13 +295,18 @@ def discover(
             for layout in entry.layouts
             if layout.copy_of and named(Files(folder).only(homes), layout.copy_of)
         }
+        said = []
         for folder in folders:
+            before = len(found.notes)
             _read_folder(
                 raw_root, folder, entries_of[folder], present, frozenset(include), own_patients, found
             )
-        if not found.records and not found.rejected and not found.left_out:
-            # No data set among them: they may be the class folders themselves.
-            _read_own(raw_root, raw_root, own_patients, found)
+            said += found.notes[before:] if not _entries_named(folder.name) else []
+        # No data set among them: they may be the class folders themselves.
+        nothing = not found.records and not found.rejected and not found.left_out
+        if nothing and _read_own(raw_root, raw_root, own_patients, found):
+            # That they are none was said of each.
+            found.notes = [note for note in found.notes if note not in said]
     why = f" ({'; '.join(found.notes)})" if found.notes else ""
     if not found.records and not found.rejected and found.left_out:
         raise InputError(
@@ -315,8 +327,7 @@ def discover(
 
 def _refuse_a_set_itself(raw_root: Path) -> None:
     """Read as class folders, a data set's own folder would give masks as pictures and no patients."""
-    known = [entry for entry in CATALOGUE if plain_name(raw_root.resolve().name) in _names(entry)]
-    for entry in known:
+    for entry in _entries_named(raw_root.resolve().name):
         if _has_records(entry, raw_root, ("",)):
             raise InputError(
                 f"--raw-root {raw_root} is the folder of {entry.name} itself, wanted the one that holds it: "
@@ -332,6 +343,11 @@ def _has_records(entry: DataSet, folder: Path, homes: tuple[str, ...]) -> bool:
 def _names(entry: DataSet) -> set[str]:
     """What its folder may be called, as `plain_name` writes it."""
     return {plain_name(name) for name in (entry.name, *entry.aliases)}
+
+
+def _entries_named(name: str) -> list[DataSet]:
+    """The catalogue's entries that a folder of this name belongs to."""
+    return [entry for entry in CATALOGUE if plain_name(name) in _names(entry)]
 
 
 def _read_folder(
@@ -367,8 +383,9 @@ def _read_folder(
             found.notes += [f"WARNING: {folder.name}: {entry.name}, {why}" for why in tally.warnings]
         else:
             silent.append(named_like)
-    own = not taken and _read_own(raw_root, folder, own_patients, found)
-    if own and not entries:
+    # In a folder that is named like a set, whatever is not as its publisher made it may be a mask.
+    own = not taken and not _entries_named(folder.name)
+    if own and _read_own(raw_root, folder, own_patients, found):
         return
     files = files or Files(folder)
     unpacked = {plain_name(name) for file in files for name in file.relative.split("/")[:-1]}
@@ -381,16 +398,24 @@ def _read_folder(
         found.notes += _unread(folder, files, entries, silent, taken)
         return
     inside = sorted(item.name for item in _inside(folder))[:5]
+    found_there = f"found {', '.join(inside) or 'nothing'}"
     if first:
-        why = f"named like {first.name}, but no path like {' or '.join(map(_looks, entries))} is in it"
+        why = _in_another_layout(entries)
+        found_there += OR_RENAME
         unpack += f" ({first.unpack})"
     else:
         why = "not a known data set, and no class folders with pictures"
-    why += f"; {unpack}" if packed else f"; found {', '.join(inside) or 'nothing'}"
+    why += f"; {unpack if packed else found_there}"
     if files.refused:
         refused, reason = next(iter(files.refused.items()))
         why += f"; {f'{folder.name}/{refused}'.removesuffix('/')}: {reason}"
-    found.notes.append(f"WARNING: {folder.name}: {'read as own pictures' if own else 'left out'}, {why}")
+    found.notes.append(f"WARNING: {folder.name}: left out, {why}")
+
+
+def _in_another_layout(entries: Iterable[DataSet]) -> str:
+    """Why a folder that is named like them is not read."""
+    first, *_ = entries
+    return f"named like {first.name}, but no path like {' or '.join(map(_looks, entries))} is in it"
 
 
 def _looks(entry: DataSet) -> str:
@@ -425,10 +450,20 @@ def entries_in(folder: Path) -> dict[DataSet, tuple[str, ...]]:
         for entry in CATALOGUE:
             for name in _names(entry) & called.keys():
                 named.setdefault(entry, []).extend(called[name])
+    for repeat in [entry for entry in named if entry.same_as]:
+        # MUP may hold a folder that is named like MicroSeg's; beside MicroSeg that is no second home of it.
+        for original in [entry for entry in named if entry.name == repeat.same_as]:
+            apart = [own for own in named[original] if not _is_below(own, named[repeat])]
+            named[original] = apart or named[original]
     return {
         entry: _homes(own, {parts for other in named if other != entry for parts in named[other]})
         for entry, own in named.items()
     }
+
+
+def _is_below(parts: tuple[str, ...], folders: list[tuple[str, ...]]) -> bool:
+    """Whether a folder is one of others or lies inside one."""
+    return any(parts[: len(outer)] == outer for outer in folders)
 
 
 def _homes(own: list[tuple[str, ...]], others: set[tuple[str, ...]]) -> tuple[str, ...]:
@@ -438,7 +473,7 @@ def _homes(own: list[tuple[str, ...]], others: set[tuple[str, ...]]) -> tuple[st
         around = [parts[:depth] for depth in range(len(parts) + 1)]
         alone = (home for home in around if not any(other[: len(home)] == home for other in others))
         home = next(alone, parts)
-        if not any(home[: len(outer)] == outer for outer in homes):
+        if not _is_below(home, homes):
             homes.append(home)
     return tuple("".join(f"{part}/" for part in home) for home in homes)
 
@@ -464,12 +499,19 @@ def _inside(folder: Path) -> Iterator[os.DirEntry]:
 
 
 def _output_name(dataset: str, relative: str) -> str:
-    """`<dataset>__<stem>_<digest of the path>`: stems repeat over folders, and may hold any sign."""
+    """`<dataset>__<stem>_<digest of the path>`: stems repeat over folders, and may hold any sign.
+
+    Only the first `__` of a name ends the data set's, see usvar.images.data_sets.
+    """
     stem = relative.rsplit("/", 1)[-1]
     for suffix in (".gz", ""):
         stem = stem.removesuffix(suffix) if suffix else stem.rsplit(".", 1)[0]
     readable = re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_")[:48]
-    set_name = re.sub(r"[^A-Za-z0-9]+", "-", dataset).strip("-") or "own"
+    set_name = re.sub(r"[^A-Za-z0-9]+", lambda signs: "_" if signs[0] == "_" else "-", dataset)
+    set_name = set_name.strip("-_") or "own"
+    if len(set_name) > LONGEST_SET_NAME:
+        # What is cut off may be all in which two folders differ.
+        set_name = f"{set_name[:LONGEST_SET_NAME]}-{hashlib.sha256(dataset.encode()).hexdigest()[:8]}"
     return f"{set_name}__{readable}_{hashlib.sha256(relative.encode()).hexdigest()[:8]}"
 
 
@@ -532,7 +574,9 @@ def _read_entry(
                     tally.left_out[why] += name not in found.left_out
                     found.left_out[name] = why
                 elif unlisted or isinstance(record, str):
-                    why = "not in the publisher's list" if facts else "the publisher's list is missing"
+                    lists = f" ({' or '.join(layout.lists)})" if layout.lists else ""
+                    missing = f"the publisher's list is missing{lists}"
+                    why = "not in the publisher's list" if facts else missing
                     why = why if unlisted else record
                     tally.rejected[why] += name not in found.rejected
                     found.rejected[name] = why
@@ -545,7 +589,8 @@ def _read_entry(
                     officially[bool(record.split)] += 1
         if facts is not None:
             taken.append(Taken(ending, files.homes))
-            if layout.lists and not any(file.path.name.lower() in layout.lists for file in files):
+            lists = {name.lower() for name in layout.lists}
+            if lists and not any(file.path.name.lower() in lists for file in files):
                 tally.warnings.append(
                     f"without {' or '.join(layout.lists)}, so less is known of its pictures: unpack "
                     f"{entry.unpack}"
@@ -664,14 +709,22 @@ def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> 
         Whether anything was found.
     """
     inside = _linked_folders_in(folder)
-    splits = {path: OWN_SPLITS[path.name.lower()] for path in inside if path.name.lower() in OWN_SPLITS}
+    splits = {path: split for path in inside if (split := _split_of(path))}
     homes = splits or {folder: ""}
-    class_folders = []
+    class_folders, misnamed = [], {}
     for home, split in homes.items():
         for path in _linked_folders_in(home):
             if path.is_symlink() and not path.resolve().is_relative_to(raw_root.resolve()):
                 found.rejected[f"{path.relative_to(raw_root)}"] = "a link that leads out of the raw root"
                 continue
+            if entries := _entries_named(path.name):
+                # In a split's folder it is a class; `_read_folder` said it of one in the raw root.
+                if split:
+                    misnamed[path.name] = f"read as a class, {_in_another_layout(entries)}"
+                elif folder != raw_root:
+                    misnamed[path.name] = f"left out, {_in_another_layout(entries)}{OR_RENAME}"
+                if not split:
+                    continue
             class_folders.append((path, split))
     if not own_patients and not any(_has_pictures(path) for path, _ in class_folders):
         return False
@@ -740,12 +793,30 @@ def _read_own(raw_root: Path, folder: Path, own_patients: str, found: Found) -> 
             "what of the path names the patient"
         )
     found.notes.append(note)
+    found.notes += [f"WARNING: {title}/{name}: {why}" for name, why in misnamed.items()]
+    beside = [
+        path.name
+        for path in inside
+        if splits
+        and path not in splits
+        and any(is_picture_name(file.path.name) for file in files.below(f"{path.name}/"))
+    ]
+    if beside:
+        found.notes.append(
+            f"WARNING: {title}: {len(beside)} folders with pictures beside train, val or test left out "
+            f"({', '.join(beside[:5])}): give them a split's name, or move their classes into a split"
+        )
     if masks:
         found.notes.append(
             f"WARNING: {title}: {masks} files left out, named like masks, such as {mask_file}: rename them "
             "if they are pictures"
         )
     return True
+
+
+def _split_of(folder: Path) -> str:
+    """The split that a person's own folder is named like, "" for none."""
+    return OWN_SPLITS.get(plain_name(folder.name), "")
 
 
 def _has_pictures(folder: Path) -> bool:

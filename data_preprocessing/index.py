@@ -39,6 +39,8 @@ CREATE TABLE lasting.made_by (stamp TEXT);
 CREATE TABLE lasting.look (key BLOB PRIMARY KEY, reason TEXT, look TEXT);
 CREATE TABLE lasting.output (key BLOB PRIMARY KEY, file TEXT, size INTEGER, sha256 TEXT, bytes INTEGER);
 CREATE INDEX lasting.output_file ON output (file);
+-- What this script wrote below the out root, or is about to write: nothing else may be deleted there.
+CREATE TABLE lasting.ours (file TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 OF_THIS_RUN = """
 CREATE TABLE picture (n INTEGER PRIMARY KEY, id, source, class, name, key, record);
@@ -84,18 +86,23 @@ class Index:
     def opened(self, out_root: Path) -> Iterator[None]:
         """Go on from the index of an out root, less what failed; an absent, damaged or outdated one is empty.
 
+        Only which files are ours is taken over from a damaged or outdated one, as far as it can be read.
         What is known is saved at the end of the block, also of one that fails.
         """
         path = out_root / INDEX
         with closing(self.db):
             there = _is_whole(path)
             if not there:
+                earlier = DiskList(self.db, "earlier")
+                for file in _ours_in(path):
+                    earlier.append(file)
                 # SQLite drops a journal that lies beside a new database.
                 path.unlink(missing_ok=True)
             self.db.commit()
             self.db.execute("ATTACH ? AS lasting", (str(path),))
             if not there:
                 self.db.executescript(LASTING)
+                self.add_ours(earlier)
             # Of videos and volumes, by `frames_key`: numbers of the chosen frames, or why there are none.
             self.frames = DiskDict(self.db, "lasting.frames")
             # What failed is asked again: a missing file may have come, or a right been given.
@@ -202,6 +209,32 @@ class Index:
         """Whether an image that is there is as it is wanted."""
         return self.db.execute("SELECT 1 FROM place WHERE file = ? AND done", (file,)).fetchone() is not None
 
+    def add_ours(self, files: Iterable[str]) -> None:
+        """Note files below the out root that this script wrote."""
+        self.db.executemany("INSERT OR IGNORE INTO ours VALUES (?)", ((file,) for file in files))
+
+    def is_ours(self, file: str) -> bool:
+        """Whether this script wrote a file below the out root, or is about to."""
+        return self.db.execute("SELECT 1 FROM ours WHERE file = ?", (file,)).fetchone() is not None
+
+    def is_wanted(self, file: str) -> bool:
+        """Whether an image of this run has this path."""
+        return self.db.execute("SELECT 1 FROM place WHERE file = ?", (file,)).fetchone() is not None
+
+    def note_places(self) -> None:
+        """Note all images of this run as ours, before one is written: a killed run knows its leftovers."""
+        self.db.execute("INSERT OR IGNORE INTO ours SELECT file FROM place")
+        self.save()
+
+    def keep_ours(self, others: list[str]) -> None:
+        """Forget which files were ours but the images of this run and `others`: the rest was deleted."""
+        self.db.execute(
+            "DELETE FROM ours WHERE file NOT IN (SELECT file FROM place) "
+            "AND file NOT IN (SELECT value FROM json_each(?))",
+            (json.dumps(others),),
+        )
+        self.save()
+
     def forget_other_outputs(self) -> None:
         """Keep no output that does not stay, and save that: a killed run never leaves the index wrong."""
         self.db.execute("DELETE FROM output WHERE key NOT IN (SELECT key FROM place WHERE done)")
@@ -272,6 +305,19 @@ def _is_whole(path: Path) -> bool:
             return made_by == [(stamp(),)] and db.execute("PRAGMA quick_check(1)").fetchall() == [("ok",)]
     except sqlite3.DatabaseError:
         return False
+
+
+def _ours_in(path: Path) -> Iterator[str]:
+    """The files that an index which cannot be used otherwise says are ours, as far as it can be read."""
+    if not path.is_file():
+        return
+    # Indexes of earlier versions had the outputs alone.
+    for table in ("ours", "output"):
+        try:
+            with closing(sqlite3.connect(path)) as db:
+                yield from (file for (file,) in db.execute(f"SELECT file FROM {table}") if file)
+        except sqlite3.DatabaseError:
+            continue
 
 
 def _length_of(path: Path) -> int:

@@ -12,7 +12,8 @@ contact_sheets/<Class>.png and made_by.json. Raw data is never changed.
 
 Run it again after a change or an interruption: only what is new is read and written, and outputs that are
 no longer wanted are removed. Another --size writes all images anew; another --seed, --cap or --selection
-writes only those that come or move.
+writes only those that come or move. Only what this script wrote is removed: files that others put into the
+split folders are refused by name.
 
 A picture is what a raw set holds, a file or a frame of one; an image is what is written here.
 
@@ -62,6 +63,7 @@ from usvar.errors import InputError
 from usvar.files import (
     LOCK_NAME,
     TEMPORARY_PREFIX,
+    is_hidden,
     lock_folder,
     remove_stale_temporaries,
     write_if_new,
@@ -75,6 +77,10 @@ SAVE_EVERY = 10
 # What earlier versions of this script wrote in place of the index: a folder with it is known as ours.
 EARLIER_INDEX = ".index.jsonl"
 SHEET_PICTURES = 24
+# What a killed run leaves, see work.write: the number is its process's.
+HALF_WRITTEN = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}\d+-")
+# Folder of the contact sheets.
+SHEETS = "contact_sheets"
 MANIFEST = [
     *("file", "source", "dataset", "organ", "class", "patient", "group", "split", "frame"),
     # What brought the probe to the top, see readers.turned; box, polygon and size are those of the picture
@@ -178,6 +184,9 @@ def prepare(settings: Settings, found: Found, new_name: dict[str, str], index: I
     seen, unreadable = refuse_unusable(settings, found, index)
     plan = decide(settings, found, new_name, index)
     before = classes_in(read_manifest(out / "manifest.csv"), settings.seed)
+    index.add_ours(row["file"] for row in read_manifest(out / "manifest.csv"))
+    index.add_ours(sheet_of(name) for name in before)
+    refuse_foreign_files(out, index)
     written, removed = write_images(settings, index)
     guessed = Counter()
     for file, record, *more in index.written():
@@ -249,6 +258,7 @@ def write_images(settings: Settings, index: Index) -> tuple[int, int]:
         # It says that the rest is there.
         (out / "manifest.csv").unlink(missing_ok=True)
     index.forget_other_outputs()
+    index.note_places()
     removed = remove_outputs(out, index)
     jobs = (
         (settings.raw_root, [(record, look.frame, out / file) for record, look, file in part], settings.size)
@@ -296,11 +306,25 @@ def check(settings: Settings) -> None:
         raise InputError(
             f"--out-root {settings.out_root} holds files that this script did not make: give an empty folder"
         )
+    for name in (*SPLITS, SHEETS):
+        # Behind a link lie files of others.
+        if os.path.lexists(out / name) and ((out / name).is_symlink() or not (out / name).is_dir()):
+            raise InputError(
+                f"{settings.out_root / name} is a {'link' if (out / name).is_symlink() else 'file'}, wanted "
+                "a folder that this script makes: move it elsewhere, or give another --out-root"
+            )
 
 
 def select(found: Found, settings: Settings) -> dict[str, str]:
     """Which classes to keep, as --selection and --exclude-classes say, and their new names."""
     known = found.classes | set(found.empty_classes)
+    if not found.classes and found.rejected:
+        # No choice of classes can mend that.
+        source, reason = next(iter(found.rejected.items()))
+        raise InputError(
+            f"none of the pictures in {settings.raw_root} can be used, {len(found.rejected)} are rejected; "
+            f"the first, {source}: {reason}: put there what is missing, or add other data"
+        )
     if unknown := sorted(set(settings.exclude_classes) - known - catalogue.CLASSES):
         raise InputError(f"--exclude-classes {unknown[0]} is no class here, found {', '.join(sorted(known))}")
     if settings.selection == "all":
@@ -320,8 +344,10 @@ def select(found: Found, settings: Settings) -> dict[str, str]:
         if new_name.get(name)
     }
     if not kept:
+        less = f" with --exclude-classes {' '.join(settings.exclude_classes)}"
         raise InputError(
-            f"--selection {settings.selection} keeps none of the classes {', '.join(sorted(known))}"
+            f"--selection {settings.selection}{less if settings.exclude_classes else ''} keeps none of the "
+            f"classes {', '.join(sorted(known))}: choose others"
         )
     folded = {}
     for name in sorted(set(kept.values())):
@@ -450,17 +476,60 @@ def picture(record: Record, seen: work.Look) -> Picture:
     )
 
 
-def unwanted_outputs(out_root: Path, index: Index) -> Iterator[os.DirEntry]:
-    """Images that do not stay, and half-written ones."""
+def sheet_of(class_name: str) -> str:
+    """Path of a class's contact sheet below the out root."""
+    return f"{SHEETS}/{class_name}.png"
+
+
+def in_splits(out_root: Path) -> Iterator[tuple[str, os.DirEntry]]:
+    """What lies in the class folders of the splits, and beside these, by its path below the out root.
+
+    Links are not followed: what is behind them is not ours.
+    """
     for split in SPLITS:
-        for folder in sorted((out_root / split).glob("*/")):
+        if not (out_root / split).is_dir():
+            continue
+        with os.scandir(out_root / split) as items:
+            folders = sorted(items, key=lambda item: item.name)
+        for folder in folders:
+            if not folder.is_dir(follow_symlinks=False):
+                yield f"{split}/{folder.name}", folder
+                continue
             # One by one: a list of all would be large.
             with os.scandir(folder) as items:
                 for item in items:
-                    if item.name.startswith(TEMPORARY_PREFIX) or (
-                        item.name.endswith(".png") and not index.stays(f"{split}/{folder.name}/{item.name}")
-                    ):
-                        yield item
+                    yield f"{split}/{folder.name}/{item.name}", item
+
+
+def refuse_foreign_files(out_root: Path, index: Index) -> None:
+    """Refuse files in the split folders that this script did not write, before anything is changed.
+
+    Ours is what the index or the manifest says, and what has the path of an image of this run. Where both
+    were lost after a kill, images of the killed run that are wanted elsewhere now count as foreign: their
+    names alone do not tell that nobody put them there.
+
+    Raises:
+        InputError: names the first and says how many there are.
+    """
+    first, count = "", 0
+    for file, item in in_splits(out_root):
+        ours = not item.is_dir(follow_symlinks=False) and (index.is_ours(file) or index.is_wanted(file))
+        if not ours and not is_hidden(item.name):
+            first, count = min(first or file, file), count + 1
+    if count:
+        raise InputError(
+            f"--out-root {out_root} holds {count} files in its split folders that this script did not make, "
+            f"the first is {first}: move them elsewhere, or give another folder"
+        )
+
+
+def unwanted_outputs(out_root: Path, index: Index) -> Iterator[os.DirEntry]:
+    """Images that this script wrote and that do not stay, and half-written ones."""
+    for file, item in in_splits(out_root):
+        if not item.is_dir(follow_symlinks=False) and (
+            HALF_WRITTEN.match(item.name) or (index.is_ours(file) and not index.stays(file))
+        ):
+            yield item
 
 
 def remove_outputs(out_root: Path, index: Index) -> int:
@@ -468,9 +537,11 @@ def remove_outputs(out_root: Path, index: Index) -> int:
     removed = 0
     for item in unwanted_outputs(out_root, index):
         os.unlink(item.path)
-        removed += not item.name.startswith(TEMPORARY_PREFIX)
+        removed += not HALF_WRITTEN.match(item.name)
     for split in SPLITS:
         for folder in (out_root / split).glob("*/"):
+            if folder.is_symlink():
+                continue
             with os.scandir(folder) as items:
                 empty = next(items, None) is None
             if empty:
@@ -479,12 +550,25 @@ def remove_outputs(out_root: Path, index: Index) -> int:
 
 
 def read_manifest(path: Path) -> Iterator[dict[str, str]]:
-    """Rows of the manifest of an earlier run, none when it is missing or spoiled."""
+    """Rows of the manifest of an earlier run, up to the first that is spoiled; none when it is missing.
+
+    What comes after is lost without harm: the index says as well which files are ours, and a contact sheet
+    whose rows were lost is drawn anew.
+    """
     if path.is_file():
         with open(path, newline="", encoding="utf-8", errors="replace") as file:
             rows = csv.DictReader(file)
-            if rows.fieldnames == MANIFEST:
-                yield from rows
+            try:
+                if rows.fieldnames != MANIFEST:
+                    return
+                for row in rows:
+                    # Cells are missing, or there are too many.
+                    if None in row or None in row.values():
+                        return
+                    yield row
+            except csv.Error:
+                # Such as a quote that is never closed.
+                return
 
 
 def write_csv(path: Path, header: list[str], rows: Iterable[dict[str, Any]]) -> bool:
@@ -597,7 +681,7 @@ def write_reports(
     same = {
         name for name in classes if name in old and classes[name].digest.digest() == old[name].digest.digest()
     }
-    sheets = out / "contact_sheets"
+    sheets = out / SHEETS
     jobs = []
     for name, members in sorted(classes.items()):
         if name in same and (sheets / f"{name}.png").is_file():
@@ -610,11 +694,14 @@ def write_reports(
             f"{name}: {len(shown)} of {members.count}; original with the crop drawn on it, beside the result"
         )
         jobs.append((settings.raw_root, pictures, sheets / f"{name}.png", title))
+    index.add_ours(sheet_of(name) for name in classes)
+    index.save()
     for _ in in_parallel("contact sheets", work.draw_sheet, jobs, len(jobs), settings.workers):
         pass
     for path in sheets.glob("*.png"):
-        if path.stem not in classes:
+        if path.stem not in classes and index.is_ours(sheet_of(path.stem)):
             path.unlink()
+    index.keep_ours([sheet_of(name) for name in classes])
     header = ["source", "reason"]
     lists = [
         write_csv(out / "rejected.csv", header, reasons_of(found.rejected)),

@@ -194,7 +194,11 @@ KIDNEYS = (
 
 @pytest.mark.parametrize(
     "home",
-    ["kidneyUS/kidneyUS_images_14_june_2022", "kidneyUS_images_14_june_2022", "Open Kidney/data/images"],
+    [
+        *("kidneyUS/kidneyUS_images_14_june_2022", "kidneyUS_images_14_june_2022", "Open Kidney/data/images"),
+        # All flat in its own folder, by any of its names; the alias was read as a class of its own.
+        *("kidneyUS", "Open Kidney", "open-kidney", "Open Kidney Ultrasound", "Kidney_US"),
+    ],
 )
 def test_kidney_copies_masks_and_remarks(tmp_path, home):
     """Trap: one `IM-...` token under three prefixes; masks of equal names; `Transplant ` with a blank."""

@@ -187,6 +187,38 @@ def test_bus_uclm(tmp_path, home, separator):
     assert len(find(tmp_path, "doppler", "marks", "combined").records) == 7
 
 
+def test_bus_uclm_without_its_list(tmp_path):
+    """Its masks tell the classes by colour; all of it was rejected."""
+    home = "BUS-UCLM/images"
+    colours = {"0": (0, 255, 0), "1": (255, 0, 0), "2": (0, 0, 0), "3": (0, 0, 255)}
+    for name, colour in colours.items():
+        mask_HW3 = np.zeros((80, 96, 3), np.uint8)
+        mask_HW3[20:40, 30:50] = colour
+        save(tmp_path / f"BUS-UCLM/masks/ALWI_00{name}.png", mask_HW3)
+    mask_HW3[50:60, 30:50], mask_HW3[20:40, 30:50] = (0, 255, 0), (255, 0, 0)
+    save(tmp_path / "BUS-UCLM/masks/FUHI_000.png", mask_HW3)
+    save(tmp_path / "BUS-UCLM/masks/FUHI_001.png", np.zeros((80, 96), np.uint8))
+    write(tmp_path / "BUS-UCLM/masks/FUHI_002.png", b"no picture")
+    plant(tmp_path / home, *(f"ALWI_00{n}.png" for n in range(4)), *(f"FUHI_00{n}.png" for n in range(4)))
+    found = find(tmp_path)
+    assert told(found) == {
+        f"{home}/ALWI_000.png": ("Breast-Benign", "ALWI", ""),
+        f"{home}/ALWI_001.png": ("Breast-Malignant", "ALWI", ""),
+        f"{home}/ALWI_002.png": ("Breast-Normal", "ALWI", ""),
+        f"{home}/FUHI_001.png": ("Breast-Normal", "FUHI", ""),
+    }
+    labels = {source[-12:-4]: why.split("'")[1] for source, why in found.rejected.items()}
+    assert labels == {
+        "ALWI_003": "(a mask of other colours)",
+        "FUHI_000": "benign and malignant",
+        "FUHI_002": "(a broken mask)",
+        "FUHI_003": "(no mask)",
+    }
+    assert "WARNING: BUS-UCLM: BUS-UCLM, without INFO.csv or INFO.xlsx, so less is known" in "\n".join(
+        found.notes
+    )
+
+
 @pytest.mark.parametrize("home", ["BUSBRA", "BUS-BRA/BUSBRA", "BUS-BRA/zenodo 8231412/BUSBRA"])
 def test_bus_bra(tmp_path, home):
     """Two pictures of one woman are one group and lie in one fold; the first fold is the test part."""

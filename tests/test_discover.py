@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -41,7 +42,7 @@ def test_a_folder_that_is_not_that_set(tmp_path):
     assert sources(found) == {HOSPITAL}
     assert note_of(found, "BUSI") == (
         "WARNING: BUSI: left out, named like BUSI, but no path like benign/benign (1).png is in it; "
-        "found pictures, readme.txt"
+        "found pictures, readme.txt: lay it out so, or rename it if the pictures are your own"
     )
 
 
@@ -82,13 +83,31 @@ def test_a_part_of_a_set_that_is_named_like_another_is_its_own(tmp_path):
     assert not [note for note in find(tmp_path).notes if "WARNING" in note or "nothing" in note]
 
 
-def test_a_set_in_another_arrangement_is_read_as_own_pictures_aloud(tmp_path):
-    plant(tmp_path, "BUSI/Cyst/1.png", "BUSI/Cyst/2.png")
+@pytest.mark.parametrize(
+    ("folder", "names", "layout"),
+    [
+        ("105US", ("001.png", "001 G man.png"), "105 US Images/001.png"),
+        ("MMOTU-2D", ("1.JPG", "1.PNG"), "OTU_2d/images/1.JPG"),
+        ("BUSI", ("Cyst/1.png", "Cyst/1 outlined.png"), "benign/benign (1).png"),
+    ],
+)
+@pytest.mark.parametrize("around", ["", "shelf/"])
+def test_a_set_in_another_layout_is_never_read_as_own_pictures(tmp_path, folder, names, layout, around):
+    """It was announced as left out, and then its masks became pictures of a class."""
+    plant(tmp_path, *(f"{around}{folder}/{name}" for name in names))
+    wanted = re.escape(f"named like {folder}, but no path like {layout}")
+    with pytest.raises(InputError, match=f"holds no usable picture .*{wanted}"):
+        find(tmp_path)
+    # Nor is it where there are own pictures beside it.
+    own = {f"{around}Cyst/1.png", f"{around}Abscess/1.png"}
+    plant(tmp_path, *own, first=10)
     found = find(tmp_path)
-    assert told(found) == {f"BUSI/Cyst/{n}.png": ("Cyst", "", "") for n in (1, 2)}
-    assert "WARNING: BUSI: read as own pictures, named like BUSI, but no path like benign/benign (1).png" in (
-        "\n".join(found.notes)
-    )
+    assert sources(found) == own and found.classes == {"Abscess", "Cyst"}
+    if not around:
+        assert len([note for note in found.notes if "WARNING" in note]) == 1
+        assert re.search(wanted, note_of(found, folder))
+    elif "/" not in names[0]:
+        assert re.search(wanted, note_of(found, f"shelf/{folder}"))
 
 
 def test_own_masks_beside_their_pictures_are_left_out_aloud(tmp_path):
@@ -159,6 +178,46 @@ def test_a_split_in_the_raw_root(tmp_path):
         "train/Hospital/1.png": ("Hospital", "", "train"),
         "test/Hospital/2.png": ("Hospital", "", "test"),
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        *(("Training", "train"), ("train_set", "train"), ("valid", "val"), ("Validation set", "val")),
+        *(("dev", "val"), ("testing", "test"), ("Test Data", "test"), ("held-out", "test")),
+    ],
+)
+@pytest.mark.parametrize("home", ["Mine/", ""])
+def test_usual_names_of_splits(tmp_path, name, split, home):
+    """A person's `testing` was dropped, and another test split was drawn from train."""
+    other = "train" if split != "train" else "test"
+    plant(tmp_path, f"{home}{name}/A/1.png", f"{home}{other}/A/2.png")
+    found = find(tmp_path)
+    assert told(found) == {
+        f"{home}{name}/A/1.png": ("A", "", split),
+        f"{home}{other}/A/2.png": ("A", "", other),
+    }
+    assert not [note for note in found.notes if "WARNING" in note]
+
+
+@pytest.mark.parametrize("home", ["Mine/", ""])
+def test_pictures_beside_splits_are_named(tmp_path, home):
+    """They were only counted, among files elsewhere."""
+    plant(tmp_path, *(f"{home}{name}/A/1.png" for name in ("train", "test", "extern", "fold 2")))
+    write(tmp_path / f"{home}lists/all.csv", "1\n")
+    found = find(tmp_path)
+    assert len(found.records) == 2
+    title = "Mine" if home else tmp_path.name
+    assert (
+        f"WARNING: {title}: 2 folders with pictures beside train, val or test left out (extern, fold 2): "
+        "give them a split's name, or move their classes into a split"
+    ) in found.notes
+
+
+def test_class_folders_in_the_raw_root_are_not_called_left_out(tmp_path):
+    plant(tmp_path, "A/1.png", "B/1.png")
+    (note,) = find(tmp_path).notes
+    assert note.startswith(f"{tmp_path.name}: own pictures, 2 files in 2 classes")
 
 
 def test_an_unknown_folder(tmp_path):
@@ -498,6 +557,26 @@ def test_the_same_pictures_under_another_name(tmp_path, monkeypatch, inner):
     assert found.records[0].dataset == "One"
 
 
+@pytest.mark.parametrize("shelf", ["", "public/"])
+def test_mup_beside_microseg_holds_a_folder_of_its_name(tmp_path, shelf):
+    """On a shelf both were read, and all of one rejected as copies."""
+    inner = (
+        "Micro_Ultrasound_Prostate_Segmentation_Dataset/train/micro_ultrasound_scans/microUS_train_01.nii.gz"
+    )
+    write(tmp_path / f"{shelf}MicroSeg/{inner}", "x")
+    write(tmp_path / f"{shelf}MUP/{inner}", "x")
+    assert sources(find(tmp_path)) == {f"{shelf}MicroSeg/{inner}"}
+    assert f"{shelf.removesuffix('/') or 'MUP'}: MUP left out, the same pictures as MicroSeg" in (
+        find(tmp_path).notes
+    )
+    shutil.rmtree(tmp_path / f"{shelf}MicroSeg/Micro_Ultrasound_Prostate_Segmentation_Dataset")
+    for _ in range(2):
+        found = find(tmp_path)
+        assert told(found) == {f"{shelf}MUP/{inner}": ("Prostate", "train_01", "train")}
+        assert found.records[0].dataset == "MicroSeg"
+        shutil.rmtree(tmp_path / f"{shelf}MicroSeg", ignore_errors=True)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_an_original_without_pictures_hides_no_copy(tmp_path, monkeypatch, packed):
     use(monkeypatch, COPY, ONE)
@@ -614,3 +693,29 @@ def test_what_is_found_does_not_depend_on_how_the_raw_root_is_given(tmp_path, mo
     assert find(Path("raw")).records == absolute
     assert [record.labels for record in absolute] == ["ACOUSLIC/masks/stacked_fetal_abdomen/a.mha", ""]
     assert absolute[0].labels_ns and absolute[1].outline_ns
+
+
+@pytest.mark.parametrize(
+    ("dataset", "written"),
+    [
+        *(("BUS_UC", "BUS_UC"), ("BUS-UCLM", "BUS-UCLM"), ("BUS Dataset B", "BUS-Dataset-B")),
+        *(("a__b", "a-b"), ("a _ b", "a-b"), ("_a_", "a"), ("a__", "a"), ("a_b c", "a_b-c"), ("图", "own")),
+    ],
+)
+def test_an_output_is_named_after_its_set(dataset, written):
+    """Single underscores became hyphens, unlike in the manifest; two end the set's name."""
+    name = module._output_name(dataset, "Cyst/__1 (2).nii.gz")
+    assert name.split("__")[0] == written
+    assert re.fullmatch(rf"{written}__1_2_[0-9a-f]{{8}}", name)
+
+
+def test_long_names_of_folders(tmp_path):
+    """Names of outputs fit a file system, differ where folders do, and are the same from run to run."""
+    long = [f"{'x' * 239}{end}" for end in "ab"]
+    plant(tmp_path, *(f"{folder}/{c}/1.png" for folder in long for c in ("A", "B")))
+    names = [record.name for record in find(tmp_path).records]
+    assert len(set(names)) == 4 and max(map(len, names)) < 225
+    assert names == [record.name for record in find(tmp_path).records]
+    assert len({name.split("__")[0] for name in names}) == 2
+    shutil.rmtree(tmp_path / long[0])
+    assert [record.name for record in find(tmp_path).records] == names[2:]

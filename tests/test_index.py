@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -154,6 +156,17 @@ def test_the_stamp_covers_the_code_that_a_look_depends_on():
     assert {n for n, file in called.items() if Path(file) not in stamped} == {"contact_sheet", "pair_tile"}
 
 
+def test_an_index_of_an_earlier_version_says_which_files_are_ours(tmp_path):
+    """It has no table of them: its outputs are."""
+    with closing(sqlite3.connect(tmp_path / INDEX)) as db:
+        db.execute("CREATE TABLE output (key BLOB PRIMARY KEY, file TEXT)")
+        db.execute("INSERT INTO output VALUES (x'00', 'val/A/set__0.png')")
+        db.commit()
+    index = Index()
+    with index.opened(tmp_path):
+        assert index.is_ours("val/A/set__0.png")
+
+
 def _killed(out: Path) -> None:
     """Save 10 looks, add so many that they no longer fit in memory, and die before they are saved."""
     index = Index()
@@ -244,11 +257,14 @@ def test_an_index_of_other_code_counts_as_empty(tmp_path, monkeypatch):
     index = Index()
     with index.opened(tmp_path):
         index.add_look(record(0), look(0))
+        index.add_ours(["val/A/set__0.png"])
     shutil.copy(tmp_path / INDEX, tmp_path / "kept")
     monkeypatch.setattr(module, "stamp", lambda: "later")
     index = Index()
     with index.opened(tmp_path):
         assert index.count("look") == 0
+        # Whose files lie in the out root does not depend on the code.
+        assert index.is_ours("val/A/set__0.png") and not index.is_ours("val/A/set__1.png")
     monkeypatch.undo()
     shutil.copy(tmp_path / "kept", tmp_path / INDEX)
     index = Index()

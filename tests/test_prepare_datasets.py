@@ -291,6 +291,15 @@ def test_raw_root_may_hold_the_class_folders_itself(tmp_path):
     assert len(rows) == 5 and rows[0]["dataset"] == "photos"
 
 
+def test_a_folder_with_a_long_name(tmp_path):
+    """`File name too long` was a traceback, and the out root half-written."""
+    name = "x" * 240
+    for i in range(5):
+        save(tmp_path / "raw" / name / "Cat" / f"{i}{'y' * 200}.png", speckle(i))
+    rows = prepare(tmp_path / "raw", tmp_path / "out")
+    assert len(rows) == 5 and rows[0]["dataset"] == name
+
+
 def test_unknown_and_left_out_folders_are_said(tmp_path, capsys):
     own_pictures(tmp_path / "raw")
     save(tmp_path / "raw" / "BUSI_256" / "Dataset_BUSI_with_GT" / "benign" / "benign (1).png", speckle(1))
@@ -314,10 +323,7 @@ def test_list_names_what_is_found_and_how_to_get_the_rest(tmp_path, capsys):
     assert re.search(r"(?m)^HC18 .* 1334 +1$", said) and re.search(r"(?m)^AUL .* 735 +-$", said)
     assert "AUL: https://zenodo.org/records/7272660" in said and "HC18: https" not in said
     # Why what is there does not count.
-    assert (
-        "WARNING: BUID: read as own pictures, named like BUID, but no path like Benign/1 Benign Image.bmp"
-        in said
-    )
+    assert "WARNING: BUID: left out, named like BUID, but no path like Benign/1 Benign Image.bmp" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -693,11 +699,41 @@ def test_nothing_readable_is_refused(tmp_path):
     assert "none of the 1 pictures" in refused(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("folder", "why"),
+    [
+        (
+            "BUS-BRA/Images/bus_000{}-l.png",
+            r"the publisher's list is missing \(bus_data.csv or bus_data.xlsx\)",
+        ),
+        (
+            "BUS-UCLM/images/ALWI_00{}.png",
+            r"the publisher's list is missing \(INFO.csv or INFO.xlsx\)",
+        ),
+        ("Mine/{}/1.png", "a link that leads out of the raw root"),
+    ],
+)
+def test_where_all_is_rejected_the_first_reason_is_said(tmp_path, folder, why):
+    """It said that --selection all keeps none of the classes, and an empty list."""
+    (tmp_path / "raw").mkdir()
+    home = tmp_path / ("elsewhere" if "Mine" in folder else "raw")
+    for i in range(4):
+        save(home / folder.format(i), speckle(i))
+    if "Mine" in folder:
+        (tmp_path / "raw" / "Mine").mkdir()
+        for i in range(4):
+            (tmp_path / "raw" / "Mine" / str(i)).symlink_to(home / "Mine" / str(i))
+    message = refused(tmp_path)
+    first = folder.format(0).removesuffix("/1.png")
+    assert re.search(f"can be used, 4 are rejected; the first, {first}: {why}: put there", message)
+
+
 def test_wrong_settings_are_refused(tmp_path):
     own_pictures(tmp_path / "raw", each=4)
     for settings, word in (
         ({"selection": "misson"}, "'all' nor 'mission'"),
         ({"selection": "mission"}, "keeps none"),
+        ({"exclude_classes": ("Cat", "Dog")}, "all with --exclude-classes Cat Dog keeps none"),
         ({"exclude_classes": ("Horse",)}, "Horse is no class"),
         ({"cap": -1}, "--cap"),
         ({"max_rejected": 2.0}, "--max-rejected"),
@@ -714,6 +750,121 @@ def test_a_folder_of_other_files_is_not_touched(tmp_path):
     assert (tmp_path / "out" / "train" / "Cat" / "precious.png").is_file()
     with pytest.raises(InputError, match="overlap"):
         prepare(tmp_path / "raw", tmp_path / "raw" / "processed")
+
+
+@pytest.mark.parametrize("how", ["folder", "link to a folder", "link to a file", "file", "deep", "moved"])
+def test_files_that_others_put_into_the_splits_are_refused_not_deleted(tmp_path, how):
+    """All PNG files there that were not wanted were deleted, also behind links: a person's originals."""
+    own_pictures(tmp_path / "raw", each=5)
+    rows = prepare(tmp_path / "raw", tmp_path / "out")
+    for i in range(3):
+        save(tmp_path / "precious" / f"{i}.png", speckle(7000 + i))
+    extra = tmp_path / "out" / "train" / "Extra"
+    wanted = "1 files in its split folders that this script did not make, the first is train/Extra"
+    if how in ("folder", "deep"):
+        shutil.copytree(tmp_path / "precious", extra / ("inside" if how == "deep" else ""))
+        wanted = "3 files .*the first is train/Extra/0.png" if how == "folder" else f"{wanted}/inside"
+    elif how == "link to a folder":
+        extra.symlink_to(tmp_path / "precious", target_is_directory=True)
+    elif how == "file":
+        shutil.copy(tmp_path / "precious" / "0.png", extra)
+    else:
+        extra.mkdir()
+        if how == "moved":
+            # It has a name of ours, and yet a person put it there.
+            shutil.copy(tmp_path / "out" / rows[0]["file"], extra)
+        else:
+            (extra / "0.png").symlink_to(tmp_path / "precious" / "0.png")
+    before = everything(tmp_path)
+    for settings in ({}, {"cap": 6}):
+        with pytest.raises(InputError, match=wanted):
+            prepare(tmp_path / "raw", tmp_path / "out", **settings)
+        after = everything(tmp_path)
+        assert after.pop("out/.index.sqlite") and after == {
+            name: each for name, each in before.items() if name != "out/.index.sqlite"
+        }
+    extra.rename(tmp_path / "moved away")
+    prepare(tmp_path / "raw", tmp_path / "out", cap=6)
+    assert len(list(tmp_path.glob("out/t*/*/*.png")) + list(tmp_path.glob("out/val/*/*.png"))) == 6
+
+
+@pytest.mark.parametrize("name", ["train", "val", "contact_sheets"])
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_split_that_is_a_file_or_a_link_is_refused(tmp_path, name, is_link):
+    """A file was a traceback; behind a link images were deleted."""
+    own_pictures(tmp_path / "raw", each=5)
+    prepare(tmp_path / "raw", tmp_path / "out")
+    (tmp_path / "out" / name).rename(tmp_path / "elsewhere")
+    if is_link:
+        (tmp_path / "out" / name).symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    else:
+        (tmp_path / "out" / name).write_text("")
+    before = everything(tmp_path)
+    kind = "link" if is_link else "file"
+    with pytest.raises(InputError, match=f"{name} is a {kind}, wanted a folder that this script makes"):
+        prepare(tmp_path / "raw", tmp_path / "out", cap=6)
+    assert everything(tmp_path) == before
+
+
+def test_of_hidden_files_in_the_splits_only_half_written_images_go(tmp_path):
+    """A file manager's are no reason to refuse, and whatever begins with .tmp- was deleted."""
+    own_pictures(tmp_path / "raw", each=5)
+    prepare(tmp_path / "raw", tmp_path / "out")
+    names = (".DS_Store", "Thumbs.db", ".secret.png", ".tmp-notes.png", ".tmp-12-mine__0.png")
+    for name in names:
+        (tmp_path / "out" / "train" / "Cat" / name).write_bytes(b"")
+    prepare(tmp_path / "raw", tmp_path / "out", cap=6)
+    left = {path.name for path in tmp_path.glob("out/train/Cat/*")}
+    assert {*names[:4]} <= left and names[4] not in left
+
+
+def test_contact_sheets_of_others_stay(tmp_path):
+    """Every PNG there that was no class was deleted."""
+    own_pictures(tmp_path / "raw", each=5)
+    prepare(tmp_path / "raw", tmp_path / "out")
+    save(tmp_path / "out" / "contact_sheets" / "notes.png", speckle(1))
+    prepare(tmp_path / "raw", tmp_path / "out", exclude_classes=("Dog",))
+    assert {p.name for p in tmp_path.glob("out/contact_sheets/*")} == {"Cat.png", "notes.png"}
+
+
+@pytest.mark.parametrize("index", ["kept", "of other code"])
+def test_another_run_removes_what_a_killed_one_left(tmp_path, monkeypatch, index):
+    """Images that are in no manifest yet, and not even among the saved outputs of the index."""
+    own_pictures(tmp_path / "raw")
+    real = prepare_datasets.work.write
+
+    def killed(raw_root, part, *rest):
+        done = real(raw_root, part, *rest)
+        if len(list(tmp_path.glob("out/*/*/*.png"))) == 20:
+            shutil.copy(tmp_path / "out" / prepare_datasets.INDEX, tmp_path / "left")
+            raise RuntimeError("killed")
+        return done
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="killed"):
+        patched.setattr(prepare_datasets.work, "write", killed)
+        prepare(tmp_path / "raw", tmp_path / "out")
+    (tmp_path / "left").replace(tmp_path / "out" / prepare_datasets.INDEX)
+    if index == "of other code":
+        monkeypatch.setattr("data_preprocessing.index.stamp", lambda: "later")
+    rows = prepare(tmp_path / "raw", tmp_path / "out", cap=6, seed=1)
+    on_disk = {p.relative_to(tmp_path / "out").as_posix() for p in tmp_path.glob("out/*/*/*.png")}
+    assert on_disk == {row["file"] for row in rows} and len(rows) == 6
+
+
+@pytest.mark.parametrize("left", ["manifest", "nothing"])
+def test_what_is_ours_where_the_index_is_lost(tmp_path, left):
+    """The manifest says it too. With neither, images that are wanted are written anew, others refused."""
+    own_pictures(tmp_path / "raw", each=5)
+    rows = prepare(tmp_path / "raw", tmp_path / "out")
+    (tmp_path / "out" / prepare_datasets.INDEX).write_bytes(b"no database" * 100)
+    if left == "manifest":
+        assert len(prepare(tmp_path / "raw", tmp_path / "out", cap=6)) == 6
+        return
+    (tmp_path / "out" / "manifest.csv").unlink()
+    with pytest.raises(InputError, match="4 files in its split folders that this script did not make"):
+        prepare(tmp_path / "raw", tmp_path / "out", cap=6)
+    assert all((tmp_path / "out" / row["file"]).is_file() for row in rows)
+    assert prepare(tmp_path / "raw", tmp_path / "out") == rows
 
 
 def test_two_runs_at_once_and_a_folder_that_cannot_be_written(tmp_path):
@@ -776,13 +927,22 @@ def test_there_is_no_manifest_while_images_change(tmp_path, monkeypatch):
     assert prepare(tmp_path / "raw", tmp_path / "out") == prepare(tmp_path / "raw", tmp_path / "fresh")
 
 
-@pytest.mark.parametrize("spoiled", [b"a,b\n1,2\n", b"\xff\xfe\x00nonsense", b""])
+@pytest.mark.parametrize("spoiled", [b"a,b\n1,2\n", b"\xff\xfe\x00nonsense", b"", "quote", "long quote"])
 def test_a_spoiled_manifest_counts_as_absent(tmp_path, spoiled):
-    """Another header was a KeyError."""
+    """Another header was a KeyError; a quote that is not closed made every further run fail."""
     own_pictures(tmp_path / "raw", each=5)
     rows = prepare(tmp_path / "raw", tmp_path / "out")
-    (tmp_path / "out" / "manifest.csv").write_bytes(spoiled)
-    assert prepare(tmp_path / "raw", tmp_path / "out") == rows
+    path = tmp_path / "out" / "manifest.csv"
+    whole = path.read_bytes()
+    if isinstance(spoiled, str):
+        header, first, rest = whole.split(b"\n", 2)
+        # Longer than a field may be.
+        spoiled = b"\n".join([header, first, b'"' + rest * (100 if spoiled == "long quote" else 1)])
+    path.write_bytes(spoiled)
+    assert prepare(tmp_path / "raw", tmp_path / "out") == rows and path.read_bytes() == whole
+    # What was written is still known.
+    path.write_bytes(spoiled)
+    assert len(prepare(tmp_path / "raw", tmp_path / "out", cap=6)) == 6
 
 
 @pytest.mark.parametrize("name", ["..x", "a:b", " Cat", "a\nb", "é" * 100])

@@ -23,7 +23,11 @@ COLOUR_ERROR = 30
 NO_SCAN_AREA = ("229", "306")
 EUS = {"gist": "EUS-GIST", "lmym": "EUS-Leiomyoma"}
 EUS_IDS = {1: "lmym", 2: "gist"}
-KIDNEYS = r"(kidneyUS[^/]*|images)/(?P<key>(?P<group>\d+)_(?P<token>IM-\d+-\d+(-\d+)?)_anon)\.png"
+# Where all lies flat in its own folder, that has any of the entry's names.
+KIDNEYS = (
+    r"((kidney[ _-]?US|open[ _-]?kidney)[^/]*|images)/"
+    r"(?P<key>(?P<group>\d+)_(?P<token>IM-\d+-\d+(-\d+)?)_anon)\.png"
+)
 
 # Of two sonographers.
 KIDNEY_LISTS = ("reviewed_labels_1.csv", "reviewed_labels_2.csv")

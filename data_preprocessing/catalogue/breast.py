@@ -22,15 +22,36 @@ def _brest_cases(files: Iterable[File]) -> Facts:
 
 
 def _uclm_images(files: Iterable[File]) -> Facts:
+    """INFO.csv; without it the classes by the masks, which say nothing of Doppler, calipers and two scans."""
     flags = ("Doppler", "Marks", "Combined")
+    lists = named(files, r"INFO\.(csv|xlsx)")
+    if not lists:
+        masks = named(files, r"masks/[^/]+\.png")
+        pictures = named(files, r"images/[^/]+\.png") if masks else []
+        facts = {picture.path.stem.lower(): {"label": "(no mask)"} for picture in pictures}
+        return facts | {mask.path.stem.lower(): {"label": _uclm_lesion(mask)} for mask in masks}
     return {
         row["Image"].split(".")[0].lower(): {
             "label": row["Label"],
             "leave": " ".join(flag.lower() for flag in flags if row[flag].lower() != "no"),
         }
-        for file in named(files, r"INFO\.(csv|xlsx)")
+        for file in lists
         for row in read_rows(file.path, ("Image", "Label", *flags))
     }
+
+
+def _uclm_lesion(mask: File) -> str:
+    """The class by the colours of a mask: green benign, red malignant, black normal."""
+    try:
+        rgb = read_frames(mask.path, [0])[0]
+    except Unreadable:
+        return "(a broken mask)"
+    if rgb.ndim == 2:
+        return "(a mask without colours)" if rgb.any() else "normal"
+    colours = (("benign", (0, 255, 0)), ("malignant", (255, 0, 0)))
+    # Both, or another colour, is no class: the picture is rejected.
+    classes = [name for name, colour in colours if (rgb == colour).all(-1).any()]
+    return " and ".join(classes) or ("(a mask of other colours)" if rgb.any() else "normal")
 
 
 def _bra_cases(files: Iterable[File]) -> Facts:
@@ -190,6 +211,7 @@ ENTRIES = (
                 r"images/(?P<key>(?P<group>[^/_]+)_\d+)\.png",
                 BREAST,
                 facts=_uclm_images,
+                lists=("INFO.csv", "INFO.xlsx"),
                 listed_only=True,
             ),
         ),
@@ -219,6 +241,7 @@ ENTRIES = (
                 LESIONS,
                 {"1": "test", "2": "train", "3": "train", "4": "train", "5": "train"},
                 facts=_bra_cases,
+                lists=("bus_data.csv", "bus_data.xlsx"),
                 listed_only=True,
             ),
         ),
