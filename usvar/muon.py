@@ -33,7 +33,7 @@ def layers_for_muon(transformer: nn.Module) -> nn.ModuleList:
 
     Not what turns the class into gains and shifts. A batch has few classes, so that the gradient of those
     matrices has few directions; with all directions made equally long, the step would be noise in most of
-    them. By AdamW they learn better, at three quarters of Muon's work (docs/var_recipes.md).
+    them. By AdamW they learn better, and Muon has a quarter less to do (docs/var_recipes.md).
 
     Args:
         transformer: a VAR.
