@@ -31,9 +31,9 @@ A, B, C = 3.4445, -4.7750, 2.0315
 def layers_for_muon(transformer: nn.Module) -> nn.ModuleList:
     """What Muon trains of a VAR: attention and feed-forward layers of its blocks.
 
-    Not what turns the class into gains and shifts. A batch has few classes, so that the gradient of those
-    matrices has few directions; with all directions made equally long, the step would be noise in most of
-    them. By AdamW they learn better, and Muon has a quarter less to do (docs/var_recipes.md).
+    Not what turns the class into gains and shifts: a batch has few classes, so that the gradient of those
+    matrices has few directions, and with all made equally long the step would be noise in most of them. By
+    AdamW they learn better, and Muon has a quarter less to do (docs/var_recipes.md).
 
     Args:
         transformer: a VAR.
