@@ -335,7 +335,8 @@ def add_row(path: Path, content: dict[str, Any], name: str, numbers: dict[str, A
     """Write one more row of a table of recipes, beside those of other calls with the same settings and code.
 
     So rows can be asked for one after another, or shared out over several calls that run at once. Distances
-    compare within one extractor only: rows of another one, as other pictures or a GPU make it, are dropped.
+    compare within one extractor only: rows of another one, as other pictures or another machine make it, are
+    dropped.
 
     Args:
         path: results.json.

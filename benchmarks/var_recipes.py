@@ -176,8 +176,11 @@ class SampleMeasure:
         return kernel_distance(extractor.features(self.network, grey_NHW), self.wanted_ND, seed=self.seed)
 
 
-def sample_measure(s: Settings, vae: VQVAE, device: torch.device) -> tuple[SampleMeasure, np.ndarray]:
-    """The measure with its network trained, and val's classes."""
+def sample_measure(s: Settings, vae: VQVAE) -> tuple[SampleMeasure, np.ndarray]:
+    """The measure with its network trained, and val's classes.
+
+    Its network is trained on the CPU: calls for further rows train the same one again.
+    """
     classes = images.find_classes(s.data_root)
     files = {split: images.find_images(s.data_root, split, classes) for split in ("train", "val")}
     side = images.image_size(files["train"])
@@ -190,7 +193,7 @@ def sample_measure(s: Settings, vae: VQVAE, device: torch.device) -> tuple[Sampl
         s.extractor_steps,
         64,
         s.seed,
-        device,
+        torch.device("cpu"),
     )
     wanted_ND = extractor.features(network, judging.rebuild(vae, val, 32))
     return SampleMeasure(network, wanted_ND, s.seed), files["val"].label_N
@@ -270,7 +273,7 @@ def main(s: Settings) -> None:
     chosen = check(s)
     device = distributed.choose_device(s.device)
     vqvae = load_vqvae(s.vqvae, device)
-    measure, label_N = sample_measure(s, vqvae.model, device)
+    measure, label_N = sample_measure(s, vqvae.model)
     label_N = np.repeat(label_N, s.samples_per_image)
     table: dict[str, dict[str, Any]] = {}
     for name in chosen:

@@ -62,7 +62,7 @@ from usvar import checks, cli, signals
 from usvar.errors import InputError
 from usvar.files import (
     LOCK_NAME,
-    TEMPORARY_PREFIX,
+    is_half_written,
     is_hidden,
     lock_folder,
     remove_stale_temporaries,
@@ -77,8 +77,6 @@ SAVE_EVERY = 10
 # What earlier versions of this script wrote in place of the index: a folder with it is known as ours.
 EARLIER_INDEX = ".index.jsonl"
 SHEET_PICTURES = 24
-# What a killed run leaves, see work.write: the number is its process's.
-HALF_WRITTEN = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}\d+-")
 # Folder of the contact sheets.
 SHEETS = "contact_sheets"
 MANIFEST = [
@@ -363,7 +361,8 @@ def read_mapping(path: Path) -> dict[str, str | None]:
     """A person's own choice of classes: a JSON object {"class": "new name", "other class": null}."""
     try:
         mapping = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    # Python's reader gives up on brackets some thousand deep.
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"--selection {path} is neither 'all' nor 'mission' nor a JSON file that can be read "
             f"({cli.one_line(str(error))})"
@@ -527,7 +526,7 @@ def unwanted_outputs(out_root: Path, index: Index) -> Iterator[os.DirEntry]:
     """Images that this script wrote and that do not stay, and half-written ones."""
     for file, item in in_splits(out_root):
         if not item.is_dir(follow_symlinks=False) and (
-            HALF_WRITTEN.match(item.name) or (index.is_ours(file) and not index.stays(file))
+            is_half_written(item.name) or (index.is_ours(file) and not index.stays(file))
         ):
             yield item
 
@@ -537,7 +536,7 @@ def remove_outputs(out_root: Path, index: Index) -> int:
     removed = 0
     for item in unwanted_outputs(out_root, index):
         os.unlink(item.path)
-        removed += not HALF_WRITTEN.match(item.name)
+        removed += not is_half_written(item.name)
     for split in SPLITS:
         for folder in (out_root / split).glob("*/"):
             if folder.is_symlink():

@@ -130,7 +130,7 @@ def test_the_transformer_s_recipes_name_their_extractor(tiny_data, tiny_vqvae, t
     size |= {"extractor_steps": 2, "samples_per_image": 1, "device": "cpu", "rows": ("base",)}
     s = var_recipes.Settings(tiny_data, tiny_vqvae, tiny_tokens, tmp_path, **size)
     var_recipes.main(s)
-    measured, _ = var_recipes.sample_measure(s, load_vqvae(tiny_vqvae).model, torch.device("cpu"))
+    measured, _ = var_recipes.sample_measure(s, load_vqvae(tiny_vqvae).model)
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["extractor_sha256"] == measured.network.sha256()
 

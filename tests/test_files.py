@@ -24,9 +24,12 @@ def test_a_write_makes_its_folder_and_keeps_the_suffix(tmp_path):
 
 def test_stale_temporaries_of_a_killed_run_are_removed(tmp_path):
     (tmp_path / f"{files.TEMPORARY_PREFIX}1-a.pth").write_bytes(b"half")
+    # No run's, for a run's have its number.
+    (tmp_path / f"{files.TEMPORARY_PREFIX}mine").write_bytes(b"whole")
     (tmp_path / "a.pth").write_bytes(b"whole")
     files.remove_stale_temporaries(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
+    files.remove_stale_temporaries(tmp_path / "none")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{files.TEMPORARY_PREFIX}mine", "a.pth"]
 
 
 def test_json_refuses_numbers_that_json_does_not_have(tmp_path):

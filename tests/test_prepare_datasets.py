@@ -953,6 +953,14 @@ def test_unsafe_class_names_are_refused(tmp_path, name):
     assert "cannot be a folder's name" in refused(tmp_path, selection=str(choice))
 
 
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "[1]"])
+def test_a_selection_that_is_no_mapping_is_refused(tmp_path, text):
+    choice = tmp_path / "choice.json"
+    choice.write_text(text)
+    own_pictures(tmp_path / "raw", classes=("Cat",), each=4)
+    assert f"--selection {choice}" in refused(tmp_path, selection=str(choice))
+
+
 def test_the_command_line_says_one_line_and_exits_2(tmp_path):
     command = [sys.executable, "data_preprocessing/prepare_datasets.py", "--raw-root", str(tmp_path / "none")]
     done = subprocess.run(

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 import train_var
 from benchmarks import var_recipes
@@ -13,7 +12,6 @@ from usvar import images, runs
 from usvar.checkpoints import load_var, load_vqvae, read_checkpoint
 from usvar.errors import InputError
 
-CPU = torch.device("cpu")
 ROWS = ("base", "base, another seed", "dropout 0.1")
 
 
@@ -56,7 +54,7 @@ def test_numbers_are_those_of_the_kept_weights(run):
     logged = [row for row in runs.read_log(out / "base" / "log.jsonl") if "val_mean" in row]
     assert rows["base"]["val_mean_at"] == [row["val_mean"] for row in logged] and len(logged) == 2
     vqvae = load_vqvae(s.vqvae)
-    measure, label_N = var_recipes.sample_measure(s, vqvae.model, CPU)
+    measure, label_N = var_recipes.sample_measure(s, vqvae.model)
     model = load_var(out / "base" / "ar-ckpt-best.pth", vqvae).model
     drawn = var_recipes.draw(s, var_recipes.train_settings(s, "base"), model, vqvae.model, label_N)
     assert drawn.shape == (12, 64, 64) and measure(drawn)[0] == pytest.approx(rows["base"]["distance"])
@@ -67,7 +65,7 @@ def test_the_sample_measure_is_near_0_for_what_it_compares_with(tiny_data, tiny_
     """And far from it for pictures of another kind."""
     s = settings(tiny_data, tiny_vqvae, tiny_tokens, tmp_path, extractor_steps=20)
     vae = load_vqvae(tiny_vqvae).model
-    measure, label_N = var_recipes.sample_measure(s, vae, CPU)
+    measure, label_N = var_recipes.sample_measure(s, vae)
     files = images.find_images(tiny_data, "val", images.find_classes(tiny_data))
     val = images.read_images(files, range(len(files)), 64)
     rebuilt = var_recipes.judging.rebuild(vae, val, 8)

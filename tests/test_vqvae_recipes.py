@@ -168,5 +168,5 @@ def test_a_row_whose_loss_would_be_off_is_left_out(tiny_data, tmp_path, monkeypa
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(train_vqvae, "main", lambda _: pytest.fail("was trained"))
     with pytest.raises(InputError, match="no row is left"):
-        vqvae_recipes.main(settings(tiny_data, tmp_path, rows=("ours + perceptual",)))
+        vqvae_recipes.main(settings(tiny_data, tmp_path, rows=("ours + perceptual 0.01",)))
     assert "left out" in capsys.readouterr().out

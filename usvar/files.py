@@ -25,6 +25,11 @@ LOCK_NAME = ".lock"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def is_half_written(name: str) -> bool:
+    """Whether a killed run left this: the prefix, and the number of its process."""
+    return re.match(rf"{re.escape(TEMPORARY_PREFIX)}\d+-", name) is not None
+
+
 def is_hidden(name: str) -> bool:
     """Whether what has this name is no part of the data: a file manager or a killed run left it."""
     return name.startswith(".") or name.lower() in SYSTEM_FILES
@@ -146,7 +151,8 @@ def alone_in(folder: Path) -> Iterator[None]:
 def remove_stale_temporaries(folder: Path) -> None:
     """Delete what a killed run left half-written in `folder` (not in its subfolders)."""
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        path.unlink(missing_ok=True)
+        if is_half_written(path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
