@@ -128,7 +128,7 @@ class Settings:
     # Learning rate at the last step as a share of the peak.
     final_rate: float = 0.05
 
-    # AdamW's betas; it trains embeddings, head, biases and gains.
+    # AdamW's betas; it trains adaptive norms, embeddings, head, biases and gains.
     betas: tuple[float, float] = (0.9, 0.95)
 
     # Weight decay of kernels (not of biases, gains and embeddings).

@@ -3,8 +3,8 @@
     python benchmarks/var_recipes.py --data-root data/real64 --vqvae runs/vqvae/best.pth \\
         --tokens-dir runs/tokens                 # images of 64 x 64, 30 tokens: 12 minutes of one core
     python benchmarks/var_recipes.py ... --rows base "dropout 0.1"             # some rows
-    python benchmarks/var_recipes.py ... --depth 6 --width 384 --heads 6 --batch-size 64 --steps 30000 \\
-        --learning-rate 3e-4                                                   # full size, a GPU
+    python benchmarks/var_recipes.py ... --depth 6 --width 384 --heads 6 --batch-size 64 \\
+        --steps 30000                                                          # full size, a GPU
 
 Trains each row by train_var.py: the base, the base with another seed (so far do equal recipes differ), and
 the base with one thing changed. Measures the weights that each run kept: cross-entropy on val, over all

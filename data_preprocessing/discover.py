@@ -120,7 +120,7 @@ class Found:
     rejected_of: MutableMapping[str, str] = field(default_factory=dict)
     # Classes of the records.
     classes: set[str] = field(default_factory=set)
-    # How many of them, by data set.
+    # How many pictures are left out, by data set.
     left_out_of: Counter[str] = field(default_factory=Counter)
     # One printed line for each folder: read as what, or why not.
     notes: list[str] = field(default_factory=list)

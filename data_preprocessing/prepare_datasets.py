@@ -34,7 +34,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import tyro
@@ -96,7 +96,8 @@ MANIFEST = [
 
 # Switches take a value (`--x True`), as cli.parse has it for every bool. --list asks for another thing than
 # preparing and stands alone, as --help does: tyro lets only a number that counts its flag do so.
-LoneFlag = tyro.conf.UseCounterAction[int]
+# Given more than once is no more than once, so that --help does not say that it counts.
+LoneFlag = Annotated[tyro.conf.UseCounterAction[int], tyro.conf.arg(help_behavior_hint="")]
 
 
 @dataclass(frozen=True)

@@ -428,7 +428,7 @@ def _require_three_groups(plan: Plan, kept_K: np.ndarray, extra_classes: tuple[s
     ]
     if few:
         names = " ".join(entry.split(" (")[0] for entry in few)
-        remedy = "raise --cap" if where else "add images"
+        remedy = "raise --cap" if where else "add images, let --own-patients tell more patients apart"
         raise InputError(
             f"too few different patients or pictures{where} in class {', '.join(few)}; wanted at least 3, "
             f"one each for train, val and test: {remedy}, or leave out with --exclude-classes {names}"

@@ -506,6 +506,20 @@ def test_the_likelihood_is_that_of_the_logits_whatever_is_held_at_once(settings,
     assert max(wanted_S) - min(wanted_S) > 1e-3
 
 
+def test_the_likelihood_is_of_as_many_images_as_were_asked_for(settings):
+    """Drawn, not the first ones, which are all of one class."""
+    files = settings.var, settings.vqvae, settings.tokens_dir, images.SPLITS, torch.device("cpu")
+    models = judging.load_models(settings.data_root, *files)
+    few = [
+        evaluate_var.likelihood(dataclasses.replace(settings, likelihood_images=2, seed=seed), models, None)
+        for seed in (0, 0, 1)
+    ]
+    assert few[0] == few[1] != few[2]
+    assert all(numbers["images"] == 2 for numbers in few[0].values())
+    everything = evaluate_var.likelihood(settings, models, None)
+    assert everything["train"]["images"] > everything["test"]["images"] > 2
+
+
 def test_models_of_other_classes_are_refused(settings, tiny_data, tmp_path):
     shutil.copytree(tiny_data, tmp_path / "data")
     for split in images.SPLITS:

@@ -953,6 +953,22 @@ def test_unsafe_class_names_are_refused(tmp_path, name):
     assert "cannot be a folder's name" in refused(tmp_path, selection=str(choice))
 
 
+def test_flagged_pictures_are_left_out_on_request(tmp_path):
+    own_pictures(tmp_path / "raw", classes=("Cat",), each=6)
+    grey_HW = speckle(100, 560, 420)
+    flow_HW3 = np.stack([grey_HW] * 3, axis=-1)
+    flow_HW3[150:190, 200:270] = 220, 30, 20
+    save(tmp_path / "raw" / "mine" / "Cat" / "flow.png", flow_HW3)
+    assert "--exclude-flags colour" in refused(tmp_path, exclude_flags=("colour",))
+    rows = prepare(tmp_path / "raw", tmp_path / "out")
+    assert {row["source"]: row["flags"] for row in rows}["mine/Cat/flow.png"] == "doppler"
+    assert len(prepare(tmp_path / "raw", tmp_path / "out", exclude_flags=("calipers",))) == 7
+    rows = prepare(tmp_path / "raw", tmp_path / "out", exclude_flags=("calipers", "doppler"))
+    assert len(rows) == 6 and not any(row["flags"] for row in rows)
+    with open(tmp_path / "out" / "left_out.csv", encoding="utf-8") as file:
+        assert "mine/Cat/flow.png,detected: doppler (--exclude-flags)" in file.read()
+
+
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, "[1]"])
 def test_a_selection_that_is_no_mapping_is_refused(tmp_path, text):
     choice = tmp_path / "choice.json"

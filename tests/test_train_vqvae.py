@@ -673,3 +673,19 @@ def test_a_step_does_not_wait_for_the_device(device, tmp_path):
     finally:
         if device == "cuda":
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(("until", "steps"), [(1.0, [2, 4, 6, 8]), (0.6, [2, 4]), (0.0, [])])
+def test_codes_are_revived_every_so_many_steps_until_a_share_of_the_run(
+    tiny_data, tmp_path, monkeypatch, until, steps
+):
+    """Late ones would have no time to learn."""
+    seeds = []
+
+    def revive_codes(*arguments):
+        seeds.append(arguments[6])
+        return torch.zeros(())
+
+    monkeypatch.setattr(train_vqvae, "revive_codes", revive_codes)
+    train_vqvae.main(settings(tiny_data, tmp_path, steps=8, eval_every=8, save_every=8, revive_until=until))
+    assert seeds == [training.step_seed(0, training.STREAM_REVIVE, step - 1) for step in steps]

@@ -47,14 +47,14 @@ def require(settings: Any, wanted: str, *names: str) -> None:
                 raise InputError(f"{flag(name)} {number} was given, wanted {wanted}")
 
 
-def require_file(flag: str, path: Path | None) -> None:
+def require_file(name: str, path: Path | None) -> None:
     """Refuse an optional file that is not there.
 
     Raises:
-        InputError: names the flag.
+        InputError: with the flag's `name`.
     """
     if path is not None and not path.is_file():
-        raise InputError(f"{flag} {path} is no file: leave it out, or correct it")
+        raise InputError(f"{name} {path} is no file: leave it out, or correct it")
 
 
 def require_class_names(path: Path, classes: Any) -> None:
