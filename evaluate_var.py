@@ -293,8 +293,8 @@ def usefulness(
             "balanced_accuracy_of_each_seed": scores,
             "balanced_accuracy": float(np.mean(scores)),
             "interval_95_over_seeds": evaluation.student_interval(scores),
-            "interval_95_over_test_images": evaluation.bootstrap_balanced_share(
-                predicted_SN == test.label_N, test.label_N, test.group_N, seed=s.seed
+            "interval_95_over_test_images": evaluation.balanced_share_interval(
+                predicted_SN == test.label_N, test.label_N, test.group_N
             ),
         }
     return table

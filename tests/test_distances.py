@@ -1,6 +1,7 @@
 """Distances between made-up sets of features: what is compared, what is left out, who agrees."""
 
 import numpy as np
+import pytest
 from conftest import CLASSES
 
 from usvar import distances, evaluation, report
@@ -46,6 +47,12 @@ def test_a_class_of_few_patients_is_named():
     few = [row for row in left_out if row["what"].startswith("groups of")]
     why = "under 4 of test: KD takes its images for independent"
     assert few == [{"what": "groups of Kidney", "why": why}]
+    # Of the training images as well.
+    sets["real_train"].group_N = np.concatenate([np.arange(12) // 4, 12 + np.arange(12)])
+    left_out.clear()
+    distances_from(sets, spots([0, 3], 12, 0), CLASSES[:2], left_out)
+    why = "under 4 of train: KD takes its images for independent"
+    assert {"what": "groups of Heart", "why": why} in left_out
 
 
 def test_a_class_that_was_not_generated_raises_the_pooled_distance():
@@ -72,7 +79,8 @@ def test_reconstructions_are_cut_to_as_many_as_were_generated_where_the_number_c
         "US",
         components=2,
         neighbours=NEIGHBOURS,
-        most_paired=8,
+        most_C=np.array([8, 8]),
+        paired=True,
         seed=0,
         title="pooled, reconstructed",
         left_out=[],
@@ -84,6 +92,47 @@ def test_reconstructions_are_cut_to_as_many_as_were_generated_where_the_number_c
     assert found["US-FD_images"] == 8
     everything = evaluation.manifold_measures(rebuilt_ND, real_ND, NEIGHBOURS, pair_N=np.arange(48))
     assert found["US-coverage"] < everything["coverage"] - 0.1
+
+
+def test_the_mix_of_classes_is_no_frechet_distance():
+    """Past fault: as many generated images of each class stood beside test images of which most were of one,
+    and the same source had a distance; rebuilt images, with the mix of the test images, had none."""
+    test = spots([0, 3], 400, 0).take(np.r_[:400, 400:440])
+    sets = {name: spots([0, 3], 40, i + 1) for i, name in enumerate(evaluation.SETS)}
+    sets["reconstructed_test"] = ImageSet(
+        test.grey_NHW, test.label_N, spots([0, 3], 400, 9).take(np.r_[:400, 400:440]).features
+    )
+    found = distances_from(sets, test, CLASSES[:2], [])
+    for name in evaluation.SETS:
+        entry = found[name]["pooled"]
+        assert abs(entry["US-FD_infinite"]) < 0.6
+        # The same in all lines.
+        assert entry["US-matched_images"] == 80
+    mixed = evaluation.frechet_extrapolated(sets["generated"].features["US"], test.features["US"])
+    assert mixed["FD_infinite"] > 3
+
+
+def test_each_class_has_as_many_real_images_as_were_generated_of_it():
+    """Past fault: as many of each as of the class with the most, which made real images look more varied."""
+    sets = {name: spots([0, 3, 6], 50, i) for i, name in enumerate(evaluation.SETS)}
+    sets["generated"] = sets["generated"].take(np.r_[:40, 50:60])
+    chosen = distances.equal_counts(sets, 3, 0)
+    counts = {name: np.bincount(x.label_N, minlength=3).tolist() for name, x in chosen.items()}
+    assert counts["generated"] == [40, 10, 0]
+    # None of the last class was generated: it stays, or nothing would tell.
+    assert counts["real_train"] == counts["position_prior"] == [40, 10, 40]
+    assert counts["reconstructed_test"] == [50, 50, 50]
+
+
+def test_a_class_that_makes_up_most_of_the_distance_is_named():
+    test = spots([0, 3, 40], 20, 0)
+    sets = {name: spots([0, 3, 40], 20, 1) for name in evaluation.SETS}
+    sets["generated"] = spots([0, 3, 43], 20, 2)
+    entry = distances_from(sets, test, CLASSES, [])["generated"]
+    pooled, part = entry["pooled"], entry["pooled"]["US-KD_largest_part"]
+    assert part["class"] == "Liver" and part["part"] == pytest.approx(entry["Liver"]["US-KD"] / 9)
+    assert pooled["US-KD"] > part["part"] > 0.5 * pooled["US-KD"]
+    assert pooled["US-KD_median_of_classes"] < 0.01 * pooled["US-KD"]
 
 
 def test_extractors_that_disagree_are_said_to():

@@ -268,30 +268,65 @@ def test_student_interval_against_a_table():
         evaluation.student_interval([0.5])
 
 
-def test_bootstrap_interval_is_that_of_a_share():
+def test_the_interval_of_a_balanced_share_of_one_class_is_that_of_a_share():
     right = np.zeros((3, 200), bool)
     right[:, ::2] = True
-    low, high = evaluation.bootstrap_balanced_share(right, np.zeros(200, int))
-    assert (low, high) == pytest.approx((0.5 - 1.96 * (0.25 / 200) ** 0.5, 0.5 + 0.069), abs=0.01)
-    # Classes weigh alike: three right of a rare class and none of a common one are a half. No draw differs,
-    # and still the interval is that of a hundred images.
+    found = evaluation.balanced_share_interval(right, np.zeros(200, int))
+    assert found == pytest.approx(evaluation.wilson_interval(100, 200), abs=1e-3)
+    all_right = evaluation.balanced_share_interval(np.ones((3, 57), bool), np.zeros(57, int))
+    assert all_right == pytest.approx(evaluation.wilson_interval(57, 57))
+
+
+def test_a_small_class_widens_the_interval_of_a_balanced_share():
+    """Classes weigh alike: three right of a rare class and none of a common one are a half, and of the rare
+    one it is not known how many more would be right."""
     labels = np.array([0] * 97 + [1] * 3)
-    found = evaluation.bootstrap_balanced_share((labels == 1)[None], labels)
-    assert found == pytest.approx(evaluation.wilson_interval(50, 100))
-    assert evaluation.bootstrap_balanced_share(np.ones((3, 57), bool), np.zeros(57, int))[0] < 0.95
+    low, high = evaluation.balanced_share_interval((labels == 1)[None], labels)
+    assert low < 0.33 and high > 0.67
+    assert np.mean((low, high)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("groups_C", "images_C"),
+    [
+        ([40] * 4 + [1] * 2, [1] * 4 + [20] * 2),
+        ([40] * 5 + [1], [1] * 5 + [20]),
+        ([8] * 6, [1] * 6),
+        ([4] * 21, [1] * 21),
+        ([10] * 3, [5] * 3),
+    ],
+)
+@pytest.mark.parametrize("rate", [0.5, 0.9])
+def test_the_interval_of_a_balanced_share_holds_it(groups_C, images_C, rate):
+    """Past fault: a class of one patient counted as certain, so that 0.54 of the first case's intervals held
+    the true share."""
+    held, size_G = 0, np.repeat(images_C, groups_C)
+    label_N = np.repeat(np.arange(len(groups_C)).repeat(groups_C), size_G)
+    group_N = np.arange(len(size_G)).repeat(size_G)
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        right_N = rng.random(len(group_N)) < rng.beta(2 * rate, 2 * (1 - rate), len(size_G))[group_N]
+        low, high = evaluation.balanced_share_interval(right_N[None], label_N, group_N)
+        held += low <= rate <= high
+    assert held >= 0.92 * 300
 
 
 def test_several_images_of_a_patient_do_not_narrow_an_interval():
     """Ten images of each of 40 patients, all right or all wrong: the interval is that of 40 images."""
     rng = np.random.default_rng(0)
     right_N, label_N, ten = rng.random(40) < 0.7, np.arange(40) % 2, np.arange(40).repeat(10)
-    balanced = evaluation.bootstrap_balanced_share
+    balanced = evaluation.balanced_share_interval
     once = balanced(right_N[None], label_N)
     assert balanced(right_N[None, ten], label_N[ten], ten) == pytest.approx(once)
     assert np.ptp(balanced(right_N[None, ten], label_N[ten])) < 0.5 * np.ptp(once)
     # All right: no certainty, and no more of it for ten images of each patient.
     surely = balanced(np.ones((1, 400), bool), label_N[ten], ten)
     assert surely == pytest.approx(evaluation.wilson_interval(40, 40))
+    # A patient with images of two classes moves both.
+    both_NG = np.arange(40).repeat(2), np.tile([0, 1], 40)
+    assert balanced(right_N[None].repeat(2, 1), both_NG[1], both_NG[0]) == pytest.approx(
+        evaluation.wilson_interval(right_N.sum(), 40), abs=0.01
+    )
     for right in (right_N, np.ones(40, bool), np.zeros(40, bool)):
         wanted = evaluation.wilson_interval(right.sum(), 40)
         assert evaluation.share_interval(right, np.arange(40)) == pytest.approx(wanted)

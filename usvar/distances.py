@@ -7,6 +7,7 @@ Axes: N and M images of two sets, D features, C classes.
 """
 
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -25,19 +26,22 @@ def equal_counts(sets: dict[str, ImageSet], num_classes: int, seed: int) -> dict
     The reconstructions stay as they are: there is one for each test image, and `compare` cuts them. A class
     that the generated images lack stays in the others: leaving it out would hide that it is missing.
     """
-    most = most_of_a_class(sets["generated"])
-    train_C = np.bincount(sets["real_train"].label_N, minlength=num_classes)
+    generated_C, train_C = (
+        np.bincount(sets[name].label_N, minlength=num_classes) for name in ("generated", "real_train")
+    )
+    most_C = np.minimum(np.where(generated_C, generated_C, generated_C.max()), train_C)
     return {
         name: image_set
         if name == "reconstructed_test"
-        else image_set.take(rows_of_each_class(image_set.label_N, np.minimum(most, train_C), seed))
+        else image_set.take(rows_of_each_class(image_set.label_N, most_C, seed))
         for name, image_set in sets.items()
     }
 
 
-def most_of_a_class(image_set: ImageSet) -> int:
-    """Images of the class that has the most."""
-    return int(np.bincount(image_set.label_N).max())
+def fewest_of_each_class(sets: Iterable[ImageSet], num_classes: int) -> np.ndarray:
+    """(C,) images that each set has of a class, but for sets that lack it."""
+    counts_KC = np.stack([np.bincount(x.label_N, minlength=num_classes) for x in sets])
+    return np.where(counts_KC, counts_KC, counts_KC.max()).min(0)
 
 
 def rows_of_each_class(label_N: np.ndarray, most_C: np.ndarray, seed: int) -> np.ndarray:
@@ -63,6 +67,10 @@ def all_distances(
     A class with fewer test images than a ball has neighbours is left out of the pooled numbers too: its balls
     would reach into other classes, and nearly anything would count as precise.
 
+    In the pooled kernel distance classes weigh alike, but not their features: a rare class that looks like no
+    other can make up most of it. So the largest part of a single class stands beside it, and the median over
+    classes.
+
     Args:
         sets: images by name, those of evaluation.SETS, with their features.
         test: the real test images, with theirs.
@@ -75,15 +83,18 @@ def all_distances(
     Returns:
         Set -> "pooled" or class -> numbers.
     """
-    least, most = evaluation.least_images(neighbours), most_of_a_class(sets["generated"])
+    least = evaluation.least_images(neighbours)
     judged = [i for i in range(len(classes)) if len(test.of_class(i)) >= least]
     for i in sorted(set(range(len(classes))) - set(judged)):
         note(left_out, f"{classes[i]} in the pooled distances", f"under {least} test images")
-    for i in judged:
-        if test.of_class(i).num_groups < evaluation.LEAST_GROUPS:
-            why = f"under {evaluation.LEAST_GROUPS} of test: KD takes its images for independent"
-            note(left_out, f"groups of {classes[i]}", why)
-    pooled_groups = test.take(np.flatnonzero(np.isin(test.label_N, judged))).num_groups
+    for name, image_set in {"test": test, "train": sets["real_train"]}.items():
+        for i in judged:
+            if 0 < image_set.of_class(i).num_groups < evaluation.LEAST_GROUPS:
+                why = f"under {evaluation.LEAST_GROUPS} of {name}: KD takes its images for independent"
+                note(left_out, f"groups of {classes[i]}", why)
+    most_C = fewest_of_each_class([test, *sets.values()], len(classes))
+    of_judged_C = most_C * np.isin(np.arange(len(classes)), judged)
+    groups = test.take(rows_of_each_class(test.label_N, of_judged_C, seed)).num_groups
     labels_of = {"pooled": judged} | {name: [i] for i, name in enumerate(classes)}
     distances: dict[str, Any] = {}
     for name, image_set in sets.items():
@@ -105,7 +116,7 @@ def all_distances(
                 continue
             for extractor, values_ND in test.features.items():
                 dims = values_ND.shape[1]
-                carried = pooled_groups // GROUPS_PER_COMPONENT
+                carried = groups // GROUPS_PER_COMPONENT
                 fitting = [c for c in (dims, *FEW_COMPONENTS) if c <= min(dims, carried)]
                 row |= compare(
                     fake,
@@ -113,12 +124,36 @@ def all_distances(
                     extractor,
                     components=max(fitting, default=min(dims, *FEW_COMPONENTS)),
                     neighbours=neighbours,
-                    most_paired=most if name == "reconstructed_test" else None,
+                    most_C=most_C,
+                    paired=name == "reconstructed_test",
                     seed=seed,
                     title=title,
                     left_out=left_out,
                 )
+        for extractor in test.features:
+            distances[name]["pooled"] |= parts_of_classes(
+                {classes[i]: distances[name][classes[i]].get(f"{extractor}-KD") for i in judged}, extractor
+            )
     return distances
+
+
+def parts_of_classes(distance_of: dict[str, float | None], extractor: str) -> dict[str, Any]:
+    """The median kernel distance of a class, and the class with the largest part of the pooled one.
+
+    Args:
+        distance_of: class -> kernel distance of its own images, None where it was left out.
+        extractor: whose names begin those of the numbers.
+    """
+    known = {name: value for name, value in distance_of.items() if value is not None}
+    if not known:
+        return {}
+    largest = max(known, key=lambda name: abs(known[name]))
+    # The mean over pairs of classes: a class with itself is one of C x C.
+    part = {"class": largest, "part": known[largest] / len(distance_of) ** 2}
+    return {
+        f"{extractor}-KD_median_of_classes": float(np.median(list(known.values()))),
+        f"{extractor}-KD_largest_part": part,
+    }
 
 
 def compare(
@@ -128,15 +163,18 @@ def compare(
     *,
     components: int,
     neighbours: int,
-    most_paired: int | None,
+    most_C: np.ndarray,
+    paired: bool,
     seed: int,
     title: str,
     left_out: list[dict[str, str]],
 ) -> dict[str, Any]:
     """All distances of one set from real test images by one extractor.
 
-    In the kernel distance classes weigh alike, whatever their counts. The other measures depend on the
-    counts: so of the reconstructions, too, only `most_paired` images per class are looked at.
+    In the kernel distance classes weigh alike, whatever their counts. The other measures depend on them: the
+    Fréchet distance looks at `most_C` images of each class on both sides, for with other shares of the
+    classes it would measure these, and those of neighbours at as many of the set. A class that the set lacks
+    stays among the real images.
 
     Args:
         fake: N images with features (N, D).
@@ -144,7 +182,8 @@ def compare(
         extractor: whose features.
         components: the first of D, for the Fréchet distance.
         neighbours: k of precision, recall, density and coverage.
-        most_paired: where row i of both sets stems from the same picture: most images per class; else None.
+        most_C: images of each class where their number counts.
+        paired: row i of both sets stems from the same picture.
         seed: of random halves, orders and rows.
         title: of what is compared, for what is left out.
         left_out: what could not be computed is added here.
@@ -152,7 +191,6 @@ def compare(
     Returns:
         Numbers whose names begin with the extractor's.
     """
-    paired = most_paired is not None
     fake_ND, real_MD = fake.features[extractor], real.features[extractor]
     value, spread = evaluation.kernel_distance(
         fake_ND,
@@ -166,31 +204,30 @@ def compare(
     )
     row: dict[str, Any] = {"KD": value, "KD_spread": spread}
     if spread is None:
-        note(left_out, f"spread of KD, {title}", "a class has under 4 images to halve")
-    pair_N = None
-    if paired:
-        pair_N = rows_of_each_class(real.label_N, np.full(real.label_N.max() + 1, most_paired), seed)
-        fake, fake_ND = fake.take(pair_N), fake_ND[pair_N]
-    leading_ND, leading_MD = fake_ND[:, :components], (real_MD[pair_N] if paired else real_MD)[:, :components]
+        note(left_out, f"spread of {extractor}-KD, {title}", "a class has under 4 images to halve")
+    # The same pictures on both sides where they are paired, for the labels are the same.
+    row_N, row_M = (rows_of_each_class(x.label_N, most_C, seed) for x in (fake, real))
+    fake, alike, fake_ND = fake.take(row_N), real.take(row_M), fake_ND[row_N]
+    row["matched_images"] = len(fake)
     wanted = 2 * components * (2 if paired else 1)
-    if min(fake.num_groups, real.num_groups) >= wanted:
+    if min(fake.num_groups, alike.num_groups) >= wanted:
         row |= evaluation.frechet_extrapolated(
-            leading_ND,
-            leading_MD,
+            fake_ND[:, :components],
+            real_MD[row_M, :components],
             fake_group_N=fake.group_N,
-            real_group_M=real.group_N,
+            real_group_M=alike.group_N,
             paired=paired,
             seed=seed,
         )
         row["FD_components"] = components
     else:
-        counts = f"{fake.in_words} against {real.in_words} of test"
+        counts = f"{fake.in_words} against {alike.in_words} of test"
         why = f"{counts}, wanted {wanted} groups each for {components} components"
-        note(left_out, f"Fréchet distance, {title}", why)
+        note(left_out, f"{extractor}-FD, {title}", why)
     if len(fake_ND) > neighbours:
-        row |= evaluation.manifold_measures(fake_ND, real_MD, neighbours, pair_N=pair_N)
+        row |= evaluation.manifold_measures(fake_ND, real_MD, neighbours, pair_N=row_N if paired else None)
     else:
-        what = f"precision, recall, density and coverage, {title}"
+        what = f"precision, recall, density and coverage by {extractor}, {title}"
         note(left_out, what, f"{len(fake_ND)} images, wanted over {neighbours}")
     return {f"{extractor}-{key}": value for key, value in row.items()}
 

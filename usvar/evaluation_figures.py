@@ -123,7 +123,7 @@ def draw_neighbours(path: Path, distances: dict[str, Any], stamps: dict[str, str
             entry = distances[name]["pooled"]
             heights = [entry.get(f"{extractor}-{key}", np.nan) for key in names]
             place = np.arange(4) + 0.2 * (offset - 1.5)
-            label = f"{SETS[name]}, n = {entry['images']}"
+            label = f"{SETS[name]}, n = {entry.get(f'{extractor}-matched_images', 0)}"
             style = {"color": COLOUR_OF[name], "hatch": HATCH_OF[name], "edgecolor": "white"}
             axis.bar(place, heights, 0.19, label=label, **style)
         axis.set_xticks(range(4), names)

@@ -17,7 +17,7 @@ from scipy import ndimage
 from skimage import measure
 from torch import Tensor
 
-from usvar.evaluation import ImageSet, bootstrap_balanced_share, note
+from usvar.evaluation import ImageSet, balanced_share_interval, note
 from usvar.metrics import ssim
 
 # Pictures at a time.
@@ -369,7 +369,7 @@ def differences_from_test(
             "well_formed_share": float(
                 np.mean([is_well_formed_N[image_set.label_N == k].mean() for k in labels])
             ),
-            "well_formed_interval_95": bootstrap_balanced_share(
+            "well_formed_interval_95": balanced_share_interval(
                 is_well_formed_N[None, kept_N], image_set.label_N[kept_N], image_set.group_N[kept_N]
             ),
         }

@@ -362,7 +362,12 @@ def _distance_blocks(result: dict[str, Any], picture: Picture) -> list[str]:
         paragraph(
             "Precision: share of the set inside the neighbourhoods of real test images; recall: share of "
             "real test images inside those of the set. Precision, recall, density and coverage depend on "
-            "the number of images: read them beside the other lines only."
+            "the number of images (column before them), which is as good as equal in all lines: as many of a "
+            "class as each set has. Read them beside the other lines only."
+        ),
+        paragraph(
+            "In the pooled KD all classes weigh alike, but one that looks like no other can make up most of "
+            f"it. {' '.join(_largest_part(result, extractor) for extractor in stamps)}"
         ),
         picture(
             "neighbours",
@@ -379,10 +384,23 @@ def _distance_blocks(result: dict[str, Any], picture: Picture) -> list[str]:
     ]
 
 
+def _largest_part(result: dict[str, Any], extractor: str) -> str:
+    """Which class makes up most of the generated images' kernel distance."""
+    entry = result["distances"]["generated"]["pooled"]
+    if (largest := entry.get(f"{extractor}-KD_largest_part")) is None:
+        return ""
+    return (
+        f"Of the generated images' {extractor}-KD of {number(entry[f'{extractor}-KD'])}, {largest['class']} "
+        f"alone makes {number(largest['part'])}; the median over classes is "
+        f"{number(entry[f'{extractor}-KD_median_of_classes'])}."
+    )
+
+
 def _distance_table(result: dict[str, Any], group: str, extractor: str) -> str:
     """All distances by one extractor, of a class or "pooled"."""
     header = ["set", "images", "test", "groups of test", f"{extractor}-KD", "spread"]
-    header += [f"{extractor}-FD", "at n", "FD, n infinite", "precision", "recall", "density", "coverage"]
+    header += [f"{extractor}-FD", "at n", "FD, n infinite", "of images"]
+    header += ["precision", "recall", "density", "coverage"]
     rows, components = [], None
     for name, groups in result["distances"].items():
         entry = {k.removeprefix(f"{extractor}-"): v for k, v in groups[group].items()}
@@ -391,6 +409,7 @@ def _distance_table(result: dict[str, Any], group: str, extractor: str) -> str:
         cells.append(str(entry.get("FD_images", "left out")))
         limit, deviation = (number(entry.get(f"FD_infinite{end}")) for end in ("", "_deviation"))
         cells.append(f"{limit} +- {deviation}" if "FD_infinite" in entry else limit)
+        cells.append(str(entry.get("matched_images", "left out")))
         cells += [number(entry.get(key)) for key in ("precision", "recall", "density", "coverage")]
         counts = [str(entry[key]) for key in ("images", "real_test_images", "real_test_groups")]
         rows.append([SETS[name], *counts, *cells])
