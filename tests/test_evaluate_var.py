@@ -98,7 +98,7 @@ def test_every_set_has_every_number_with_its_counts_and_hash(settings, result):
                     assert entry[f"{extractor}-{key}"] >= 0, name
     assert result["counts"]["generated"] == dict.fromkeys(CLASSES, 5) and result["drawn_by_var"] is True
     # Too few images for a Fréchet distance: said for each set and group, and nothing else is left out.
-    assert {row["what"].split(",")[0] for row in result["left_out"]} == {"Fréchet distance"}
+    assert {row["what"].split(",")[0] for row in result["left_out"]} == {"US-FD", "US-SSL-FD"}
     assert "FID" not in json.dumps(result["distances"])
 
 
