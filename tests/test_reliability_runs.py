@@ -517,7 +517,11 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 
 # Point 12: the same seed gives the same bytes, and a finished stage has nothing to do.
 def files_of(folder: Path, pattern: str) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob(pattern))}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob(pattern))
+        if path.is_file()
+    }
 
 
 def test_the_same_seed_gives_the_same_samples_byte_for_byte(tiny, tiny_var, tmp_path, capsys):
@@ -542,6 +546,16 @@ def test_the_same_seed_gives_the_same_samples_byte_for_byte(tiny, tiny_var, tmp_
     sample_var.main(settings)
     assert "nothing to do" in capsys.readouterr().out
     assert files_of(tmp_path / "second", "*.png") | files_of(tmp_path / "second", "*.npy") == made[1]
+
+
+@pytest.mark.parametrize("script", TRAINERS)
+def test_a_start_with_nothing_to_do_changes_no_file(script, tiny, tmp_path, capsys):
+    """settings.json then named settings and a code revision that the checkpoints were not made with."""
+    out = tmp_path / "out"
+    MAINS[script](settings_of(script, tiny, out, steps=2))
+    before = files_of(out, "*")
+    MAINS[script](settings_of(script, tiny, out, steps=2, log_every=7, save_every=1))
+    assert "nothing to do" in capsys.readouterr().out and files_of(out, "*") == before
 
 
 def test_the_same_seed_gives_the_same_models_and_tokens(tiny, tmp_path, capsys):

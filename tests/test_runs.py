@@ -23,7 +23,7 @@ def test_log_lines_after_the_checkpoint_are_forgotten(tmp_path):
         run.log({"step": step, "loss": float("inf") if step == 1 else 0.5, "scales": [float("nan"), 1.0]})
     with open(run.log_path, "a") as file:
         file.write('{"step": 4, "lo')  # a killed run's last line
-    run.begin(2, [])
+    run.begin(2, [], {})
     rows = [json.loads(line) for line in run.log_path.read_text().splitlines()]
     scales = {"scales": [None, 1.0]}
     assert rows == [{"step": 1, "loss": None, **scales}, {"step": 2, "loss": 0.5, **scales}]
