@@ -24,7 +24,7 @@ from faults import (
     wait_for,
 )
 from test_reliability_kills import assert_same_run
-from test_train_vqvae import assert_same, log_without_timings
+from test_train_vqvae import assert_same, log_without_timings, stopped_after
 
 import sample_var
 import tokenize_multiscale_maps
@@ -330,6 +330,25 @@ def test_a_stated_number_of_steps_may_be_skipped(script, tiny, tmp_path, monkeyp
     assert content["step"] == 3 and content["skipped"] == 1
     MAINS[script](settings_of(script, tiny, tmp_path / "one", max_skipped_steps=2, **runs))
     assert_same_run(script, tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.parametrize("script", TRAINERS)
+def test_fewer_skips_than_there_were_are_refused(script, tiny, tmp_path, monkeypatch):
+    """No step was taken then, and the run ended in a traceback, or saved steps that it had not taken."""
+    poison(monkeypatch, script, {1, 2}, "loss")
+    out, chosen = tmp_path / "out", {"steps": 6, "save_every": 1, "log_every": 1}
+    with stopped_after(3, signal.SIGTERM), pytest.raises(signals.Stopped):
+        MAINS[script](settings_of(script, tiny, out, max_skipped_steps=2, **chosen))
+    before = files_of(out, "*")
+    for allowed in (0, 1):
+        with pytest.raises(
+            InputError, match=rf"--max-skipped-steps {allowed} .* skipped 2 already: give 2 or more"
+        ):
+            MAINS[script](settings_of(script, tiny, out, max_skipped_steps=allowed, **chosen))
+        assert files_of(out, "*") == before
+    MAINS[script](settings_of(script, tiny, out, max_skipped_steps=2, **chosen))
+    MAINS[script](settings_of(script, tiny, out, max_skipped_steps=0, **chosen))  # nothing is left to skip
+    assert read_checkpoint(out / LAST[script])["step"] == 6
 
 
 def test_an_optimiser_s_step_on_a_nan_is_not_made():
