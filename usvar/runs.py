@@ -172,7 +172,8 @@ def refuse_other_settings(path: Path, before: dict, now: dict, may_change: tuple
     for role, file in now["inputs"].items():
         if before["inputs"].get(role, {}).get("sha256") != file["sha256"]:
             raise InputError(
-                f"{path} was made with another {role.replace('_', ' ')} file or folder than {file['path']}: "
+                f"{path} was made with another {role.replace('_', ' ')} file or folder than {file['path']} "
+                "(a file that was made again by another command or code revision is another one): "
                 "give that one to go on, or another --out-dir to start anew"
             )
 
