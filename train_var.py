@@ -450,7 +450,7 @@ def main(s: Settings) -> None:
     last, found_path, notes = runs.earlier_run(
         last_path, best_path, record, config, MAY_CHANGE, s.tokens_dir, MORE_STATE
     )
-    run = runs.RunFolder(s.out_dir, record) if world.is_main else None
+    run = runs.RunFolder(s.out_dir) if world.is_main else None
 
     # The network, the optimiser, and the batch of a step.
     model, averaged, optimiser = build(s, vae, config["arguments"], device, dtype)
@@ -481,12 +481,10 @@ def main(s: Settings) -> None:
         start, best, stale, skipped = (last[key] for key in ("step", "best", "stale", "skipped"))
     elif lacking := images.lacking_classes(val.label_N, val.classes):
         notes.append(f"val has no token map of {', '.join(lacking)}: no number says how they are learned")
-    if run:
-        run.begin(start, notes)
     if start >= s.steps or 0 < s.patience <= stale:
         early = f"the run stopped early at step {start} (--patience 0 goes on)"
         finished = f"all {s.steps} steps are done" if start >= s.steps else early
-        runs.end_at_once(run, world, last_path, best_path, finished)
+        runs.end_at_once(run, world, last_path, best_path, finished, notes)
         return
     guard = training.StepGuard(model.parameters(), optimiser, s.clip, world, s.max_skipped_steps, skipped)
 
@@ -499,6 +497,7 @@ def main(s: Settings) -> None:
             save_last(last_path, content, model, averaged)
 
     if run:
+        run.begin(start, notes, record)
         if s.tensorboard:
             run.open_tensorboard(start)
         baselines = write_baselines(s.out_dir, train, val)

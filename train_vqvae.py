@@ -602,7 +602,7 @@ def main(s: Settings) -> None:
             "give --vgg FILE in another --out-dir to have it"
         )
     perceptual = losses.Perceptual(vgg).to(device) if vgg else None
-    run = runs.RunFolder(s.out_dir, record) if world.is_main else None
+    run = runs.RunFolder(s.out_dir) if world.is_main else None
     with world.main_first():  # one process decodes, the others then find the file
         train_NHW, val_NHW = (
             images.decoded(files, side, s.out_dir / "cache", s.workers, s.read_limit_s)
@@ -653,10 +653,8 @@ def main(s: Settings) -> None:
     if s.compile:
         # Not before: the start of the codebook would compile graphs of its own.
         model.compile_levels()
-    if run:
-        run.begin(start, notes)
     if start >= s.steps:
-        runs.end_at_once(run, world, last_path, best_path, f"all {s.steps} steps are done")
+        runs.end_at_once(run, world, last_path, best_path, f"all {s.steps} steps are done", notes)
         return
     guard = training.StepGuard(model.parameters(), optimiser, s.clip, world, s.max_skipped_steps, skipped)
 
@@ -671,6 +669,7 @@ def main(s: Settings) -> None:
             save_last(last_path, content, *filter(None, (model, discriminator, averaged)))
 
     if run:
+        run.begin(start, notes, record)
         if s.tensorboard:
             run.open_tensorboard(start)
         count = sum(p.numel() for p in model.parameters()) / 1e6

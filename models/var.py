@@ -328,7 +328,7 @@ class VAR(nn.Module):
             cfg: strength of guidance; it grows with the scale: t = cfg * s / (S - 1), logits (1 + t) * with
                 class - t * without. A single scale gets all of it. 0 skips the half without class.
             top_k, top_p: see helpers.filter_top_k_top_p.
-            temperature: divides the guided logits; one for all or one per scale.
+            temperature: divides the guided logits; one for all or one per scale, 1e-6 or more.
             greedy: take the most likely token; no randomness.
             more_smooth: blend codes by a Gumbel-softmax whose temperature falls with the scale, instead of
                 taking the drawn one: nicer to look at, but f_hat is then not that of the tokens.
@@ -452,9 +452,11 @@ class VAR(nn.Module):
     def _temperatures(self, temperature: float | Sequence[float]) -> list[float]:
         S = len(self.patch_nums)
         temperatures = [float(temperature)] * S if isinstance(temperature, int | float) else list(temperature)
-        if len(temperatures) != S or min(temperatures) <= 0:
+        # Logits divided by numbers near 0 overflow; by 1e-6, those up to 1e32 stay finite.
+        if len(temperatures) != S or not all(1e-6 <= t < math.inf for t in temperatures):
             raise ValueError(
-                f"found temperature={temperature}, wanted one positive number or {S}, one per scale"
+                f"found temperature={temperature}, wanted one finite number of 1e-6 or more, "
+                f"or {S}, one per scale"
             )
         return temperatures
 

@@ -24,7 +24,7 @@ from faults import (
     wait_for,
 )
 from test_reliability_kills import assert_same_run
-from test_train_vqvae import assert_same, log_without_timings
+from test_train_vqvae import assert_same, log_without_timings, stopped_after
 
 import sample_var
 import tokenize_multiscale_maps
@@ -332,6 +332,25 @@ def test_a_stated_number_of_steps_may_be_skipped(script, tiny, tmp_path, monkeyp
     assert_same_run(script, tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.parametrize("script", TRAINERS)
+def test_fewer_skips_than_there_were_are_refused(script, tiny, tmp_path, monkeypatch):
+    """No step was taken then, and the run ended in a traceback, or saved steps that it had not taken."""
+    poison(monkeypatch, script, {1, 2}, "loss")
+    out, chosen = tmp_path / "out", {"steps": 6, "save_every": 1, "log_every": 1}
+    with stopped_after(3, signal.SIGTERM), pytest.raises(signals.Stopped):
+        MAINS[script](settings_of(script, tiny, out, max_skipped_steps=2, **chosen))
+    before = files_of(out, "*")
+    for allowed in (0, 1):
+        with pytest.raises(
+            InputError, match=rf"--max-skipped-steps {allowed} .* skipped 2 already: give 2 or more"
+        ):
+            MAINS[script](settings_of(script, tiny, out, max_skipped_steps=allowed, **chosen))
+        assert files_of(out, "*") == before
+    MAINS[script](settings_of(script, tiny, out, max_skipped_steps=2, **chosen))
+    MAINS[script](settings_of(script, tiny, out, max_skipped_steps=0, **chosen))  # nothing is left to skip
+    assert read_checkpoint(out / LAST[script])["step"] == 6
+
+
 def test_an_optimiser_s_step_on_a_nan_is_not_made():
     model = torch.nn.Linear(2, 1)
     optimiser = torch.optim.AdamW(model.parameters(), fused=True)
@@ -517,7 +536,11 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 
 # Point 12: the same seed gives the same bytes, and a finished stage has nothing to do.
 def files_of(folder: Path, pattern: str) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob(pattern))}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob(pattern))
+        if path.is_file()
+    }
 
 
 def test_the_same_seed_gives_the_same_samples_byte_for_byte(tiny, tiny_var, tmp_path, capsys):
@@ -542,6 +565,16 @@ def test_the_same_seed_gives_the_same_samples_byte_for_byte(tiny, tiny_var, tmp_
     sample_var.main(settings)
     assert "nothing to do" in capsys.readouterr().out
     assert files_of(tmp_path / "second", "*.png") | files_of(tmp_path / "second", "*.npy") == made[1]
+
+
+@pytest.mark.parametrize("script", TRAINERS)
+def test_a_start_with_nothing_to_do_changes_no_file(script, tiny, tmp_path, capsys):
+    """settings.json then named settings and a code revision that the checkpoints were not made with."""
+    out = tmp_path / "out"
+    MAINS[script](settings_of(script, tiny, out, steps=2))
+    before = files_of(out, "*")
+    MAINS[script](settings_of(script, tiny, out, steps=2, log_every=7, save_every=1))
+    assert "nothing to do" in capsys.readouterr().out and files_of(out, "*") == before
 
 
 def test_the_same_seed_gives_the_same_models_and_tokens(tiny, tmp_path, capsys):

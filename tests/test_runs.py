@@ -23,7 +23,7 @@ def test_log_lines_after_the_checkpoint_are_forgotten(tmp_path):
         run.log({"step": step, "loss": float("inf") if step == 1 else 0.5, "scales": [float("nan"), 1.0]})
     with open(run.log_path, "a") as file:
         file.write('{"step": 4, "lo')  # a killed run's last line
-    run.begin(2, [])
+    run.begin(2, [], {})
     rows = [json.loads(line) for line in run.log_path.read_text().splitlines()]
     scales = {"scales": [None, 1.0]}
     assert rows == [{"step": 1, "loss": None, **scales}, {"step": 2, "loss": 0.5, **scales}]
@@ -43,7 +43,9 @@ def test_other_settings_or_files_are_refused_by_name(tmp_path):
         runs.refuse_other_settings(tmp_path, before, now, may_change=("log_every",))
     before["settings"]["width"] = 8
     now["settings"]["width"], now["inputs"]["vqvae"]["sha256"] = 8, "other"
-    with pytest.raises(InputError, match="another vqvae file or folder"):
+    with pytest.raises(
+        InputError, match=r"another vqvae file .* made again by another command or code rev.*: give"
+    ):
         runs.refuse_other_settings(tmp_path, before, now, may_change=("log_every",))
 
 

@@ -347,7 +347,7 @@ def test_tensorboard_gets_the_numbers_of_the_log_when_asked(straight, tiny_data,
 def test_fine_tuning_starts_at_the_weights_of_a_checkpoint(straight, tiny_data, tmp_path):
     """The first loss is that of the kept weights, and the run goes on by itself once it has started."""
     chosen = settings(
-        tiny_data, tmp_path, init_from=straight / "best.pth", learning_rate=1e-9, revive_every=0
+        tiny_data, tmp_path, init_from=straight / "best.pth", learning_rate=1e-9, revive_every=0, save_every=2
     )
     train_vqvae.main(chosen)
     before, after = (read_checkpoint(out / "best.pth") for out in (straight, tmp_path))
@@ -358,7 +358,8 @@ def test_fine_tuning_starts_at_the_weights_of_a_checkpoint(straight, tiny_data, 
     assert len(after["made_by"]["inputs"]["init_from"]["sha256"]) == 64
     rows = runs.read_log(tmp_path / "log.jsonl")
     assert "32 of 32 codes kept, 0 start anew" in rows[0]["note"] and rows[0]["note"].endswith("anew: none")
-    # Its weights are in last.pth: it need not be named again, and is still known.
+    # Its weights are in the checkpoint: it need not be named again, and is still known.
+    (tmp_path / "last.pth").unlink()  # else there is nothing to do; now step 3 follows last-previous.pth
     train_vqvae.main(dataclasses.replace(chosen, init_from=None))
     record = json.loads((tmp_path / "settings.json").read_text())
     assert record["inputs"] == after["made_by"]["inputs"]

@@ -427,6 +427,10 @@ def test_wrong_inputs_of_training_are_refused():
     ("settings", "message"),
     [
         ({"temperature": 0.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature=nan, wanted one finite number of 1e-6 or more, or 3"),
+        ({"temperature": [1.0, float("nan"), 1.0]}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"temperature": 1e-40, "top_p": 0.9}, "temperature"),
         ({"temperature": [1.0, 1.0]}, "temperature"),
         ({"cfg": -1.0}, "cfg"),
         ({"cfg": float("nan")}, "cfg"),

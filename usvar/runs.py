@@ -28,19 +28,20 @@ class RunFolder:
 
     Args:
         path: the folder; made if missing.
-        record: what makes the run, from `provenance.made_by`.
+        record: what makes the run, from `provenance.made_by`; None where `begin` will say it.
 
     Raises:
         InputError: when another run that is alive writes to the folder, or it cannot be written.
     """
 
-    def __init__(self, path: Path, record: dict[str, Any]) -> None:
+    def __init__(self, path: Path, record: dict[str, Any] | None = None) -> None:
         self._lock = lock_folder(path)
         self.path, self.log_path = path, path / "log.jsonl"
         self.writer: Any = None
         remove_stale_temporaries(path)
         remove_stale_temporaries(path / "progress")
-        write_json(path / "settings.json", record)
+        if record is not None:
+            write_json(path / "settings.json", record)
 
     def open_tensorboard(self, step: int) -> None:
         """From now on `log` writes numbers for TensorBoard as well; those after `step` are forgotten."""
@@ -70,8 +71,13 @@ class RunFolder:
         print(f"note: {text}", flush=True)
         self.log({"step": step, "note": text})
 
-    def begin(self, step: int, notes: Iterable[str]) -> None:
-        """Drop log lines of steps that a killed run did after its last checkpoint; then log the notes."""
+    def begin(self, step: int, notes: Iterable[str], record: dict[str, Any]) -> None:
+        """Write settings.json, drop log lines of steps after the checkpoint (a killed run's), log the notes.
+
+        Not before it is known that there is something to do: a start that does nothing must not put its own
+        settings and code revision beside checkpoints that were made with others.
+        """
+        write_json(self.path / "settings.json", record)
         if self.log_path.exists():
             kept = [row for row in read_log(self.log_path) if row["step"] <= step]
             write_text(self.log_path, "".join(json.dumps(row) + "\n" for row in kept))
@@ -92,8 +98,10 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def end_at_once(run: RunFolder | None, world: World, last_path: Path, best_path: Path, done: str) -> None:
-    """End a run that has nothing left to do.
+def end_at_once(
+    run: RunFolder | None, world: World, last_path: Path, best_path: Path, done: str, notes: Iterable[str]
+) -> None:
+    """End a run that has nothing left to do, and leave its files as they are.
 
     Args:
         run: the folder; None in all processes but the first.
@@ -101,6 +109,7 @@ def end_at_once(run: RunFolder | None, world: World, last_path: Path, best_path:
         last_path: the checkpoint that says so.
         best_path: the checkpoint that the run is for.
         done: why nothing is left, for the message.
+        notes: what the log would say of this start.
 
     Raises:
         InputError: when the best checkpoint is lost.
@@ -111,6 +120,8 @@ def end_at_once(run: RunFolder | None, world: World, last_path: Path, best_path:
             "again from the checkpoint before it"
         )
     if run:
+        for text in notes:
+            print(f"note: {text}")
         print(f"nothing to do: {done}, as {last_path} says")
         run.close()
     world.close()
@@ -161,7 +172,8 @@ def refuse_other_settings(path: Path, before: dict, now: dict, may_change: tuple
     for role, file in now["inputs"].items():
         if before["inputs"].get(role, {}).get("sha256") != file["sha256"]:
             raise InputError(
-                f"{path} was made with another {role.replace('_', ' ')} file or folder than {file['path']}: "
+                f"{path} was made with another {role.replace('_', ' ')} file or folder than {file['path']} "
+                "(a file that was made again by another command or code revision is another one): "
                 "give that one to go on, or another --out-dir to start anew"
             )
 

@@ -106,7 +106,7 @@ def write_token_maps(
     arrays["made_by"] = (np.array(json.dumps(made_by | {"classes": list(classes)})), ())
     with atomic_path(folder / FILE_NAME) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, (array, row_shape) in arrays.items():
-            # A fixed date: the same tokens give the same bytes.
+            # A fixed date: the same tokens with the same made_by give the same bytes.
             member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             with archive.open(member, "w", force_zip64=True) as file:
                 if array.dtype.hasobject:

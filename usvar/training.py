@@ -250,6 +250,9 @@ class StepGuard:
         world: all processes.
         allowed: steps that may be skipped in the whole run.
         skipped: steps that were skipped before this start.
+
+    Raises:
+        InputError: when that is more than allowed: no step would be taken.
     """
 
     def __init__(
@@ -261,6 +264,11 @@ class StepGuard:
         allowed: int = 0,
         skipped: int = 0,
     ) -> None:
+        if skipped > allowed:
+            raise InputError(
+                f"--max-skipped-steps {allowed} was given, but this run has skipped {skipped} already: "
+                f"give {skipped} or more"
+            )
         self.parameters, self.optimiser, self.clip, self.world = list(parameters), optimiser, clip, world
         self.allowed, self.skipped = allowed, skipped
         # The step, from 1, that was one too many, once `read` has found it; skipped does not count it.
