@@ -11,6 +11,7 @@ seed, before_after.png, and edit.json. Edited images hold real pixels: they are 
 score may take them for such.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -274,9 +275,12 @@ def write_edits(
     Returns:
         What edit.json says of each.
     """
+    # First what tells of an earlier run's edits: it must not tell of these when this run is stopped.
+    (s.out_dir / "edit.json").unlink(missing_ok=True)
     # Those of a run with more variants would stand there as if this one had made them.
-    for earlier in s.out_dir.glob("edit_[0-9]*.png"):
-        earlier.unlink()
+    for earlier in s.out_dir.glob("edit_*.png"):
+        if re.fullmatch(r"edit_\d+\.png", earlier.name):
+            earlier.unlink()
     # Pasted pixels are real as well, even where every token was drawn.
     given = max(kept, int(s.paste))
     variants = []

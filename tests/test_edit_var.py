@@ -155,6 +155,27 @@ def test_edits_of_an_earlier_run_do_not_stay(settings):
     assert [p.name for p in sorted(settings.out_dir.glob("edit_*.png"))] == ["edit_0.png", "edit_1.png"]
 
 
+def test_a_picture_of_the_users_own_stays(settings):
+    """Past fault: edit_0_annotated.png was deleted with the edits of the earlier run."""
+    own = settings.out_dir / "edit_0_annotated.png"
+    images.save_png(own, np.zeros((8, 8), np.uint8))
+    edited(settings)
+    assert own.is_file()
+
+
+def test_a_stop_leaves_no_record_of_other_edits(settings, monkeypatch):
+    """Past fault: edit.json of the run before stood beside the first pictures of the one that was stopped."""
+    edited(settings)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(images, "save_png", stop)
+    with pytest.raises(KeyboardInterrupt):
+        edit_var.main(dataclasses.replace(settings, class_name="Liver"))
+    assert not (settings.out_dir / "edit.json").exists()
+
+
 def test_a_folder_in_use_or_not_to_be_written_is_refused_before_the_work(settings, monkeypatch):
     def work(*_, **__):
         raise AssertionError("it began")
