@@ -73,6 +73,19 @@ def test_the_settings_inside_the_file_are_enough(folder, models, tmp_path):
     assert_same(exchange.load(tmp_path), models)
 
 
+@pytest.mark.parametrize("text", ['{"ultra', "[1]"])
+def test_a_damaged_config_json_does_not_matter(text, folder, models, tmp_path):
+    """Past fault: it was read after all, and ended in a traceback."""
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / ("a" * 40)
+    shutil.copytree(folder, snapshot)
+    (snapshot / "config.json").write_text(text)
+    assert_same(exchange.load(snapshot), models)
+    refs = tmp_path / "models--owner--name" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("a" * 40)
+    assert_same(exchange.load("owner/name", cache_dir=tmp_path, local_files_only=True), models)
+
+
 def test_a_downloaded_repository_needs_no_network(folder, models, tmp_path):
     repository = tmp_path / "models--owner--name"
     shutil.copytree(folder, repository / "snapshots" / ("a" * 40))

@@ -75,7 +75,7 @@ class Models(ModelHubMixin):
         with atomic_path(save_directory / FILE_NAME) as temporary:
             state = {key: value.contiguous() for key, value in state.items()}
             save_file(state, temporary, metadata={SETTINGS_KEY: json.dumps(settings)})
-        # The Hub shows this one; it is not read.
+        # The Hub shows this one; `load` does not read it. The mixin's from_pretrained does, for nothing.
         write_json(save_directory / "config.json", {SETTINGS_KEY: settings})
         if not (save_directory / "README.md").exists():
             classes = (self.var or self.vqvae).classes or ("not named",)
@@ -128,12 +128,15 @@ def load(
         InputError: when there is no such folder or repository, or its file is not one of ours or damaged.
     """
     try:
-        return Models.from_pretrained(
-            source,
+        # Not from_pretrained, which fails on a damaged config.json though nothing in it is needed.
+        return Models._from_pretrained(
+            model_id=str(source),
             device=device,
             revision=revision,
             cache_dir=cache_dir,
+            force_download=False,
             local_files_only=local_files_only,
+            token=None,
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ConnectionError) as error:
         raise InputError(
