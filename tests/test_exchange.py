@@ -114,6 +114,19 @@ def test_saving_keeps_a_card_that_was_written_by_hand_and_publishes_no_paths(mod
         exchange.generate(found, [0])
 
 
+def test_the_card_tells_of_the_models_that_are_there(models, tmp_path):
+    """Past fault: after other models were saved into the folder it still named the classes of the first."""
+    models.save_pretrained(tmp_path)
+    others = exchange.Loaded(models.vqvae.model, models.vqvae.config | {"classes": ["Ovary"]}, {}, "0")
+    Models(others).save_pretrained(tmp_path)
+    card = tmp_path / "README.md"
+    assert "Classes: Ovary.\n" in card.read_text()
+    edited = card.read_text() + "\nTrained on our own scanner.\n"
+    card.write_text(edited)
+    models.save_pretrained(tmp_path)
+    assert card.read_text() == edited
+
+
 def test_pushing_uploads_what_saving_writes(models, monkeypatch):
     """The Hub's client is the mixin's; here only what it is given is looked at."""
     given = {}

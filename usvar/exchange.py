@@ -10,6 +10,7 @@ Nothing here unpickles. A folder needs no network; a repository that was downloa
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,12 @@ class Models(ModelHubMixin):
             save_file(state, temporary, metadata={SETTINGS_KEY: json.dumps(settings)})
         # The Hub shows this one; `load` does not read it. The mixin's from_pretrained does, for nothing.
         write_json(save_directory / "config.json", {SETTINGS_KEY: settings})
-        if not (save_directory / "README.md").exists():
+        card = save_directory / "README.md"
+        # One of ours in all but the classes is of earlier models; a line that a person wrote makes it theirs.
+        ours = ".*".join(map(re.escape, CARD.split("{classes}")))
+        if not card.exists() or re.fullmatch(ours, card.read_text(encoding="utf-8", errors="replace")):
             classes = (self.var or self.vqvae).classes or ("not named",)
-            write_text(save_directory / "README.md", CARD.format(classes=", ".join(classes)))
+            write_text(card, CARD.format(classes=", ".join(classes)))
 
     @classmethod
     def _from_pretrained(
