@@ -145,14 +145,26 @@ def box_region(box: tuple[int, int, int, int], size: int) -> np.ndarray:
 
 
 def mask_region(path: Path, size: int) -> np.ndarray:
-    """(H, W) bool, True where the image is white.
+    """(H, W) bool, True where the image is white; what is transparent counts as black.
 
     Raises:
-        InputError: when it cannot be read, or has another size than the image.
+        InputError: when it cannot be read, does not say what white is, or has another size than the image.
     """
     try:
         with Image.open(path) as mask:
-            grey_HW = np.asarray(mask.convert("L"))
+            if mask.mode in ("I", "F"):
+                raise InputError(
+                    f"{path} has 32 bits per pixel, which do not say what white is, wanted 8 or 16: save it "
+                    "as an 8-bit PNG in black and white"
+                )
+            if mask.mode.startswith("I;16"):
+                # Not by convert, which makes all from 255 on white.
+                grey_HW = np.asarray(mask) >> 8
+            else:
+                black = Image.new("RGBA", mask.size, "black")
+                grey_HW = np.asarray(Image.alpha_composite(black, mask.convert("RGBA")).convert("L"))
+    except InputError:
+        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(
             f"{path} cannot be read as a mask ({error}): give an image in black and white"
