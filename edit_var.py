@@ -108,6 +108,7 @@ def check(s: Settings) -> None:
     checks.require(s, "1 or more", "variants", "batch_size")
     checks.require(s, "0 to below 1", "overlap")
     checks.require(s, "0 or more", "feather", "seed")
+    checks.require(s, checks.TEMPERATURE, "temperature")
     Drawing.of(s).check()
 
 

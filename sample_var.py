@@ -221,6 +221,7 @@ def check(s: Settings, var: Loaded, maps: dict[str, tokens.TokenMaps]) -> None:
             f"--temperature {' '.join(map(str, s.temperature))} was given, wanted one number, or {S}, one "
             "per scale"
         )
+    checks.require(s, checks.TEMPERATURE, "temperature")
     Drawing.of(s).check()
     if s.greedy and s.more_smooth:
         raise InputError("--greedy and --more-smooth were given together: the second is random, choose one")

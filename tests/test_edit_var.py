@@ -259,6 +259,8 @@ def test_the_title_says_all_that_decides_how_tokens_are_drawn(settings, monkeypa
         ({"image": Path("missing.png")}, "is no file"),
         ({"variants": 0}, "wanted 1 or more"),
         ({"cfg": -1.0}, "--cfg -1 was given, wanted 0 or more"),
+        ({"temperature": 1e-7}, "--temperature 1e-07 was given, wanted 0.000001 or more"),
+        ({"temperature": float("nan")}, "--temperature nan was given"),
         ({"overlap": 1.0}, "--overlap 1.0 was given, wanted 0 to below 1"),
     ],
 )

@@ -6,6 +6,9 @@ from typing import Any
 
 from usvar.errors import InputError
 
+# What the sampler takes: logits divided by less can pass what a float holds.
+TEMPERATURE = "0.000001 or more"
+
 
 def flag(name: str) -> str:
     """The flag of a settings field: batch_size -> --batch-size."""
