@@ -146,7 +146,8 @@ class Settings:
     # Also write the tokens of each image, <index>.npy beside the picture.
     save_tokens: bool = False
 
-    # Images at once. Tokens do not depend on it; a grey level may, by rounding.
+    # Images at once. In float32 tokens do not depend on it; in bfloat16 a few may, by rounding, as grey
+    # levels in both.
     batch_size: int = 32
 
     # auto (a GPU if there is one), cpu, cuda or cuda:1.
