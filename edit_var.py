@@ -335,6 +335,7 @@ def main(s: Settings) -> None:
     vae, model = vqvae.model, var.model
     label = class_label(s, var)
     s = with_chosen(s, s.settings_from, var.sha256)
+    checks.require_class_drop(s.cfg, var.config)
     size = vae.image_side
     if not s.image.is_file():
         raise InputError(f"--image {s.image} is no file: give a prepared image")

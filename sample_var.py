@@ -241,6 +241,7 @@ def check(s: Settings, var: Loaded, maps: dict[str, tokens.TokenMaps]) -> None:
             "give the token maps that it was trained on"
         )
     tokens.refuse_other_training(s.var, var, maps["train"])
+    checks.require_class_drop(s.cfg, var.config)
 
 
 def seeds_and_real_rows(

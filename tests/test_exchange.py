@@ -1,5 +1,6 @@
 """usvar/exchange.py: models to a folder and back, from the Hub's cache without network, use from Python."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -212,6 +213,16 @@ def test_generating_by_name_or_number_whatever_the_batch(models, tiny_vqvae, tin
     var = load_var(tiny_var, vqvae)
     _, f_hat = var.model.generate_tokens([1, 0, 2], seeds=exchange.image_seeds(3, 3), cfg=2.0, top_p=0.9)
     assert torch.equal(vqvae.model.fhat_to_img(f_hat), found)
+
+
+def test_guidance_of_a_transformer_trained_without_class_dropout_is_refused(models):
+    arguments = models.var.config["arguments"] | {"cond_drop_rate": 0.0}
+    var = dataclasses.replace(models.var, config=models.var.config | {"arguments": arguments})
+    for given in ({}, {"cfg": 2.0}):
+        with pytest.raises(InputError, match="trained without class dropout"):
+            exchange.generate(Models(models.vqvae, var), ["Heart"], **given)
+    found = exchange.generate(Models(models.vqvae, var), ["Heart"], cfg=0.0)
+    assert torch.equal(found, exchange.generate(models, ["Heart"], cfg=0.0))
 
 
 def test_tokens_are_those_of_the_tokeniser(models, tiny_data, tiny_tokens):

@@ -50,6 +50,23 @@ def require(settings: Any, wanted: str, *names: str) -> None:
                 raise InputError(f"{flag(name)} {number} was given, wanted {wanted}")
 
 
+def require_class_drop(cfg: float, config: dict[str, Any]) -> None:
+    """Refuse guidance of a transformer that never learned the "no class" which guidance subtracts.
+
+    Args:
+        cfg: strength of guidance; 0: none.
+        config: of the loaded transformer; a published one does not say how it was trained, and passes.
+
+    Raises:
+        InputError: when it was trained without class dropout and cfg is above 0.
+    """
+    if cfg > 0 and config["arguments"].get("cond_drop_rate") == 0:
+        raise InputError(
+            f"--cfg is {cfg:g}, but the transformer was trained without class dropout (--class-drop 0), "
+            "which guidance needs: give --cfg 0"
+        )
+
+
 def require_file(name: str, path: Path | None) -> None:
     """Refuse an optional file that is not there.
 
