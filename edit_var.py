@@ -11,6 +11,7 @@ seed, before_after.png, and edit.json. Edited images hold real pixels: they are 
 score may take them for such.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +108,7 @@ def check(s: Settings) -> None:
     checks.require(s, "1 or more", "variants", "batch_size")
     checks.require(s, "0 to below 1", "overlap")
     checks.require(s, "0 or more", "feather", "seed")
+    checks.require(s, checks.TEMPERATURE, "temperature")
     Drawing.of(s).check()
 
 
@@ -144,14 +146,26 @@ def box_region(box: tuple[int, int, int, int], size: int) -> np.ndarray:
 
 
 def mask_region(path: Path, size: int) -> np.ndarray:
-    """(H, W) bool, True where the image is white.
+    """(H, W) bool, True where the image is white; what is transparent counts as black.
 
     Raises:
-        InputError: when it cannot be read, or has another size than the image.
+        InputError: when it cannot be read, does not say what white is, or has another size than the image.
     """
     try:
         with Image.open(path) as mask:
-            grey_HW = np.asarray(mask.convert("L"))
+            if mask.mode in ("I", "F"):
+                raise InputError(
+                    f"{path} has 32 bits per pixel, which do not say what white is, wanted 8 or 16: save it "
+                    "as an 8-bit PNG in black and white"
+                )
+            if mask.mode.startswith("I;16"):
+                # Not by convert, which makes all from 255 on white.
+                grey_HW = np.asarray(mask) >> 8
+            else:
+                black = Image.new("RGBA", mask.size, "black")
+                grey_HW = np.asarray(Image.alpha_composite(black, mask.convert("RGBA")).convert("L"))
+    except InputError:
+        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(
             f"{path} cannot be read as a mask ({error}): give an image in black and white"
@@ -274,9 +288,12 @@ def write_edits(
     Returns:
         What edit.json says of each.
     """
+    # First what tells of an earlier run's edits: it must not tell of these when this run is stopped.
+    (s.out_dir / "edit.json").unlink(missing_ok=True)
     # Those of a run with more variants would stand there as if this one had made them.
-    for earlier in s.out_dir.glob("edit_[0-9]*.png"):
-        earlier.unlink()
+    for earlier in s.out_dir.glob("edit_*.png"):
+        if re.fullmatch(r"edit_\d+\.png", earlier.name):
+            earlier.unlink()
     # Pasted pixels are real as well, even where every token was drawn.
     given = max(kept, int(s.paste))
     variants = []
@@ -318,6 +335,7 @@ def main(s: Settings) -> None:
     vae, model = vqvae.model, var.model
     label = class_label(s, var)
     s = with_chosen(s, s.settings_from, var.sha256)
+    checks.require_class_drop(s.cfg, var.config)
     size = vae.image_side
     if not s.image.is_file():
         raise InputError(f"--image {s.image} is no file: give a prepared image")

@@ -146,7 +146,8 @@ class Settings:
     # Also write the tokens of each image, <index>.npy beside the picture.
     save_tokens: bool = False
 
-    # Images at once. Tokens do not depend on it; a grey level may, by rounding.
+    # Images at once. In float32 tokens do not depend on it; in bfloat16 a few may, by rounding, as grey
+    # levels in both.
     batch_size: int = 32
 
     # auto (a GPU if there is one), cpu, cuda or cuda:1.
@@ -221,6 +222,7 @@ def check(s: Settings, var: Loaded, maps: dict[str, tokens.TokenMaps]) -> None:
             f"--temperature {' '.join(map(str, s.temperature))} was given, wanted one number, or {S}, one "
             "per scale"
         )
+    checks.require(s, checks.TEMPERATURE, "temperature")
     Drawing.of(s).check()
     if s.greedy and s.more_smooth:
         raise InputError("--greedy and --more-smooth were given together: the second is random, choose one")
@@ -239,6 +241,7 @@ def check(s: Settings, var: Loaded, maps: dict[str, tokens.TokenMaps]) -> None:
             "give the token maps that it was trained on"
         )
     tokens.refuse_other_training(s.var, var, maps["train"])
+    checks.require_class_drop(s.cfg, var.config)
 
 
 def seeds_and_real_rows(
@@ -437,6 +440,15 @@ def write_samples(s: Settings, batch: list[Sample], idx_BL: np.ndarray, grey_BHW
         images.save_png(path, grey_HW, sample.K)
 
 
+def holds_the_tokenised(root: Path, split: images.Split, real: tokens.TokenMaps) -> bool:
+    """Whether a folder still has the images of the token maps; their paths may be those of others by now."""
+    try:
+        files = images.find_images(root, split, real.classes)
+    except InputError:  # gone, or no longer a folder of prepared images
+        return False
+    return images.listing_sha256(files) == real.made_by.get("listing_sha256")
+
+
 @torch.no_grad()
 def real_images(
     s: Settings, vae: VQVAE, real: tokens.TokenMaps, samples: list[Sample]
@@ -448,12 +460,25 @@ def real_images(
 
     Returns:
         By their row in the token file, (H, W) uint8 each; and whether they are the images themselves.
+
+    Raises:
+        InputError: when --data-root holds other images than those that were tokenised.
     """
     rows = sorted({sample.real_row for sample in samples if sample.index < s.figure_rows} - {None})
+    if not rows:
+        return {}, False
     root = s.data_root or real.made_by.get("settings", {}).get("data_root")
-    paths = {row: Path(root, str(real.path_N[row])) for row in rows} if root else {}
-    if s.data_root or all(row in paths and paths[row].is_file() for row in rows):
-        return {row: images.read_image(path) for row, path in paths.items()}, True
+    if root and holds_the_tokenised(Path(root), s.split, real):
+        return {row: images.read_image(Path(root, str(real.path_N[row]))) for row in rows}, True
+    if s.data_root:
+        raise InputError(
+            f"--data-root {root} holds other {s.split} images than {real.file} was made from: give the "
+            "folder that was tokenised, or leave it out"
+        )
+    print(
+        f"note: the {s.split} images that were tokenised were not found{f' in {root}' if root else ''}: the "
+        "figures show them decoded from their tokens"
+    )
     idx_BL = tokens.as_tensor(real.idx_NL, rows).to(next(vae.parameters()).device)
     grey_BHW = images.to_uint8(
         vae.idxBl_to_img(split_scales(idx_BL, real.patch_nums), same_shape=True, last_one=True)

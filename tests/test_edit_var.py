@@ -48,6 +48,11 @@ def region(size: int = 64, box: tuple[int, int, int, int] = BOX) -> np.ndarray:
     return edit_var.box_region(box, size)
 
 
+def saved(path: Path, array: np.ndarray) -> Path:
+    Image.fromarray(array).save(path)
+    return path
+
+
 def token_maps(patch_nums: tuple[int, ...]) -> list[torch.Tensor]:
     return [torch.arange(side * side)[None] for side in patch_nums]
 
@@ -149,10 +154,50 @@ def test_a_mask_is_the_same_as_its_box_and_variants_do_not_depend_on_the_batch(s
     assert (edited(by_mask)[:2] == edited(settings)).all()
 
 
+WHITE = np.where(region(), 255, 0).astype(np.uint8)
+ALL_WHITE = np.full_like(WHITE, 255)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.where(region(), 65535, 500).astype(np.uint16),
+        np.dstack([WHITE] * 3),
+        np.dstack([ALL_WHITE] * 3 + [WHITE]),
+        np.dstack([ALL_WHITE, WHITE]),
+    ],
+    ids=["16 bits", "RGB", "RGBA", "LA"],
+)
+def test_white_is_half_of_the_brightest_or_more_and_not_transparent(pixels, tmp_path):
+    """Past fault: 500 of 65535 was white, and so was a transparent background."""
+    assert (edit_var.mask_region(saved(tmp_path / "mask.png", pixels), 64) == region()).all()
+
+
 def test_edits_of_an_earlier_run_do_not_stay(settings):
     edited(dataclasses.replace(settings, variants=4))
     edited(settings)
     assert [p.name for p in sorted(settings.out_dir.glob("edit_*.png"))] == ["edit_0.png", "edit_1.png"]
+
+
+def test_a_picture_of_the_users_own_stays(settings):
+    """Past fault: edit_0_annotated.png was deleted with the edits of the earlier run."""
+    own = settings.out_dir / "edit_0_annotated.png"
+    images.save_png(own, np.zeros((8, 8), np.uint8))
+    edited(settings)
+    assert own.is_file()
+
+
+def test_a_stop_leaves_no_record_of_other_edits(settings, monkeypatch):
+    """Past fault: edit.json of the run before stood beside the first pictures of the one that was stopped."""
+    edited(settings)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(images, "save_png", stop)
+    with pytest.raises(KeyboardInterrupt):
+        edit_var.main(dataclasses.replace(settings, class_name="Liver"))
+    assert not (settings.out_dir / "edit.json").exists()
 
 
 def test_a_folder_in_use_or_not_to_be_written_is_refused_before_the_work(settings, monkeypatch):
@@ -201,11 +246,6 @@ def test_the_title_says_all_that_decides_how_tokens_are_drawn(settings, monkeypa
     assert titles[0].endswith("as Heart\nguidance 1.5, top-k 8, top-p 0.95, temperature 1.5")
 
 
-def saved(path: Path, array: np.ndarray) -> Path:
-    Image.fromarray(array).save(path)
-    return path
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -219,6 +259,8 @@ def saved(path: Path, array: np.ndarray) -> Path:
         ({"image": Path("missing.png")}, "is no file"),
         ({"variants": 0}, "wanted 1 or more"),
         ({"cfg": -1.0}, "--cfg -1 was given, wanted 0 or more"),
+        ({"temperature": 1e-7}, "--temperature 1e-07 was given, wanted 0.000001 or more"),
+        ({"temperature": float("nan")}, "--temperature nan was given"),
         ({"overlap": 1.0}, "--overlap 1.0 was given, wanted 0 to below 1"),
     ],
 )
@@ -228,17 +270,30 @@ def test_wrong_settings_are_refused_before_anything_is_written(settings, change,
     assert not settings.out_dir.exists()
 
 
+def test_guidance_of_a_transformer_trained_without_class_dropout_is_refused(settings, tmp_path):
+    content = torch.load(settings.var, weights_only=True)
+    content["config"]["arguments"]["cond_drop_rate"] = 0.0
+    torch.save(content, tmp_path / "var.pth")
+    s = dataclasses.replace(settings, var=tmp_path / "var.pth")
+    with pytest.raises(InputError, match="trained without class dropout"):
+        edit_var.main(s)
+    assert not s.out_dir.exists()
+    edited(dataclasses.replace(s, cfg=0.0))
+
+
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
         (np.zeros((64, 64), np.uint8), "marks nothing"),
         (np.full((64, 64), 255, np.uint8), "marks the whole image"),
         (np.zeros((32, 64), np.uint8), "64 x 32, the image is 64 x 64"),
+        (region().astype(np.float32), "32 bits per pixel"),
+        (region().astype(np.int32) * 65535, "32 bits per pixel"),
         (None, "cannot be read as a mask"),
     ],
 )
 def test_wrong_masks_are_refused(settings, tmp_path, mask, message):
-    path = tmp_path / "mask.png"
+    path = tmp_path / "mask.tif"  # also holds 32 bits
     path.write_bytes(b"no picture") if mask is None else saved(path, mask)
     with pytest.raises(InputError, match=message):
         edit_var.main(dataclasses.replace(settings, box=None, mask=path))

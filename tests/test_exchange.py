@@ -1,5 +1,6 @@
 """usvar/exchange.py: models to a folder and back, from the Hub's cache without network, use from Python."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -73,6 +74,19 @@ def test_the_settings_inside_the_file_are_enough(folder, models, tmp_path):
     assert_same(exchange.load(tmp_path), models)
 
 
+@pytest.mark.parametrize("text", ['{"ultra', "[1]"])
+def test_a_damaged_config_json_does_not_matter(text, folder, models, tmp_path):
+    """Past fault: it was read after all, and ended in a traceback."""
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / ("a" * 40)
+    shutil.copytree(folder, snapshot)
+    (snapshot / "config.json").write_text(text)
+    assert_same(exchange.load(snapshot), models)
+    refs = tmp_path / "models--owner--name" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("a" * 40)
+    assert_same(exchange.load("owner/name", cache_dir=tmp_path, local_files_only=True), models)
+
+
 def test_a_downloaded_repository_needs_no_network(folder, models, tmp_path):
     repository = tmp_path / "models--owner--name"
     shutil.copytree(folder, repository / "snapshots" / ("a" * 40))
@@ -99,6 +113,19 @@ def test_saving_keeps_a_card_that_was_written_by_hand_and_publishes_no_paths(mod
     assert found.vqvae.made_by["settings"] == {"steps": 5} and found.var is None
     with pytest.raises(InputError, match="hold no transformer"):
         exchange.generate(found, [0])
+
+
+def test_the_card_tells_of_the_models_that_are_there(models, tmp_path):
+    """Past fault: after other models were saved into the folder it still named the classes of the first."""
+    models.save_pretrained(tmp_path)
+    others = exchange.Loaded(models.vqvae.model, models.vqvae.config | {"classes": ["Ovary"]}, {}, "0")
+    Models(others).save_pretrained(tmp_path)
+    card = tmp_path / "README.md"
+    assert "Classes: Ovary.\n" in card.read_text()
+    edited = card.read_text() + "\nTrained on our own scanner.\n"
+    card.write_text(edited)
+    models.save_pretrained(tmp_path)
+    assert card.read_text() == edited
 
 
 def test_pushing_uploads_what_saving_writes(models, monkeypatch):
@@ -186,6 +213,16 @@ def test_generating_by_name_or_number_whatever_the_batch(models, tiny_vqvae, tin
     var = load_var(tiny_var, vqvae)
     _, f_hat = var.model.generate_tokens([1, 0, 2], seeds=exchange.image_seeds(3, 3), cfg=2.0, top_p=0.9)
     assert torch.equal(vqvae.model.fhat_to_img(f_hat), found)
+
+
+def test_guidance_of_a_transformer_trained_without_class_dropout_is_refused(models):
+    arguments = models.var.config["arguments"] | {"cond_drop_rate": 0.0}
+    var = dataclasses.replace(models.var, config=models.var.config | {"arguments": arguments})
+    for given in ({}, {"cfg": 2.0}):
+        with pytest.raises(InputError, match="trained without class dropout"):
+            exchange.generate(Models(models.vqvae, var), ["Heart"], **given)
+    found = exchange.generate(Models(models.vqvae, var), ["Heart"], cfg=0.0)
+    assert torch.equal(found, exchange.generate(models, ["Heart"], cfg=0.0))
 
 
 def test_tokens_are_those_of_the_tokeniser(models, tiny_data, tiny_tokens):

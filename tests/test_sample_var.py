@@ -53,6 +53,13 @@ def idx_of(s: Settings, entry: dict) -> np.ndarray:
     return np.load((s.out_dir / entry["file"]).with_suffix(".npy"))
 
 
+def val_with_listing(s: Settings, data_root: Path) -> tokens.TokenMaps:
+    """Token maps of val that say which images they were made from, as tokenize_multiscale_maps.py writes."""
+    val = read_token_maps(s.tokens_dir / "val")
+    val.made_by["listing_sha256"] = images.listing_sha256(images.find_images(data_root, "val", CLASSES))
+    return val
+
+
 def chosen(listing: dict, **wanted) -> list[dict]:
     return [e for e in listing["samples"] if all(e[name] == value for name, value in wanted.items())]
 
@@ -210,8 +217,9 @@ def test_figures_have_K_rising_and_the_real_image_of_the_row_at_the_right(
     monkeypatch.setattr(sample_var.plots, "image_grid", lambda path, *rest: drawn.update({path.name: rest}))
     s = replace(base, data_root=tiny_data)
     samples = sample_var.plan(s, {split: read_token_maps(s.tokens_dir / split) for split in ("train", "val")})
-    vae = load_vqvae(s.vqvae).model
-    real, as_prepared = sample_var.real_images(s, vae, read_token_maps(s.tokens_dir / "val"), samples)
+    vae, val = load_vqvae(s.vqvae).model, val_with_listing(s, tiny_data)
+    real, as_prepared = sample_var.real_images(s, vae, val, samples)
+    assert as_prepared
     figures = sample_var.planned_figures(s, samples)
     assert all(figure.path.is_file() for figure in figures)
     sample_var.draw_figures(s, figures, real, as_prepared)
@@ -233,7 +241,6 @@ def test_figures_have_K_rising_and_the_real_image_of_the_row_at_the_right(
     assert sum(len(row) for row in drawn["variety_Heart.png"][0]) == VARIETY
 
     # Without --data-root they come from where they were tokenised, as long as they are there.
-    val = read_token_maps(base.tokens_dir / "val")
     val.made_by["settings"] = {"data_root": str(tiny_data)}
     again, as_prepared = sample_var.real_images(base, vae, val, samples)
     assert as_prepared and all((again[row] == real[row]).all() for row in real)
@@ -246,6 +253,27 @@ def test_figures_have_K_rising_and_the_real_image_of_the_row_at_the_right(
     assert drawn["tp_Kidney.png"][2][-1] == "real, rebuilt\n(val)"
 
 
+def test_images_of_another_preparation_are_not_shown_as_those_that_gave_the_prefix(
+    base, tiny_data, tmp_path, capsys
+):
+    """Past fault: what lay at their paths today was shown "as prepared", here black pictures of 48 x 48."""
+    samples = sample_var.plan(
+        base, {split: read_token_maps(base.tokens_dir / split) for split in ("train", "val")}
+    )
+    vae, val = load_vqvae(base.vqvae).model, val_with_listing(base, tiny_data)
+    root = shutil.copytree(tiny_data, tmp_path / "data")
+    val.made_by["settings"] = {"data_root": str(root)}
+    assert sample_var.real_images(base, vae, val, samples)[1] and not capsys.readouterr().out
+    for path in root.glob("val/*/*.png"):
+        images.save_png(path, np.zeros((48, 48), np.uint8))
+    decoded, as_prepared = sample_var.real_images(base, vae, val, samples)
+    assert not as_prepared and all(grey_HW.shape == (64, 64) for grey_HW in decoded.values())
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1 and f"were not found in {root}: the figures show them decoded" in printed
+    with pytest.raises(InputError, match=r"holds other val images than .*npz was made from: give"):
+        sample_var.real_images(replace(base, data_root=root), vae, val, samples)
+
+
 def test_token_maps_that_do_not_say_where_their_images_lie_have_them_decoded(
     base, tiny_data, tmp_path, monkeypatch
 ):
@@ -254,8 +282,9 @@ def test_token_maps_that_do_not_say_where_their_images_lie_have_them_decoded(
     samples, vae = sample_var.plan(base, maps), load_vqvae(base.vqvae).model
     shutil.copytree(tiny_data, tmp_path / "None")
     monkeypatch.chdir(tmp_path)
+    listing = {"listing_sha256": val_with_listing(base, tiny_data).made_by["listing_sha256"]}
     for made_by in ({}, {"settings": {}}, {"settings": {"data_root": None}}):
-        val = replace(maps["val"], made_by=made_by)
+        val = replace(maps["val"], made_by=made_by | listing)
         real, as_prepared = sample_var.real_images(base, vae, val, samples)
         assert len(real) == 2 * len(CLASSES) and not as_prepared
     plain = [replace(sample, real_row=None) for sample in samples]
@@ -429,15 +458,17 @@ def test_greedy_and_published_smoothing_and_temperature_per_scale(base, tmp_path
         ({"top_p": float("nan")}, "--top-p nan"),
         ({"top_k": -1}, "--top-k -1"),
         ({"cfg": -0.5}, "--cfg -0.5"),
-        ({"temperature": (0.0,)}, "--temperature 0 was given, wanted above 0"),
-        ({"temperature": (1.0, 1.0, float("inf"))}, "--temperature inf was given, wanted above 0"),
+        ({"temperature": (0.0,)}, "--temperature 0.0 was given, wanted 0.000001 or more"),
+        ({"temperature": (1e-7,)}, "--temperature 1e-07 was given, wanted 0.000001 or more"),
+        ({"temperature": (1.0, float("nan"), 1.0)}, "--temperature nan was given, wanted 0.000001 or more"),
+        ({"temperature": (1.0, 1.0, float("inf"))}, "--temperature inf was given, wanted 0.000001 or more"),
         ({"temperature": (1.0, 1.0)}, "--temperature 1.0 1.0 was given, wanted one number, or 3, one per"),
         ({"greedy": True, "more_smooth": True}, "choose one"),
         ({"batch_size": 0}, "--batch-size 0"),
         ({"images_per_class": 0}, "--images-per-class 0"),
         ({"var": Path("nowhere.pth")}, "nowhere.pth is missing"),
         ({"tokens_dir": Path("nowhere")}, "tokens_multiscale_maps.npz is missing"),
-        ({"data_root": Path(__file__).parent}, "cannot be read"),
+        ({"data_root": Path(__file__).parent}, "holds other val images than"),
     ],
 )
 def test_a_wrong_setting_is_refused_before_anything_is_written(wrong, message, base, tmp_path):
@@ -479,6 +510,19 @@ def test_a_transformer_that_learned_from_other_images_is_refused(base, tmp_path)
     assert not s.out_dir.exists()
     same = copied_tokens(base, tmp_path / "same", listing_sha256="a" * 64)
     sample_var.main(replace(s, tokens_dir=same, prefix_tokens=(0,)))
+    assert (s.out_dir / FOLDERS[0] / "plain").is_dir()
+
+
+def test_guidance_of_a_transformer_trained_without_class_dropout_is_refused(base, tmp_path):
+    """Past fault: the default --cfg 1.5 subtracted what a "no class" that was never learned says."""
+    content = torch.load(base.var, weights_only=True)
+    content["config"]["arguments"]["cond_drop_rate"] = 0.0
+    torch.save(content, tmp_path / "var.pth")
+    s = replace(base, var=tmp_path / "var.pth", out_dir=tmp_path / "out", modes=("plain",), variety=0)
+    with pytest.raises(InputError, match=r"--cfg is 1\.5, but .* \(--class-drop 0\), .*: give --cfg 0"):
+        sample_var.main(s)
+    assert not s.out_dir.exists()
+    sample_var.main(replace(s, cfg=0.0, images_per_class=1, prefix_tokens=(0,)))
     assert (s.out_dir / FOLDERS[0] / "plain").is_dir()
 
 

@@ -6,6 +6,9 @@ from typing import Any
 
 from usvar.errors import InputError
 
+# What the sampler takes: logits divided by less can pass what a float holds.
+TEMPERATURE = "0.000001 or more"
+
 
 def flag(name: str) -> str:
     """The flag of a settings field: batch_size -> --batch-size."""
@@ -45,6 +48,23 @@ def require(settings: Any, wanted: str, *names: str) -> None:
         for number in value if isinstance(value, tuple) else () if value is None else (value,):
             if not fits(number, wanted):
                 raise InputError(f"{flag(name)} {number} was given, wanted {wanted}")
+
+
+def require_class_drop(cfg: float, config: dict[str, Any]) -> None:
+    """Refuse guidance of a transformer that never learned the "no class" which guidance subtracts.
+
+    Args:
+        cfg: strength of guidance; 0: none.
+        config: of the loaded transformer; a published one does not say how it was trained, and passes.
+
+    Raises:
+        InputError: when it was trained without class dropout and cfg is above 0.
+    """
+    if cfg > 0 and config["arguments"].get("cond_drop_rate") == 0:
+        raise InputError(
+            f"--cfg is {cfg:g}, but the transformer was trained without class dropout (--class-drop 0), "
+            "which guidance needs: give --cfg 0"
+        )
 
 
 def require_file(name: str, path: Path | None) -> None:

@@ -10,6 +10,7 @@ Nothing here unpickles. A folder needs no network; a repository that was downloa
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.helpers import image_seeds
+from usvar import checks
 from usvar.checkpoints import Loaded, build_var, build_vqvae, load_var, load_vqvae
 from usvar.errors import InputError
 from usvar.files import atomic_path, write_json, write_text
@@ -75,11 +77,14 @@ class Models(ModelHubMixin):
         with atomic_path(save_directory / FILE_NAME) as temporary:
             state = {key: value.contiguous() for key, value in state.items()}
             save_file(state, temporary, metadata={SETTINGS_KEY: json.dumps(settings)})
-        # The Hub shows this one; it is not read.
+        # The Hub shows this one; `load` does not read it. The mixin's from_pretrained does, for nothing.
         write_json(save_directory / "config.json", {SETTINGS_KEY: settings})
-        if not (save_directory / "README.md").exists():
+        card = save_directory / "README.md"
+        # One of ours in all but the classes is of earlier models; a line that a person wrote makes it theirs.
+        ours = ".*".join(map(re.escape, CARD.split("{classes}")))
+        if not card.exists() or re.fullmatch(ours, card.read_text(encoding="utf-8", errors="replace")):
             classes = (self.var or self.vqvae).classes or ("not named",)
-            write_text(save_directory / "README.md", CARD.format(classes=", ".join(classes)))
+            write_text(card, CARD.format(classes=", ".join(classes)))
 
     @classmethod
     def _from_pretrained(
@@ -128,12 +133,15 @@ def load(
         InputError: when there is no such folder or repository, or its file is not one of ours or damaged.
     """
     try:
-        return Models.from_pretrained(
-            source,
+        # Not from_pretrained, which fails on a damaged config.json though nothing in it is needed.
+        return Models._from_pretrained(
+            model_id=str(source),
             device=device,
             revision=revision,
             cache_dir=cache_dir,
+            force_download=False,
             local_files_only=local_files_only,
+            token=None,
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ConnectionError) as error:
         raise InputError(
@@ -202,7 +210,13 @@ def read(path: Path, device: torch.device | str = "cpu") -> Models:
 
 @torch.no_grad()
 def generate(
-    models: Models, labels: str | Sequence[str | int], *, seed: int = 0, batch_size: int = 32, **sampling: Any
+    models: Models,
+    labels: str | Sequence[str | int],
+    *,
+    seed: int = 0,
+    batch_size: int = 32,
+    cfg: float = 1.5,
+    **sampling: Any,
 ) -> Tensor:
     """Generate one image for each label.
 
@@ -211,21 +225,22 @@ def generate(
         labels: class names, or numbers; -1 is "no class". A single name is one image.
         seed: image i depends on the seed, on i and on its label, not on the others or the batch.
         batch_size: images at once; bounds the memory.
-        sampling: cfg, top_k, top_p, temperature, greedy, more_smooth of VAR.generate_tokens.
+        cfg: strength of class guidance; it grows with the scale; 0: none.
+        sampling: top_k, top_p, temperature, greedy, more_smooth of VAR.generate_tokens.
 
     Returns:
         (B, 3, H, W) float32 in [-1, 1], the three channels about equal; images.to_uint8 makes grey pixels.
 
     Raises:
-        InputError: no transformer, no labels, an unknown class or a setting that makes no sense.
+        InputError: no transformer, no labels, an unknown class, a setting that makes no sense, or guidance of
+            a transformer that was trained without class dropout.
         ValueError: another setting of the sampler that makes no sense.
     """
-    if batch_size < 1 or sampling.get("cfg", 0.0) < 0:
-        raise InputError(
-            f"batch_size {batch_size} and cfg {sampling.get('cfg', 0.0)} were given, wanted 1 and 0 or more"
-        )
+    if batch_size < 1 or cfg < 0:
+        raise InputError(f"batch_size {batch_size} and cfg {cfg} were given, wanted 1 and 0 or more")
     if models.var is None:
         raise InputError("these models hold no transformer, wanted one: load them with a var")
+    checks.require_class_drop(cfg, models.var.config)
     if isinstance(labels, str):
         labels = [labels]
     if not len(labels):
@@ -239,7 +254,7 @@ def generate(
     seeds, images = image_seeds(seed, len(numbers)), []
     with _as_in_the_scripts():
         for some, seeds_B in zip(batches(numbers, batch_size), batches(seeds, batch_size), strict=True):
-            _, f_hat = model.generate_tokens(some, seeds=seeds_B, **sampling)
+            _, f_hat = model.generate_tokens(some, seeds=seeds_B, cfg=cfg, **sampling)
             images.append(vae.fhat_to_img(f_hat))
     return torch.cat(images)
 
