@@ -470,6 +470,7 @@ def main(s: Settings) -> None:
     )
     # Patients and videos; None: not known, each image counts as one by itself.
     groups = None if group_of is None else {name: image_set.num_groups for name, image_set in real.items()}
+    is_trained_on_these = models.vqvae_is_trained_on_this_train if models else None
     result = {
         "made_by": record,
         "classes": list(classes),
@@ -485,7 +486,8 @@ def main(s: Settings) -> None:
         "groups": groups,
         **sections,
         "left_out": left_out,
-        "cautions": report.cautions_of(groups),
+        "vqvae_is_trained_on_this_train": is_trained_on_these,
+        "cautions": report.cautions_of(groups, is_trained_on_these),
     }
 
     # First, so that hours of work do not end with a figure that cannot be drawn.

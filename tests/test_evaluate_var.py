@@ -249,9 +249,13 @@ def test_names_of_classes_cannot_inject_markup():
 
 
 def test_what_tiny_sets_do_not_carry_is_left_out_with_its_reason(
-    settings, result, tiny_data, tmp_path, capsys
+    settings, result, tiny_data, tmp_path, capsys, monkeypatch
 ):
-    """Three test images per class: no distances; a folder without one class: it is missed, not forgotten."""
+    """Three test images per class: no distances; a folder without one class: it is missed, not forgotten.
+
+    Past fault: that a VQ-VAE may have seen the test images was printed, and stood in no file.
+    """
+    monkeypatch.setattr(images, "note_other_training", lambda *_: False)
     folder = tmp_path / "generated"
     stream = np.random.default_rng(2)
     for label in (0, 2):
@@ -272,6 +276,9 @@ def test_what_tiny_sets_do_not_carry_is_left_out_with_its_reason(
         assert what in reasons
     assert "share_below" not in found["copies"]["pixels"]
     assert found["counts"]["generated"]["Kidney"] == 0
+    assert found["vqvae_is_trained_on_this_train"] is False and report.OTHER_VQVAE in found["cautions"]
+    assert report.OTHER_VQVAE in (small.out_dir / "report.html").read_text(encoding="utf-8")
+    assert result["vqvae_is_trained_on_this_train"] is None and report.OTHER_VQVAE not in result["cautions"]
     # These images have no manifest.csv.
     assert found["groups"] is None and report.GROUPS_UNKNOWN in found["cautions"]
     assert "is not known" in (small.out_dir / "report.html").read_text(encoding="utf-8")
