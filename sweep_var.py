@@ -298,7 +298,10 @@ def main(s: Settings) -> None:
     check(s, boundaries)
     s = judging.with_their_training(s, s.judges)
     inputs = {"var": s.var, "vqvae": s.vqvae} | {f"{k}_tokens": v.file for k, v in models.maps.items()}
+    inputs["manifest"] = judging.find_manifest(s.data_root)  # its groups decide KD and its spread
     record = provenance.made_by("sweep_var.py", s, inputs)
+    # Said when there is none, too, or points would be kept when one was taken away.
+    record["inputs"].setdefault("manifest", {"path": "manifest.csv", "sha256": None})
     earlier, points = read_record(s.out_dir / "sweep.json", "made_by", "points"), {}
     if earlier:
         runs.refuse_other_settings(s.out_dir / "sweep.json", earlier["made_by"], record, MAY_CHANGE)

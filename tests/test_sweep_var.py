@@ -13,7 +13,7 @@ import evaluate_var
 import sample_var
 import sweep_var
 from models import VAR
-from usvar import images, judging
+from usvar import images, judging, provenance
 from usvar.chosen import Drawing
 from usvar.errors import InputError
 from usvar.prefixed import require_drawn_by
@@ -85,6 +85,23 @@ def test_it_goes_on_with_the_points_that_are_missing(settings, chosen, monkeypat
     assert json.loads(path.read_text(encoding="utf-8"))["points"] == before["points"]
     with pytest.raises(InputError, match="images_per_class"):
         sweep_var.main(dataclasses.replace(settings, images_per_class=6))
+
+
+def test_points_of_other_groups_are_not_kept(settings, chosen, tmp_path):
+    """Past fault: with a new manifest.csv, or without it, points of the groups before stood in the sweep."""
+    s = dataclasses.replace(settings, data_root=tmp_path / "data", out_dir=tmp_path / "out")
+    shutil.copytree(settings.data_root, s.data_root)
+    shutil.copytree(settings.out_dir, s.out_dir)
+    manifest, sweep = s.data_root / "manifest.csv", s.out_dir / "sweep.json"
+    manifest.write_text("file,group\n", encoding="utf-8")
+    with pytest.raises(InputError, match="made with another manifest file"):
+        sweep_var.main(s)
+    before = json.loads(sweep.read_text(encoding="utf-8"))
+    before["made_by"]["inputs"]["manifest"]["sha256"] = provenance.sha256_file(manifest)
+    sweep.write_text(json.dumps(before), encoding="utf-8")
+    manifest.unlink()
+    with pytest.raises(InputError, match="made with another manifest file"):
+        sweep_var.main(s)
 
 
 def test_other_values_may_be_tried_in_the_same_folder_and_points_before_are_kept(

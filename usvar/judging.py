@@ -104,6 +104,12 @@ def load_models(
     )
 
 
+def find_manifest(data_root: Path) -> Path | None:
+    """manifest.csv of prepare_datasets.py; None where there is none."""
+    path = data_root / "manifest.csv"
+    return path if path.is_file() else None
+
+
 def read_groups(data_root: Path) -> dict[str, str] | None:
     """Group of each prepared image (its patient or video, joined with near copies) by its path in the folder.
 
@@ -113,8 +119,8 @@ def read_groups(data_root: Path) -> dict[str, str] | None:
     Raises:
         InputError: when the file is no such list.
     """
-    path = data_root / "manifest.csv"
-    if not path.is_file():
+    path = find_manifest(data_root)
+    if path is None:
         return None
     try:
         with open(path, newline="", encoding="utf-8") as file:
