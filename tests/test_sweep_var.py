@@ -199,6 +199,21 @@ def test_the_highest_coverage_of_those_that_are_near_and_of_the_right_class():
     assert sweep_var.best_of([row(1.0, 0.2), row(1.05, 0.6), row(1.5, 0.1, 1.0)]) == 1
 
 
+def test_how_many_values_the_distance_excludes_is_told(settings, chosen, tmp_path, capsys):
+    """Past fault: where it excluded none, coverage alone decided, and nothing said so."""
+    shutil.copytree(settings.out_dir, tmp_path / "out")
+    sweep = tmp_path / "out" / "sweep.json"
+    for spread, excluded, end in ((1e6, 0, ": class fidelity and coverage decide"), (1e-6, 1, "")):
+        content = json.loads(sweep.read_text(encoding="utf-8"))
+        for number, row in enumerate(content["points"].values()):
+            row |= {"US-KD": float(number), "US-KD_spread": spread}
+        sweep.write_text(json.dumps(content), encoding="utf-8")
+        sweep_var.main(dataclasses.replace(settings, out_dir=tmp_path / "out"))
+        assert f"US-KD excludes {excluded} of 2 --cfg{end}\n" in capsys.readouterr().out
+        why = json.loads((tmp_path / "out" / "chosen.json").read_text(encoding="utf-8"))["why"]
+        assert f"The distance alone left out {excluded} of 2 --cfg, " in why
+
+
 def test_a_class_of_few_validation_images_is_left_out_on_both_sides(settings, chosen, tmp_path):
     """It would count as a difference of the two sets, and there is no prefix to draw.
 
