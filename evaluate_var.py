@@ -159,7 +159,7 @@ def check(s: Settings) -> None:
     Drawing.of(s).check()
 
 
-def read_generated(s: Settings, classes: tuple[str, ...], size: int) -> ImageSet:
+def read_generated(s: Settings, classes: tuple[str, ...], size: int) -> tuple[ImageSet, images.ImageFiles]:
     """Images of --generated, <Class>/*.png, refused when prefixed, of another size or of no known class."""
     if not s.generated.is_dir():
         raise InputError(f"--generated {s.generated} is no folder, wanted one with <Class>/*.png")
@@ -168,13 +168,13 @@ def read_generated(s: Settings, classes: tuple[str, ...], size: int) -> ImageSet
     images.require_size(files, size, str(s.data_root), "judge images of the same size")
     grey_NHW = images.read_images(files, range(len(files)), size)
     refuse_prefixed(folder)
-    return ImageSet(grey_NHW, files.label_N)
+    return ImageSet(grey_NHW, files.label_N), files
 
 
 def read_real(
     s: Settings, classes: tuple[str, ...], size: int, group_of: dict[str, str] | None
-) -> tuple[dict[str, ImageSet], images.ImageFiles]:
-    """The real images of each split, and the files of training; says which classes have few test images."""
+) -> tuple[dict[str, ImageSet], dict[str, images.ImageFiles]]:
+    """The real images, and the files of each split; says which classes have few test images."""
     read = {
         split: judging.read_split(
             s.data_root, split, classes, size, s.out_dir / "cache", group_of, str(s.vqvae or "the evaluation")
@@ -186,13 +186,13 @@ def read_real(
     if few := evaluation.small_classes(real["real_test"].label_N, classes, least):
         counts = ", ".join(f"{name} {count}" for name, count in few.items())
         print(f"test images of some classes are too few for distances, wanted {least}: {counts}")
-    return real, read["train"][1]
+    return real, {split: files for split, (_, files) in read.items()}
 
 
 def input_files(s: Settings, models: ModelsWithTokens | None) -> dict[str, Path | None]:
     """Role -> file, of all files besides the images; None: not given."""
     maps = models.maps if models else {}
-    files = {"var": s.var, "vqvae": s.vqvae}
+    files = {"manifest": judging.find_manifest(s.data_root), "var": s.var, "vqvae": s.vqvae}
     files |= {f"{split}_tokens": of_split.file for split, of_split in maps.items()}
     return files | {
         "judges": s.judges,
@@ -440,17 +440,21 @@ def main(s: Settings) -> None:
     sweep = read_sweep(s.settings_from)
     # None: the images are given, not drawn here.
     drawing = None if s.generated else Drawing.of(s)
-    generated = None if drawing else read_generated(s, classes, size)
+    generated, generated_files = (None, None) if drawing else read_generated(s, classes, size)
     drawn_by_var = drawing is not None
     if models and not drawing:
         drawn_by_var = require_drawn_by(s.generated, models.var_sha256, Drawing.of(s) if sweep else None)
     lock = lock_folder(s.out_dir)
     group_of = judging.read_groups(s.data_root)
-    real, train_files = read_real(s, classes, size, group_of)
+    real, files_of_splits = read_real(s, classes, size, group_of)
+    train_files = files_of_splits["train"]
     train, test = real["real_train"], real["real_test"]
     for maps in models.maps.values() if models else ():
         judging.numbers_of_groups(maps.path_N.tolist(), group_of)  # refused now, not after the training
     record = provenance.made_by("evaluate_var.py", s, input_files(s, models))
+    for role, files in {"test_images": files_of_splits["test"], "generated_images": generated_files}.items():
+        if files:
+            record["inputs"][role] = {"path": files.split, "sha256": images.listing_sha256(files)}
 
     judges = judging.read_or_train(
         s.judges, s.out_dir / "judges.pth", train, train_files, JudgeTraining.of(s), device, record
@@ -470,6 +474,7 @@ def main(s: Settings) -> None:
     )
     # Patients and videos; None: not known, each image counts as one by itself.
     groups = None if group_of is None else {name: image_set.num_groups for name, image_set in real.items()}
+    is_trained_on_these = models.vqvae_is_trained_on_this_train if models else None
     result = {
         "made_by": record,
         "classes": list(classes),
@@ -485,7 +490,8 @@ def main(s: Settings) -> None:
         "groups": groups,
         **sections,
         "left_out": left_out,
-        "cautions": report.cautions_of(groups),
+        "vqvae_is_trained_on_this_train": is_trained_on_these,
+        "cautions": report.cautions_of(groups, is_trained_on_these),
     }
 
     # First, so that hours of work do not end with a figure that cannot be drawn.

@@ -226,21 +226,27 @@ def measure(
     return row
 
 
+def within_a_spread(rows: list[dict[str, Any]]) -> list[int]:
+    """The rows whose kernel distance lies within one spread of the lowest."""
+    distance = f"{judging.SUPERVISED}-KD"
+    lowest = min(rows, key=lambda row: row[distance])
+    highest_distance = lowest[distance] + lowest[f"{distance}_spread"]
+    return [i for i, row in enumerate(rows) if row[distance] <= highest_distance]
+
+
 def best_of(rows: list[dict[str, Any]]) -> int:
     """The row to keep, see the head of this file.
 
     Coverage counts real images that have a generated one near them. Recall would not do: pictures that are
     noise have large neighbourhoods, and many real ones lie inside.
     """
-    distance = f"{judging.SUPERVISED}-KD"
-    lowest = min(rows, key=lambda row: row[distance])
-    highest_distance = lowest[distance] + lowest[f"{distance}_spread"]
-    near = [i for i, row in enumerate(rows) if row[distance] <= highest_distance]
+    near = within_a_spread(rows)
     best_class = max((rows[i] for i in near), key=lambda row: row["class_fidelity"])
     right = round(best_class["class_fidelity"] * best_class["images"])
     lowest_fidelity, _ = evaluation.wilson_interval(right, best_class["images"])
     near = [i for i in near if rows[i]["class_fidelity"] >= lowest_fidelity]
-    return max(near, key=lambda i: (rows[i][f"{judging.SUPERVISED}-coverage"], -rows[i][distance]))
+    name = judging.SUPERVISED
+    return max(near, key=lambda i: (rows[i][f"{name}-coverage"], -rows[i][f"{name}-KD"]))
 
 
 def print_point(drawing: Drawing, mode: str, K: int, row: dict[str, Any], extractors: list[str]) -> None:
@@ -254,7 +260,14 @@ def print_point(drawing: Drawing, mode: str, K: int, row: dict[str, Any], extrac
     )
 
 
-def reason(s: Settings, tried: int, val_images: int, left_out: list[str], at_edge: list[str]) -> str:
+def reason(
+    s: Settings,
+    tried: int,
+    val_images: int,
+    left_out: list[str],
+    at_edge: list[str],
+    excluded: dict[str, int],
+) -> str:
     """Why the settings were chosen, in words.
 
     Args:
@@ -263,6 +276,7 @@ def reason(s: Settings, tried: int, val_images: int, left_out: list[str], at_edg
         val_images: images that they were compared with.
         left_out: classes with too few of these.
         at_edge: see `edges`.
+        excluded: setting -> how many of its values were too far away to be kept.
     """
     words = (
         f"Of {tried} settings with {s.images_per_class} images per class, varied one after another: the "
@@ -272,7 +286,8 @@ def reason(s: Settings, tried: int, val_images: int, left_out: list[str], at_edg
     if left_out:
         least = evaluation.least_images(s.neighbours)
         words += f" (without {', '.join(left_out)}: under {least} validation images)"
-    words += "."
+    counts = (f"{n} of {len(getattr(s, axis))} {checks.flag(axis)}" for axis, n in excluded.items())
+    words += f". The distance alone left out {', '.join(counts)}."
     if at_edge:
         words += f" At the edge of what was tried: {', '.join(at_edge)}; values beyond it may be better."
     return words
@@ -298,7 +313,10 @@ def main(s: Settings) -> None:
     check(s, boundaries)
     s = judging.with_their_training(s, s.judges)
     inputs = {"var": s.var, "vqvae": s.vqvae} | {f"{k}_tokens": v.file for k, v in models.maps.items()}
+    inputs["manifest"] = judging.find_manifest(s.data_root)  # its groups decide KD and its spread
     record = provenance.made_by("sweep_var.py", s, inputs)
+    # Said when there is none, too, or points would be kept when one was taken away.
+    record["inputs"].setdefault("manifest", {"path": "manifest.csv", "sha256": None})
     earlier, points = read_record(s.out_dir / "sweep.json", "made_by", "points"), {}
     if earlier:
         runs.refuse_other_settings(s.out_dir / "sweep.json", earlier["made_by"], record, MAY_CHANGE)
@@ -340,11 +358,17 @@ def main(s: Settings) -> None:
 
     rows: list[dict[str, Any]] = []
     chosen, compared = START, set()
+    excluded: dict[str, int] = {}
     for axis in ("cfg", "top_p", "top_k", "temperature"):
         values = getattr(s, axis)
         varied = [replace(chosen, **{axis: value}) for value in values]
         measured = [point(drawing) for drawing in varied]
         compared |= set(varied)
+        excluded[axis] = len(measured) - len(within_a_spread(measured))
+        print(
+            f"{judging.SUPERVISED}-KD excludes {excluded[axis]} of {len(values)} {checks.flag(axis)}"
+            + ("" if excluded[axis] else ": class fidelity and coverage decide")
+        )
         best = best_of(measured)
         chosen = varied[best]
         rows += [
@@ -358,7 +382,7 @@ def main(s: Settings) -> None:
 
     if at_edge := edges(s, chosen):
         print(f"note: chosen at the edge of what was tried: {', '.join(at_edge)}; try values beyond it")
-    why = reason(s, len(compared), len(val), left_out, at_edge)
+    why = reason(s, len(compared), len(val), left_out, at_edge, excluded)
     sweep = {"why": why, "stamps": stamps, "rows": rows}
     evaluation_figures.draw_sweep(s.out_dir / "sweep.png", sweep)
     write_json(

@@ -337,11 +337,6 @@ def split_anew(s: Settings) -> tuple[list[images.ImageFiles], tuple[str, ...], i
             half += [members[i] for i in chosen] if len(members) >= 16 else []
     trained = [row for row in rows if row["group"] in for_training]
     organs = tuple(sorted({row["organ"] for row in halves[0]}))
-    if len(organs) < 4 or min(map(len, halves)) < 2 * COMPONENTS:
-        raise InputError(
-            f"{s.data_root} has {len(rows)} pictures, {len(organs)} organs with enough of them: wanted 4 "
-            "organs with about 32 pictures each"
-        )
     parts = []
     for part in (trained, *halves):
         kept = [row for row in part if row["organ"] in organs]
@@ -349,6 +344,15 @@ def split_anew(s: Settings) -> tuple[list[images.ImageFiles], tuple[str, ...], i
         label_N = np.array([organs.index(row["organ"]) for row in kept])
         parts.append(
             images.ImageFiles(s.data_root, "ladder", tuple(r["file"] for r in kept), label_N, organs)
+        )
+    # The Fréchet distance wants so many; the fewest are left where most organs are dropped.
+    label_N, dropped = parts[1].label_N, int(max(LADDER["dropped classes"]))
+    left = int(np.isin(label_N, np.unique(label_N)[dropped:]).sum())
+    if min(left, len(parts[2])) < 2 * COMPONENTS:
+        raise InputError(
+            f"{s.data_root} has {len(rows)} pictures, {len(organs)} organs with enough of them: {left} to "
+            f"spoil once {dropped} organs are dropped, {len(parts[2])} to compare with, wanted "
+            f"{2 * COMPONENTS} or more of both: prepare more organs, or about 150 pictures of each of 4"
         )
     return parts, organs, images.image_size(parts[0])
 

@@ -19,7 +19,7 @@ from torch import nn
 
 import evaluate_var
 from models.helpers import scale_spans, split_scales
-from usvar import cli, copies, evaluation, images, judging, report
+from usvar import cli, copies, evaluation, images, judging, provenance, report
 from usvar.errors import InputError
 from usvar.tokens import read_token_maps, write_token_maps
 
@@ -249,9 +249,13 @@ def test_names_of_classes_cannot_inject_markup():
 
 
 def test_what_tiny_sets_do_not_carry_is_left_out_with_its_reason(
-    settings, result, tiny_data, tmp_path, capsys
+    settings, result, tiny_data, tmp_path, capsys, monkeypatch
 ):
-    """Three test images per class: no distances; a folder without one class: it is missed, not forgotten."""
+    """Three test images per class: no distances; a folder without one class: it is missed, not forgotten.
+
+    Past fault: that a VQ-VAE may have seen the test images was printed, and stood in no file.
+    """
+    monkeypatch.setattr(images, "note_other_training", lambda *_: False)
     folder = tmp_path / "generated"
     stream = np.random.default_rng(2)
     for label in (0, 2):
@@ -272,6 +276,9 @@ def test_what_tiny_sets_do_not_carry_is_left_out_with_its_reason(
         assert what in reasons
     assert "share_below" not in found["copies"]["pixels"]
     assert found["counts"]["generated"]["Kidney"] == 0
+    assert found["vqvae_is_trained_on_this_train"] is False and report.OTHER_VQVAE in found["cautions"]
+    assert report.OTHER_VQVAE in (small.out_dir / "report.html").read_text(encoding="utf-8")
+    assert result["vqvae_is_trained_on_this_train"] is None and report.OTHER_VQVAE not in result["cautions"]
     # These images have no manifest.csv.
     assert found["groups"] is None and report.GROUPS_UNKNOWN in found["cautions"]
     assert "is not known" in (small.out_dir / "report.html").read_text(encoding="utf-8")
@@ -301,7 +308,18 @@ def test_pictures_of_another_generator_are_judged_without_our_models(settings, r
     assert set(found["copies"]) == {"pixels", *EXTRACTORS}
     assert set(found["copies"]["pixels"]["planted_copies_detected"]) == {"as they are", "augmented", "moved"}
     assert set(found["classification_accuracy_score"]) == set(report.USE) - {"position_prior"}
-    assert found["bits_per_token"] is None and set(found["made_by"]["inputs"]) == {"judges"}
+    assert found["bits_per_token"] is None
+    # Past fault: nothing told which images, and which groups, the numbers are of.
+    listings = {
+        name: images.listing_sha256(images.find_images(root, split, CLASSES))
+        for name, root, split in (
+            ("test_images", settings.data_root, "test"),
+            ("generated_images", tmp_path, "gan"),
+        )
+    }
+    listings["manifest"] = provenance.sha256_file(settings.data_root / "manifest.csv")
+    inputs = {name: file["sha256"] for name, file in found["made_by"]["inputs"].items()}
+    assert inputs.pop("judges") and inputs == listings
     assert set(evaluate_var.WANT_MODELS) <= {row["what"] for row in found["left_out"]}
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert all(what in text for what in evaluate_var.WANT_MODELS)
@@ -462,7 +480,7 @@ def test_the_folder_that_one_is_in_can_be_judged(settings, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path / "gan")
     for name in (".", "../gan"):
         change = {"data_root": data_root, "generated": Path(name)}
-        found = evaluate_var.read_generated(dataclasses.replace(settings, **change), CLASSES, 64)
+        found, _ = evaluate_var.read_generated(dataclasses.replace(settings, **change), CLASSES, 64)
         assert found.label_N.tolist() == [0]
 
 
@@ -471,7 +489,7 @@ def test_samples_with_their_tokens_beside_them_are_judged(settings, tmp_path):
     images.save_png(tmp_path / "Heart" / "0.png", np.zeros((64, 64), np.uint8))
     np.save(tmp_path / "Heart" / "0.npy", np.arange(21))
     of_folder = dataclasses.replace(settings, generated=tmp_path)
-    assert len(evaluate_var.read_generated(of_folder, CLASSES, 64)) == 1
+    assert len(evaluate_var.read_generated(of_folder, CLASSES, 64)[0]) == 1
     np.save(tmp_path / "Heart" / "1.npy", np.zeros((64, 64)))
     with pytest.raises(InputError, match=r"1\.npy is no plain PNG file"):
         evaluate_var.read_generated(of_folder, CLASSES, 64)
@@ -484,7 +502,7 @@ def test_hidden_files_of_a_file_manager_are_no_images(settings, tmp_path):
     for name in ("Heart/._0.png", ".bin/0.png"):
         (tmp_path / name).write_bytes(b"no picture")
     of_folder = dataclasses.replace(settings, generated=tmp_path)
-    assert len(evaluate_var.read_generated(of_folder, CLASSES, 64)) == 1
+    assert len(evaluate_var.read_generated(of_folder, CLASSES, 64)[0]) == 1
 
 
 @pytest.mark.parametrize("tokens_at_once", [4096, 5])

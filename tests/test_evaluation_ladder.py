@@ -9,6 +9,7 @@ import torch
 from scipy import ndimage
 
 from benchmarks import evaluation_ladder as ladder
+from usvar.errors import InputError
 from usvar.evaluation import ImageSet
 from usvar.extractor import (
     CLASSIFIER_SHAPE,
@@ -98,6 +99,22 @@ def test_a_measure_that_does_not_move_is_found_out(rungs):
         )
     reversed_rows = rungs | {"noise, grey levels": rungs["noise, grey levels"][::-1]}
     assert ladder.faults_of_the_measures(reversed_rows, ["US", "US-SSL"])
+
+
+@pytest.mark.parametrize("of_each", [20, 40, 150])
+def test_too_few_pictures_once_organs_are_dropped_are_refused_at_once(tmp_path, monkeypatch, of_each):
+    """Past fault: 32 in all were enough, and the last of four organs ended in a traceback after training."""
+    names = [f"{organ}/{number}.png" for organ in "abcd" for number in range(of_each)]
+    lines = ["file,group,organ", *(f"{name},{name},{name[0]}" for name in names)]
+    (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    monkeypatch.setattr(ladder.images, "image_size", lambda _: SIDE)
+    s = ladder.Settings(data_root=tmp_path)
+    if of_each < 150:
+        with pytest.raises(InputError, match=r"once 3 organs are dropped, .* wanted 32 or more of both"):
+            ladder.split_anew(s)
+    else:
+        (_, good, real), organs, _ = ladder.split_anew(s)
+        assert organs == tuple("abcd") and (good.label_N == 3).sum() >= 32 and len(real) > 100
 
 
 def test_an_unknown_fault_is_refused():

@@ -13,7 +13,7 @@ import evaluate_var
 import sample_var
 import sweep_var
 from models import VAR
-from usvar import images, judging
+from usvar import images, judging, provenance
 from usvar.chosen import Drawing
 from usvar.errors import InputError
 from usvar.prefixed import require_drawn_by
@@ -85,6 +85,23 @@ def test_it_goes_on_with_the_points_that_are_missing(settings, chosen, monkeypat
     assert json.loads(path.read_text(encoding="utf-8"))["points"] == before["points"]
     with pytest.raises(InputError, match="images_per_class"):
         sweep_var.main(dataclasses.replace(settings, images_per_class=6))
+
+
+def test_points_of_other_groups_are_not_kept(settings, chosen, tmp_path):
+    """Past fault: with a new manifest.csv, or without it, points of the groups before stood in the sweep."""
+    s = dataclasses.replace(settings, data_root=tmp_path / "data", out_dir=tmp_path / "out")
+    shutil.copytree(settings.data_root, s.data_root)
+    shutil.copytree(settings.out_dir, s.out_dir)
+    manifest, sweep = s.data_root / "manifest.csv", s.out_dir / "sweep.json"
+    manifest.write_text("file,group\n", encoding="utf-8")
+    with pytest.raises(InputError, match="made with another manifest file"):
+        sweep_var.main(s)
+    before = json.loads(sweep.read_text(encoding="utf-8"))
+    before["made_by"]["inputs"]["manifest"]["sha256"] = provenance.sha256_file(manifest)
+    sweep.write_text(json.dumps(before), encoding="utf-8")
+    manifest.unlink()
+    with pytest.raises(InputError, match="made with another manifest file"):
+        sweep_var.main(s)
 
 
 def test_other_values_may_be_tried_in_the_same_folder_and_points_before_are_kept(
@@ -180,6 +197,21 @@ def test_the_highest_coverage_of_those_that_are_near_and_of_the_right_class():
     # 45 of 100 may be as good as 50 of 100, 30 are not; far away nothing helps.
     assert sweep_var.best_of([row(1.0, 0.2), row(1.05, 0.6, 0.3), row(1.05, 0.5, 0.45)]) == 2
     assert sweep_var.best_of([row(1.0, 0.2), row(1.05, 0.6), row(1.5, 0.1, 1.0)]) == 1
+
+
+def test_how_many_values_the_distance_excludes_is_told(settings, chosen, tmp_path, capsys):
+    """Past fault: where it excluded none, coverage alone decided, and nothing said so."""
+    shutil.copytree(settings.out_dir, tmp_path / "out")
+    sweep = tmp_path / "out" / "sweep.json"
+    for spread, excluded, end in ((1e6, 0, ": class fidelity and coverage decide"), (1e-6, 1, "")):
+        content = json.loads(sweep.read_text(encoding="utf-8"))
+        for number, row in enumerate(content["points"].values()):
+            row |= {"US-KD": float(number), "US-KD_spread": spread}
+        sweep.write_text(json.dumps(content), encoding="utf-8")
+        sweep_var.main(dataclasses.replace(settings, out_dir=tmp_path / "out"))
+        assert f"US-KD excludes {excluded} of 2 --cfg{end}\n" in capsys.readouterr().out
+        why = json.loads((tmp_path / "out" / "chosen.json").read_text(encoding="utf-8"))["why"]
+        assert f"The distance alone left out {excluded} of 2 --cfg, " in why
 
 
 def test_a_class_of_few_validation_images_is_left_out_on_both_sides(settings, chosen, tmp_path):

@@ -42,7 +42,7 @@ def draw_all(
         result: what goes into metrics.json.
         sets: images by name, those of SETS and real_test.
         copies: search -> its label, distances to the nearest training image, its row, and the threshold.
-        curves: set -> spectra, grey levels, speckle and depth.
+        curves: set -> differences from the test images in spectrum, grey levels, speckle and depth.
     """
     classes, stamps = result["classes"], result["judges"]["stamps"]
     draw_first_images(folder / "samples.png", sets, classes)
@@ -300,7 +300,11 @@ def draw_variety(path: Path, table: dict[str, Any], classes: list[str], stamps: 
 
 
 def draw_physics(path: Path, curves: dict[str, dict[str, np.ndarray]]) -> None:
-    """Power over spatial frequency, grey levels, speckle, and brightness along depth."""
+    """How the detail, grey levels, speckle and brightness along depth of each set differ from real test.
+
+    Differences, because each set is compared with the test images of its own classes: one curve of real
+    images beside all sets would be of other classes than some of them.
+    """
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.4), layout="constrained")
     for number, (name, of_set) in enumerate(curves.items()):
         style: dict[str, Any] = {
@@ -313,15 +317,14 @@ def draw_physics(path: Path, curves: dict[str, dict[str, np.ndarray]]) -> None:
         }
         style_of_lags = style | {"markevery": (number, len(curves))}  # there are as few lags as markers
         axes[0, 0].plot(of_set["frequency"], of_set["spectrum"], label=SHORT[name], **style)
-        # Over 4 levels: single levels jump, because JPEG and resizing leave combs.
-        axes[0, 1].plot(np.arange(0, 256, 4) + 2, of_set["grey"].reshape(-1, 4).sum(1), **style)
+        # The area under it is the distance of the grey levels, and combs of JPEG and resizing vanish.
+        axes[0, 1].plot(np.cumsum(of_set["grey"]), **style)
         axes[1, 0].plot(of_set["along"], **style_of_lags)
         axes[1, 0].plot(of_set["across"], linestyle="--", **style_of_lags)
         depth = of_set["depth"]
         axes[1, 1].plot((np.arange(len(depth)) + 0.5) / len(depth), depth, **style)
     axes[0, 0].set(title="Detail", xlabel="spatial frequency, cycles per pixel", ylabel="mean power, dB")
-    axes[0, 1].set(title="Brightness", xlabel="grey level", ylabel="share of pixels (bins of 4 levels)")
-    axes[0, 1].set_yscale("log")
+    axes[0, 1].set(title="Brightness", xlabel="grey level", ylabel="share of pixels up to it")
     axes[1, 0].set(
         title="Speckle: along depth (full), across (dashed)",
         xlabel="pixels apart",
@@ -329,6 +332,10 @@ def draw_physics(path: Path, curves: dict[str, dict[str, np.ndarray]]) -> None:
     )
     axes[1, 1].set(title="Brightness along depth", xlabel="depth, share of the picture", ylabel="grey level")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(curves))
+    figure.suptitle(
+        "Differences from the real test images (at 0) of the classes that both have; means over these",
+        fontsize=9,
+    )
     plots.save(figure, path)
 
 

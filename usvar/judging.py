@@ -54,6 +54,8 @@ class ModelsWithTokens:
     # Side of the images in pixels.
     size: int
     maps: dict[str, tokens.TokenMaps]
+    # If not, it may have seen what is val or test here; None for a published one, which does not say.
+    vqvae_is_trained_on_this_train: bool | None
 
 
 def load_models(
@@ -91,9 +93,21 @@ def load_models(
                 "it was made from, or tokenise these and train again"
             )
     tokens.refuse_other_training(var_path, loaded, maps["train"])
-    images.note_other_training(vqvae_path, vqvae.made_by, files["train"])
-    size = vqvae.model.image_side
-    return ModelsWithTokens(loaded.model, vqvae.model, loaded.sha256, classes, size, maps)
+    return ModelsWithTokens(
+        loaded.model,
+        vqvae.model,
+        loaded.sha256,
+        classes,
+        vqvae.model.image_side,
+        maps,
+        images.note_other_training(vqvae_path, vqvae.made_by, files["train"]),
+    )
+
+
+def find_manifest(data_root: Path) -> Path | None:
+    """manifest.csv of prepare_datasets.py; None where there is none."""
+    path = data_root / "manifest.csv"
+    return path if path.is_file() else None
 
 
 def read_groups(data_root: Path) -> dict[str, str] | None:
@@ -105,8 +119,8 @@ def read_groups(data_root: Path) -> dict[str, str] | None:
     Raises:
         InputError: when the file is no such list.
     """
-    path = data_root / "manifest.csv"
-    if not path.is_file():
+    path = find_manifest(data_root)
+    if path is None:
         return None
     try:
         with open(path, newline="", encoding="utf-8") as file:

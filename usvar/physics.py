@@ -339,13 +339,14 @@ def differences_from_test(
         test: real test images; "real_test" in what is returned.
 
     Returns:
-        Numbers, and curves for the figure: "spectrum" (dB), "grey" (shares), "along" and "across"
-        (autocorrelation), "depth" (grey levels), and "frequency".
+        Numbers, and the curves that they are of, less those of the test images of the same classes:
+        "spectrum" (dB), "grey" (shares), "along" and "across" (autocorrelation), "depth" (grey levels); and
+        "frequency".
     """
     limits = FrameLimits.fit(frame_shapes(scan_areas(train.grey_NHW)), train.label_N)
-    # Label -> curves of the test images, and set -> means of its curves over the labels.
+    # Label -> curves of the test images, and set -> differences of the means over the labels.
     of_test: dict[int, dict[str, np.ndarray]] = {}
-    means: dict[str, dict[str, np.ndarray]] = {}
+    differences: dict[str, dict[str, np.ndarray]] = {}
     numbers: dict[str, Any] = {}
     for name, image_set in {"real_test": test, **sets}.items():
         labels = np.intersect1d(image_set.label_N, test.label_N)
@@ -354,8 +355,9 @@ def differences_from_test(
         by_class, is_well_formed_N = curves_by_class(image_set, labels, limits)
         if name == "real_test":
             of_test = by_class
-        means[name], real = mean_curves(by_class, of_test)
-        difference = {key: means[name][key] - real[key] for key in real}
+        mean, real = mean_curves(by_class, of_test)
+        difference = {key: mean[key] - real[key] for key in real}
+        differences[name] = difference | {"frequency": real["frequency"]}
         kept_N = np.isin(image_set.label_N, labels)
         numbers[name] = {
             "images": int(kept_N.sum()),
@@ -373,4 +375,4 @@ def differences_from_test(
                 is_well_formed_N[None, kept_N], image_set.label_N[kept_N], image_set.group_N[kept_N]
             ),
         }
-    return numbers, means
+    return numbers, differences

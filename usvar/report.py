@@ -54,6 +54,11 @@ GROUPS_UNKNOWN = (
     "Several of one patient or video are not: then its numbers are less certain than they look, and its "
     "distance is too high."
 )
+# Of a VQ-VAE whose training images were not those of the training split.
+OTHER_VQVAE = (
+    "The VQ-VAE was trained on other images than the training split holds: it may have seen test images, "
+    "which it then rebuilds too well. To be sure, train it and the transformer again."
+)
 # Above what is told of --var, where images were read from a folder without a listing.
 OF_VAR = "Nothing says that the transformer given drew these images: this section is about that transformer."
 STYLE = """
@@ -265,9 +270,15 @@ def main_findings(result: dict[str, Any]) -> list[str]:
     return words
 
 
-def cautions_of(groups: dict[str, int] | None) -> list[str]:
-    """What a reader must keep in mind, by the number of groups of each real set (None: not known)."""
-    return [*CAUTIONS, GROUPS_UNKNOWN if groups is None else GROUPS_KNOWN]
+def cautions_of(groups: dict[str, int] | None, vqvae_is_trained_on_this_train: bool | None) -> list[str]:
+    """What a reader must keep in mind.
+
+    Args:
+        groups: number of groups of each real set; None: not known.
+        vqvae_is_trained_on_this_train: None: there is no VQ-VAE, or it does not say.
+    """
+    of_groups = GROUPS_UNKNOWN if groups is None else GROUPS_KNOWN
+    return [*CAUTIONS, of_groups, *([OTHER_VQVAE] if vqvae_is_trained_on_this_train is False else [])]
 
 
 def evaluation_page(result: dict[str, Any], folder: Path) -> str:
