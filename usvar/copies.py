@@ -221,9 +221,9 @@ def copy_numbers(
         generated pictures below the threshold of their class and the share of planted copies that are found
         so, and the same by class. The interval of the share is from draws of both sets anew, of the test
         pictures by groups, because the quantile of few is as uncertain as the share. It is a little narrow
-        where they are few: of new pictures one interval in nine lies above 5% with 20 groups in each class, or
-        with groups of very uneven size, else about one in thirty. The few pictures of a class are to be compared
-        with `most_of_new`, not with 5%.
+        where they are few: of new pictures one interval in nine lies above 5% with 20 groups in each class or
+        with groups of uneven size, else one in thirty to one in twenty. The few pictures of a class are to be
+        compared with `most_of_new`, not with 5%.
     """
     (generated_N, row_N), (label_N, test_label_N) = generated, labels
     test_group_N = groups_or_rows(test_group_N, len(test_N))
