@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from usvar import copies, images
+from usvar import copies, images, report
 from usvar.augment import augment, draw_parameters
 from usvar.evaluation import ImageSet
 
@@ -284,3 +284,16 @@ def test_a_class_on_its_own_with_few_groups_is_not_counted_and_hides_no_other():
     )
     assert found["labels_not_counted"] == [1] and [row["label"] for row in found["per_class"]] == [0]
     assert found["planted_copies_detected"]["all"]["planted"] == 1
+
+
+def test_the_report_names_the_class_that_is_copied():
+    """In the summary and in its row; nothing is said of new pictures, nor where no class is counted."""
+    for copied in (0.3, None):
+        entry = two_classes(np.random.default_rng(0), copied)
+        for row in entry["per_class"]:
+            row["planted_below"] = {"augmented": row["planted_below"]["all"]}
+        result = {"classes": ["Heart", "Kidney"], "copies": {"pixels": entry}}
+        words, [table] = report._conspicuous_classes(result), report._copies_by_class(result)
+        assert ("Kidney in pixels (100 of 100" in words) == ("100! (new: up to" in table) == (copied == 0.3)
+        assert "Heart in" not in words and "25 of 25" in table
+    assert report._copies_by_class({"classes": ["Heart"], "copies": {"pixels": {}}}) == []

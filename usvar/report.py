@@ -535,7 +535,7 @@ def _copy_blocks(result: dict[str, Any], picture: Picture) -> list[str]:
             "10 degrees, moved by up to a sixteenth of the side and mirrored to fit, whatever the gain."
         ),
         table(header, rows, caption),
-        _copies_by_class(result),
+        *_copies_by_class(result),
         picture(
             "copies",
             "Histograms of the distance to the nearest training image in pixels, features and tokens: "
@@ -560,8 +560,8 @@ def _copy_blocks(result: dict[str, Any], picture: Picture) -> list[str]:
     ]
 
 
-def _copies_by_class(result: dict[str, Any]) -> str:
-    """A row for each class that is counted: what each search finds in it."""
+def _copies_by_class(result: dict[str, Any]) -> list[str]:
+    """A table with a row for each class that is counted: what each search finds in it."""
     searches = {
         space: entry["per_class"] for space, entry in result["copies"].items() if "per_class" in entry
     }
@@ -575,14 +575,14 @@ def _copies_by_class(result: dict[str, Any]) -> str:
                 f"{row['generated_below']}{'!' * is_conspicuous} (new: up to {row['most_of_new']}; test: "
                 f"{row['test_below'] / row['test_images']:.0%}); {found}"
             )
-    return table(
-        ["class", "generated", "groups of test", *searches],
-        list(rows.values()),
+    caption = (
         "generated images below the quantile; in brackets the most that new images would give (in 19 of 20 "
         "evaluations no class of a search has more; ! marks one that has) and the share of the class's test "
         "images below; then the planted copies found, altered as in the summary on top. * fewer than 20 "
-        "groups of test images: all such classes share a quantile, under which copies can hide",
+        "groups of test images: all such classes share a quantile, under which copies can hide"
     )
+    header = ["class", "generated", "groups of test", *searches]
+    return [table(header, list(rows.values()), caption)] if rows else []
 
 
 def _variety_blocks(result: dict[str, Any], picture: Picture) -> list[str]:
