@@ -440,6 +440,8 @@ def main(s: Settings) -> None:
     sweep = read_sweep(s.settings_from)
     # None: the images are given, not drawn here.
     drawing = None if s.generated else Drawing.of(s)
+    if drawing:
+        checks.require_class_drop(drawing.cfg, models.config)
     generated, generated_files = (None, None) if drawing else read_generated(s, classes, size)
     drawn_by_var = drawing is not None
     if models and not drawing:

@@ -311,6 +311,7 @@ def main(s: Settings) -> None:
     models = judging.load_models(s.data_root, s.var, s.vqvae, s.tokens_dir, ("train", "val"), device)
     boundaries = scale_boundaries(models.var.patch_nums)
     check(s, boundaries)
+    checks.require_class_drop(max(s.cfg), models.config)
     s = judging.with_their_training(s, s.judges)
     inputs = {"var": s.var, "vqvae": s.vqvae} | {f"{k}_tokens": v.file for k, v in models.maps.items()}
     inputs["manifest"] = judging.find_manifest(s.data_root)  # its groups decide KD and its spread

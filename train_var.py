@@ -193,8 +193,8 @@ class Settings:
 
     @property
     def drawing(self) -> Drawing:
-        """How the samples in samples.png are drawn."""
-        return Drawing(self.cfg, self.top_k, self.top_p, temperature=1.0)
+        """How the samples in samples.png are drawn; guidance needs the "no class" that dropout teaches."""
+        return Drawing(self.cfg if self.class_drop else 0.0, self.top_k, self.top_p, temperature=1.0)
 
 
 def check(s: Settings, train: tokens.TokenMaps, val: tokens.TokenMaps, processes: int) -> None:

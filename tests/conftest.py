@@ -107,3 +107,12 @@ def tiny_var(tiny_vqvae, tmp_path_factory) -> Path:
     config["vqvae_sha256"] = sha256_file(tiny_vqvae)
     save_checkpoint(path, {"model": model.state_dict(), "config": config, "made_by": {}})
     return path
+
+
+@pytest.fixture
+def var_without_class_drop(tiny_var, tmp_path) -> Path:
+    """The tiny transformer as if it had been trained without class dropout: guidance is refused."""
+    content = torch.load(tiny_var, weights_only=True)
+    content["config"]["arguments"]["cond_drop_rate"] = 0.0
+    torch.save(content, tmp_path / "var_without_class_drop.pth")
+    return tmp_path / "var_without_class_drop.pth"

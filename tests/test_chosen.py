@@ -86,8 +86,8 @@ def test_drawing_is_read_from_settings_and_says_itself_in_words(settings, temper
         (Settings(cfg=-1.0), "--cfg -1 was given, wanted 0 or more"),
         (Settings(top_k=-1), "--top-k -1 was given, wanted 0 or more"),
         (Settings(top_p=1.01), "--top-p 1.01 was given, wanted 0 to 1"),
-        (Settings(temperature=float("inf")), "--temperature inf was given, wanted above 0"),
-        (PerScale(temperature=(1.0, 0.0, 1.0)), "--temperature 0 was given, wanted above 0"),
+        (Settings(temperature=float("inf")), "--temperature inf was given, wanted 0.000001 or more"),
+        (PerScale(temperature=(1.0, 0.0, 1.0)), "--temperature 0 was given, wanted 0.000001 or more"),
     ],
 )
 def test_drawing_that_can_draw_nothing_is_refused(settings, message):

@@ -270,11 +270,8 @@ def test_wrong_settings_are_refused_before_anything_is_written(settings, change,
     assert not settings.out_dir.exists()
 
 
-def test_guidance_of_a_transformer_trained_without_class_dropout_is_refused(settings, tmp_path):
-    content = torch.load(settings.var, weights_only=True)
-    content["config"]["arguments"]["cond_drop_rate"] = 0.0
-    torch.save(content, tmp_path / "var.pth")
-    s = dataclasses.replace(settings, var=tmp_path / "var.pth")
+def test_guidance_of_a_transformer_trained_without_class_dropout_is_refused(settings, var_without_class_drop):
+    s = dataclasses.replace(settings, var=var_without_class_drop)
     with pytest.raises(InputError, match="trained without class dropout"):
         edit_var.main(s)
     assert not s.out_dir.exists()

@@ -576,3 +576,12 @@ def test_from_the_command_line_a_wrong_folder_is_one_line_and_code_2(settings, m
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: nothing holds nothing") and error.count("\n") == 1
+
+
+def test_guidance_of_a_transformer_trained_without_class_dropout_is_refused(
+    settings, var_without_class_drop, tmp_path
+):
+    s = dataclasses.replace(settings, var=var_without_class_drop, out_dir=tmp_path / "out")
+    with pytest.raises(InputError, match="trained without class dropout"):
+        evaluate_var.main(s)
+    assert not s.out_dir.exists()

@@ -50,11 +50,13 @@ def test_every_set_has_a_marker_in_each_panel_of_physics(drawn, tmp_path):
 
 
 def test_the_legend_says_which_test_images_were_rebuilt(drawn, tmp_path):
-    found = {"label": "pixels", "is_rebuilt": False, "is_test_rebuilt": True, "threshold": 0.5}
+    found = {"label": "pixels", "is_rebuilt": False, "is_test_rebuilt": True, "thresholds": [0.5]}
     found |= {"generated": np.array([0.4, 0.6]), "test": np.array([0.5, 0.7, 0.9])}
-    copies = {"pixels": found, "tokens": found | {"label": "tokens", "is_test_rebuilt": False}}
+    tokens = {"label": "tokens", "is_test_rebuilt": False, "thresholds": [0.5, 0.6]}
+    copies = {"pixels": found, "tokens": found | tokens}
     evaluation_figures.draw_copies(tmp_path / "copies.png", copies, {})
-    for axis, test in zip(drawn[0].axes, ("test (rebuilt)", "test"), strict=True):
+    quantiles = "5% quantile of test (rebuilt)", "5% quantile of test, by class"
+    for axis, test, quantile in zip(drawn[0].axes, ("test (rebuilt)", "test"), quantiles, strict=True):
         words = [text.get_text() for text in axis.get_legend().get_texts()]
-        assert words == [f"{test}, n = 3", "generated, n = 2", f"5% quantile of {test}"]
+        assert words == [f"{test}, n = 3", "generated, n = 2", quantile]
         assert len({patch.get_linestyle() for patch in axis.patches}) == 2

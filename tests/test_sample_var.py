@@ -513,12 +513,11 @@ def test_a_transformer_that_learned_from_other_images_is_refused(base, tmp_path)
     assert (s.out_dir / FOLDERS[0] / "plain").is_dir()
 
 
-def test_guidance_of_a_transformer_trained_without_class_dropout_is_refused(base, tmp_path):
+def test_guidance_of_a_transformer_trained_without_class_dropout_is_refused(
+    base, var_without_class_drop, tmp_path
+):
     """Past fault: the default --cfg 1.5 subtracted what a "no class" that was never learned says."""
-    content = torch.load(base.var, weights_only=True)
-    content["config"]["arguments"]["cond_drop_rate"] = 0.0
-    torch.save(content, tmp_path / "var.pth")
-    s = replace(base, var=tmp_path / "var.pth", out_dir=tmp_path / "out", modes=("plain",), variety=0)
+    s = replace(base, var=var_without_class_drop, out_dir=tmp_path / "out", modes=("plain",), variety=0)
     with pytest.raises(InputError, match=r"--cfg is 1\.5, but .* \(--class-drop 0\), .*: give --cfg 0"):
         sample_var.main(s)
     assert not s.out_dir.exists()

@@ -396,3 +396,12 @@ def test_wrong_settings_are_refused(settings, tmp_path, change, message):
     with pytest.raises(InputError, match=message):
         sweep_var.main(dataclasses.replace(settings, out_dir=tmp_path / "out", **change))
     assert not (tmp_path / "out" / "chosen.json").exists()
+
+
+def test_guidance_of_a_transformer_trained_without_class_dropout_is_refused(
+    settings, var_without_class_drop, tmp_path
+):
+    s = dataclasses.replace(settings, var=var_without_class_drop, out_dir=tmp_path / "out")
+    with pytest.raises(InputError, match="trained without class dropout"):
+        sweep_var.main(s)
+    assert not s.out_dir.exists()

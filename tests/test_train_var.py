@@ -549,3 +549,9 @@ def test_a_missing_file_is_one_line_and_exit_code_2(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_samples_of_a_training_without_class_dropout_have_no_guidance(tiny_vqvae, tiny_tokens):
+    """The "no class" that guidance subtracts is not learned then."""
+    chosen = train_var.Settings(tiny_tokens, tiny_vqvae, cfg=1.5, class_drop=0.0)
+    assert chosen.drawing.cfg == 0.0 and replace(chosen, class_drop=0.1).drawing.cfg == 1.5

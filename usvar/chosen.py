@@ -50,7 +50,7 @@ class Drawing:
             f"--top-k {self.top_k}": (self.top_k, "0 or more"),
             f"--top-p {self.top_p:g}": (self.top_p, "0 to 1"),
         }
-        given |= {f"--temperature {number:g}": (number, "above 0") for number in self.temperatures}
+        given |= {f"--temperature {number:g}": (number, checks.TEMPERATURE) for number in self.temperatures}
         for flag, (number, wanted) in given.items():
             if not checks.fits(number, wanted):
                 raise InputError(f"{flag} was given, wanted {wanted}")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
+from scipy import ndimage, stats
 from torch import Tensor
 
 from models.helpers import scale_spans
@@ -36,7 +36,7 @@ COARSE_ROTATIONS, COARSE_SHIFTS = (-10.0, 0.0, 10.0), (-2, 0, 2)
 # Queries at a time.
 ROWS = 64
 # Training pictures planted as copies.
-PLANTED = 50
+PLANTED = 100
 # Fewer groups of test pictures than this: none is expected below the 5% quantile of their distances.
 LEAST_FOR_QUANTILE = 20
 # The share of test pictures whose distance counts as that of a copy, and draws for the interval.
@@ -192,7 +192,7 @@ def copy_numbers(
     generated: tuple[np.ndarray, np.ndarray],
     test_N: np.ndarray,
     labels: tuple[np.ndarray, np.ndarray],
-    train_count: int,
+    train_label_M: np.ndarray,
     planted: dict[str, tuple[np.ndarray, np.ndarray]],
     source_N: np.ndarray,
     seed: int = 0,
@@ -201,85 +201,161 @@ def copy_numbers(
 ) -> dict[str, Any]:
     """What the distances of one search say.
 
-    Test pictures are weighed so that each class counts as much as among the generated ones: a class whose
-    pictures are all alike lies nearer to its training pictures than others do. Generated pictures of classes
-    without a test picture are not counted, nor are those of a class with so few groups of test pictures that
-    each would weigh over QUANTILE: the threshold would be the smallest of a few distances.
+    Pictures are judged by the test pictures of their own class, because a class whose pictures are all alike
+    lies nearer to its training pictures than others do: under one threshold for all it would hide copies of
+    another. Classes with fewer than LEAST_FOR_QUANTILE groups of test pictures share one threshold, for which
+    these are weighed so that each class counts as much as among the generated ones.
 
     Args:
         generated: distances and rows of the generated pictures.
         test_N: distances of test pictures to the training pictures.
         labels: classes of the generated and of the test pictures.
-        train_count: number of training pictures.
+        train_label_M: classes of the training pictures.
         planted: kind of copy -> distances and rows of planted copies of training pictures.
         source_N: the training picture that each planted copy was made from.
         seed: of the draws for the interval.
         test_group_N: groups of the test pictures; None: each is one by itself.
 
     Returns:
-        Medians, counts and shares, and the classes with too few groups; where there are LEAST_FOR_QUANTILE
-        groups of test pictures, also the 5% quantile of their distances, the generated ones below it, and the
-        share of planted copies that are found so. The interval of the share is from draws of both sets anew,
-        of the test pictures by groups, because the quantile of few is as uncertain as the share. It
-        is a little narrow where they are few: of new pictures a fourth of such intervals miss 5% with 40
-        groups, one in forty with 400.
+        Medians, counts and shares, and the classes with too few groups. Where any can be counted, also the
+        generated pictures below the threshold of their class and the share of planted copies that are found
+        so, and the same by class. The interval of the share is from draws of both sets anew, of the test
+        pictures by groups, because the quantile of few is as uncertain as the share. It is a little narrow
+        where they are few: of new pictures one interval in nine lies above 5% with 20 groups in each class or
+        with groups of uneven size, else one in thirty to one in twenty. The few pictures of a class are to be
+        compared with `most_of_new`, not with 5%.
     """
     (generated_N, row_N), (label_N, test_label_N) = generated, labels
     test_group_N = groups_or_rows(test_group_N, len(test_N))
-    shared, count_C = np.unique(label_N[np.isin(label_N, test_label_N)], return_counts=True)
-    groups_C = np.array([len(np.unique(test_group_N[test_label_N == label])) for label in shared])
-    few: list[int] = []
-    # Dropping a class raises the weight of the others, so repeat.
-    while (is_few_C := count_C / count_C.sum() / groups_C > QUANTILE).any():
-        few += shared[is_few_C].tolist()
-        shared, count_C, groups_C = (x_C[~is_few_C] for x_C in (shared, count_C, groups_C))
+    label_C, few = _counted_classes(label_N, test_label_N, test_group_N)
     numbers: dict[str, Any] = {
         "generated_images": len(generated_N),
         "test_images": len(test_N),
-        "train_images": train_count,
+        "train_images": len(train_label_M),
         "median_generated_to_train": float(np.median(generated_N)),
         "median_test_to_train": float(np.median(test_N)),
-        "share_of_train_that_is_nearest": len(np.unique(row_N)) / train_count,
-        "labels_not_counted": sorted(few),
+        "share_of_train_that_is_nearest": len(np.unique(row_N)) / len(train_label_M),
+        "labels_not_counted": few,
     }
-    kept_N, test_kept_N = np.isin(label_N, shared), np.isin(test_label_N, shared)
-    counted_N, unseen_N, unseen_group_N = generated_N[kept_N], test_N[test_kept_N], test_group_N[test_kept_N]
-    class_N, unseen_class_N = (
-        np.searchsorted(shared, labels_N) for labels_N in (label_N[kept_N], test_label_N[test_kept_N])
-    )
-    groups = len(np.unique(unseen_group_N))
-    if groups < LEAST_FOR_QUANTILE:
+    if not len(label_C):
         return numbers
-    share_C = np.bincount(class_N) / len(class_N)
 
-    def below(weight_N: np.ndarray, unseen_weight_N: np.ndarray) -> tuple[float, float]:
-        """The quantile and the share of generated pictures below it, classes as frequent as generated."""
-        of_class_C = share_C / np.bincount(unseen_class_N, unseen_weight_N)
-        threshold = weighed_quantile(unseen_N, unseen_weight_N * of_class_C[unseen_class_N], groups)
-        of_class_C = share_C / np.bincount(class_N, weight_N)
-        return threshold, float((weight_N * of_class_C[class_N])[counted_N < threshold].sum())
+    def counted(label_N: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
+        """The class number of each picture that counts, and what else is known of it."""
+        is_in_N = np.isin(label_N, label_C)
+        return [np.searchsorted(label_C, label_N[is_in_N]), *(x_N[is_in_N] for x_N in arrays)]
 
-    threshold, _ = below(np.ones(len(counted_N)), np.ones(len(unseen_N)))
-    hits, rng = int((counted_N < threshold).sum()), np.random.default_rng(seed)
-    each_N = np.arange(len(counted_N))
-    shares = [below(draw_weights(each_N, rng), draw_weights(unseen_group_N, rng))[1] for _ in range(DRAWS)]
+    class_N, counted_N = counted(label_N, generated_N)
+    test_class_N, unseen_N, unseen_group_N = counted(test_label_N, test_N, test_group_N)
+    count_C, test_count_C = np.bincount(class_N), np.bincount(test_class_N)
+    groups_C = np.array([len(np.unique(unseen_group_N[test_class_N == i])) for i in range(len(label_C))])
+    is_small_C = groups_C < LEAST_FOR_QUANTILE
+    # Of each threshold the classes, the test pictures, and of how many groups these are.
+    threshold_of_C, pools = np.where(is_small_C, -1, np.arange(len(label_C))), []
+    for i in np.unique(threshold_of_C):
+        rows = np.flatnonzero(threshold_of_C[test_class_N] == i)
+        pools.append((threshold_of_C == i, rows, len(np.unique(unseen_group_N[rows]))))
+
+    def below(weight_N: np.ndarray, test_weight_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The threshold of each class, and the share of its generated pictures below."""
+        of_class_C = count_C / np.bincount(test_class_N, test_weight_N)
+        mixed_N, threshold_C = test_weight_N * of_class_C[test_class_N], np.empty(len(label_C))
+        for is_in_C, rows, groups in pools:
+            share_N = mixed_N[rows] / mixed_N[rows].sum()
+            threshold_C[is_in_C] = weighed_quantile(unseen_N[rows], share_N, groups)
+        hit_N = weight_N * (counted_N < threshold_C[class_N])
+        return threshold_C, np.bincount(class_N, hit_N) / np.bincount(class_N, weight_N)
+
+    threshold_C, _ = below(np.ones(len(counted_N)), np.ones(len(unseen_N)))
+    rng, each_N = np.random.default_rng(seed), np.arange(len(counted_N))
+    draws = [below(draw_weights(each_N, rng), draw_weights(unseen_group_N, rng))[1] for _ in range(DRAWS)]
+    shares = np.stack(draws) @ count_C / count_C.sum()
+
+    def hits(class_N: np.ndarray, distance_N: np.ndarray) -> np.ndarray:
+        """How many pictures of each class are below its threshold."""
+        return np.bincount(class_N[distance_N < threshold_C[class_N]], minlength=len(label_C))
+
+    below_C, test_below_C = hits(class_N, counted_N), hits(test_class_N, unseen_N)
+    [planted_class_N] = counted(train_label_M[source_N])
+    planted_below = {
+        kind: hits(*counted(train_label_M[source_N], distance_N)) for kind, (distance_N, _) in planted.items()
+    }
+    columns = {
+        "label": label_C,
+        "generated": count_C,
+        "generated_below": below_C,
+        "most_of_new": most_of_new(count_C, groups_C, test_below_C / test_count_C),
+        "test_images": test_count_C,
+        "test_groups": groups_C,
+        "test_below": test_below_C,
+        "is_threshold_shared": is_small_C,
+        "threshold_5_percent_of_test": threshold_C,
+        "planted": np.bincount(planted_class_N, minlength=len(label_C)),
+    }
     return numbers | {
         "generated_counted": len(counted_N),
-        "threshold_5_percent_of_test": threshold,
-        "generated_below": hits,
-        "share_below": hits / len(counted_N),
+        "generated_below": int(below_C.sum()),
+        "share_below": float(below_C.sum() / len(counted_N)),
         "share_below_interval_95": np.quantile(shares, (0.025, 0.975)).tolist(),
-        "test_below": int((unseen_N < threshold).sum()),
+        "test_below": int(test_below_C.sum()),
         "share_below_expected": QUANTILE,
         "planted_copies_detected": {
             kind: {
-                "planted": len(distance_N),
-                "share_below_threshold": float((distance_N < threshold).mean()),
+                "planted": len(planted_class_N),
+                "share_below_threshold": float(planted_below[kind].sum() / max(1, len(planted_class_N))),
                 "share_whose_source_is_nearest": float((nearest_N == source_N).mean()),
             }
-            for kind, (distance_N, nearest_N) in planted.items()
+            for kind, (_, nearest_N) in planted.items()
         },
+        "per_class": [
+            {name: column_C[i].item() for name, column_C in columns.items()}
+            | {"planted_below": {kind: int(hits_C[i]) for kind, hits_C in planted_below.items()}}
+            for i in range(len(label_C))
+        ],
     }
+
+
+def _counted_classes(
+    label_N: np.ndarray, test_label_N: np.ndarray, test_group_N: np.ndarray
+) -> tuple[np.ndarray, list[int]]:
+    """Labels that can be counted, and those that cannot for their few groups of test pictures.
+
+    These are classes of fewer than LEAST_FOR_QUANTILE groups each of which would weigh over QUANTILE in the
+    threshold that such classes share: that would be the smallest of a few distances.
+    """
+    label_C, count_C = np.unique(label_N[np.isin(label_N, test_label_N)], return_counts=True)
+    groups_C = np.array([len(np.unique(test_group_N[test_label_N == label])) for label in label_C])
+    few: list[int] = []
+    # Dropping a class raises the weight of the others, so repeat.
+    while True:
+        is_small_C = groups_C < LEAST_FOR_QUANTILE
+        # A patient may be in several classes.
+        groups = len(np.unique(test_group_N[np.isin(test_label_N, label_C[is_small_C])]))
+        weighs_much_C = count_C > QUANTILE * groups_C * count_C[is_small_C].sum()
+        is_few_C = is_small_C & (weighs_much_C | (groups < LEAST_FOR_QUANTILE))
+        if not is_few_C.any():
+            return label_C, sorted(few)
+        few += label_C[is_few_C].tolist()
+        label_C, count_C, groups_C = (x_C[~is_few_C] for x_C in (label_C, count_C, groups_C))
+
+
+def most_of_new(count_C: np.ndarray, groups_C: np.ndarray, test_share_C: np.ndarray) -> np.ndarray:
+    """What no class's new pictures below its threshold outnumber in 95% of evaluations.
+
+    Of new values the share below the i-th smallest of N is Beta(i, N + 1 - i) distributed (H. David and
+    H. Nagaraja, "Order Statistics", 2003), here with i = QUANTILE (N + 1), so the number is beta-binomial. Of
+    a class with few groups, whose threshold is shared, it is the share of its own test pictures that says how
+    many to expect (with Jeffreys' prior).
+
+    Args:
+        count_C: generated pictures.
+        groups_C: groups of test pictures.
+        test_share_C: share of the test pictures below.
+    """
+    is_small_C = groups_C < LEAST_FOR_QUANTILE
+    below_C = np.where(is_small_C, test_share_C * groups_C + 0.5, QUANTILE * (groups_C + 1))
+    most_C = stats.betabinom.ppf(1 - 0.05 / len(count_C), count_C, below_C, groups_C + 1 - below_C)
+    return most_C.astype(int)
 
 
 def weighed_quantile(value_N: np.ndarray, weight_N: np.ndarray, count: int) -> float:
@@ -368,7 +444,7 @@ def find_copies(
             (generated_N, row_N),
             test_N,
             (generated.label_N, unseen.label_N),
-            len(given.train),
+            given.train.label_N,
             {kind: search.find(plant) for kind, plant in plants.items()},
             source_N,
             seed,
@@ -377,7 +453,7 @@ def find_copies(
         few |= set(numbers[space]["labels_not_counted"])
         is_by_net = search.label in judges.extractors
         numbers[space]["by"] = search.named(judges.stamp(search.label) if is_by_net else search.label)
-        threshold = numbers[space].get("threshold_5_percent_of_test")
+        thresholds = {row["threshold_5_percent_of_test"] for row in numbers[space].get("per_class", [])}
         for_figures[space] = {
             "label": search.label,
             "is_rebuilt": search.is_rebuilt,
@@ -385,20 +461,32 @@ def find_copies(
             "generated": generated_N,
             "row": row_N,
             "test": test_N,
-            "threshold": threshold,
+            "thresholds": sorted(thresholds),
         }
-        if threshold is None:
+        if not thresholds:
             why = f"{test.in_words} of test, wanted {LEAST_FOR_QUANTILE} groups for a 5% quantile"
             note(left_out, f"share of near copies in {space}", why)
     for label in sorted(few):
         name = judges.config["classes"][label]
-        note(left_out, f"{name} in the shares of near copies", "each group of test would weigh over 5%")
+        why = f"fewer than {LEAST_FOR_QUANTILE} groups of test, each over 5% of those of such classes"
+        note(left_out, f"{name} in the shares of near copies", why)
     return numbers, for_figures
 
 
 def _plants(given: CopyInputs, batch_size: int, seed: int) -> tuple[dict[str, ImageSet], np.ndarray]:
-    """Kind -> copies of up to PLANTED training images with their features, and the rows of these images."""
-    source_N = np.sort(np.random.default_rng(seed).permutation(len(given.train))[:PLANTED])
+    """Kind -> copies of up to PLANTED training images with their features, and the rows of these images.
+
+    Classes are as frequent among them as among the generated images, as nearly as whole numbers allow
+    (A. Sainte-Laguë's quotients, 1910), because they say what the search would find among those.
+    """
+    label_M = given.train.label_N
+    generated_C = np.bincount(given.generated.label_N, minlength=label_M.max() + 1)
+    order_M, quotient_M = np.random.default_rng(seed).permutation(len(label_M)), np.empty(len(label_M))
+    for label in np.unique(label_M):
+        rows = order_M[label_M[order_M] == label]
+        quotient_M[rows] = generated_C[label] / (np.arange(len(rows)) + 0.5)
+    source_N = np.argsort(-quotient_M, kind="stable")[:PLANTED]
+    source_N = np.sort(source_N[quotient_M[source_N] > 0])
     planted = given.train.take(source_N)
     draws = draw_parameters(len(planted), torch.Generator().manual_seed(seed))
     augmented_NHW = images.to_uint8(augment(images.to_model_range(planted.grey_NHW)[:, :1], draws))

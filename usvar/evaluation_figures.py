@@ -41,7 +41,7 @@ def draw_all(
         folder: where the PNGs go.
         result: what goes into metrics.json.
         sets: images by name, those of SETS and real_test.
-        copies: search -> its label, distances to the nearest training image, its row, and the threshold.
+        copies: search -> its label, distances to the nearest training image, its row, and the thresholds.
         curves: set -> differences from the test images in spectrum, grey levels, speckle and depth.
     """
     classes, stamps = result["classes"], result["judges"]["stamps"]
@@ -209,8 +209,9 @@ def draw_copies(path: Path, copies: dict[str, Any], stamps: dict[str, str]) -> N
             shares = np.histogram(nearest[name], bins)[0] / count
             label = f"{title}, n = {count}"
             axis.stairs(shares, bins, color=colour, linewidth=1.5, linestyle=dashes, label=label)
-        if nearest["threshold"] is not None:
-            axis.axvline(nearest["threshold"], color="black", linestyle=":", label=f"5% quantile of {test}")
+        quantiles = f"5% quantile of {test}" + ", by class" * (len(nearest["thresholds"]) > 1)
+        for i, threshold in enumerate(nearest["thresholds"]):
+            axis.axvline(threshold, color="black", linewidth=1, linestyle=":", label=None if i else quantiles)
         label, domain = nearest["label"], "rebuilt " * nearest["is_rebuilt"]
         unit = units.get(label, f"distance in features ({stamps.get(label)})")
         title = f"Nearest {domain}training image in {label}"

@@ -48,6 +48,8 @@ class ModelsWithTokens:
     """A transformer with its VQ-VAE and the token maps of some splits."""
 
     var: VAR
+    # How the transformer was made, see `checkpoints.Loaded`.
+    config: dict[str, Any]
     vae: VQVAE
     var_sha256: str
     classes: tuple[str, ...]
@@ -95,6 +97,7 @@ def load_models(
     tokens.refuse_other_training(var_path, loaded, maps["train"])
     return ModelsWithTokens(
         loaded.model,
+        loaded.config,
         vqvae.model,
         loaded.sha256,
         classes,
