@@ -81,6 +81,8 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "speed_adversarial": (("vqvae_training.json",), (), ()),
     "var_deep": (("baselines.json",), ("loss_curves.png", "loss_per_scale.png"), ()),
     "recipes": (("results.json",), ("recipes.png",), ()),
+    # Its figure is too large for here: docs/evaluation_ladder.png.
+    "ladder": (("ladder.json",), (), ()),
 }
 # Stages of a recipe whose commands made a folder of another name.
 COMMANDS = {
