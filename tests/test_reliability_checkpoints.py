@@ -149,7 +149,7 @@ def test_with_no_checkpoint_left_there_is_one_clear_line(straight, tiny, tmp_pat
         assert words in printed
 
 
-def test_a_best_checkpoint_that_is_damaged_is_not_passed_over(straight, tiny, tmp_path, capsys):
+def test_a_best_checkpoint_that_is_damaged_is_not_passed_over(straight, tiny, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(straight["train_var"], out)
     damage(out / "ar-ckpt-best.pth", "flip")
@@ -160,7 +160,6 @@ def test_a_best_checkpoint_that_is_damaged_is_not_passed_over(straight, tiny, tm
         train_var.main(chosen)
     (out / LAST["train_var"]).unlink()  # as the message says
     train_var.main(chosen)
-    assert "the next validation writes it anew" in capsys.readouterr().out
     best, wanted = (read_checkpoint(folder / "ar-ckpt-best.pth") for folder in (out, straight["train_var"]))
     assert_same(best["model"], wanted["model"])
 
